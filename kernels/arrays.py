@@ -1,0 +1,79 @@
+"""What all implementations need to know about arrays: where they live, how they lie in memory, and the threads."""
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+Pair = tuple[int, int]
+
+
+def array_module(array: Any) -> Any:
+    """NumPy or CuPy, whichever ``array`` belongs to: written ``xp`` wherever code serves both."""
+    if type(array).__module__.startswith("cupy"):
+        import cupy
+
+        return cupy
+    return np
+
+
+def channels_last(x: Any) -> Any:
+    """``x`` (N, C, H, W) as a contiguous (N, H, W, C) array: a view if it lies so in memory already, else a copy."""
+    return array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def channels_first(x: Any) -> Any:
+    """The (N, C, H, W) view of a (N, H, W, C) array: what users see."""
+    return x.transpose(0, 3, 1, 2)
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """How many windows of a convolution or a pooling fit along one axis.  What is left over at the end is not read."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@functools.cache
+def threads() -> int:
+    """How many threads the kernels use: ``TINYRES_THREADS``, or as many as this process may run on."""
+    asked = os.environ.get("TINYRES_THREADS", "")
+    if asked:
+        if not asked.isdigit() or int(asked) < 1:
+            raise ValueError(f"TINYRES_THREADS is {asked!r}; it must be a whole number from 1 up.")
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads(), "tinyres")
+
+
+@functools.cache
+def _blas() -> Any:
+    """The handle on NumPy's BLAS that keeps it to one thread while our own threads run.  None without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    return ThreadpoolController().select(user_api="blas")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of its parent's threads
+
+
+def for_blocks(work: Callable[[slice], Any], count: int, block: int) -> list[Any]:
+    """``[work(slice) for each block of range(count)]``, spread over the threads, results in order.
+
+    NumPy lets go of the interpreter while it computes, so that threads do run side by side.  The blocks do not depend on
+    the number of threads, and neither does a sum over their results."""
+    slices: Iterable[slice] = [slice(i, min(i + block, count)) for i in range(0, count, block)]
+    blas = _blas()
+    with blas.limit(limits=1) if blas else nullcontext():
+        if blas is None or threads() == 1 or count <= block:
+            return [work(s) for s in slices]
+        return list(_pool().map(work, slices))

@@ -1,0 +1,148 @@
+"""The contract: every kernel, its arguments and what it returns.  An implementation is a module with functions of these
+names; what it lacks, or refuses by raising `Unsupported`, the reference does.
+
+Arrays are float32 or float64, all of one dtype in a call, with any strides; they may be read-only and are not written to
+unless it says so.  Images are (N, C, H, W) to the caller, whatever their memory looks like; results are laid out
+channels-last, as the (N, C, H, W) view of a contiguous (N, H, W, C) array.  Results are new arrays.  ``stride``,
+``padding``, ``dilation`` and pooling windows are (height, width) pairs.  Arguments have been checked by the caller.
+
+Costs: with M = N * OH * OW output pixels, a convolution takes 2 M F C KH KW / groups floating-point operations, and so
+does each of its gradients; an elementwise kernel moves its arrays once each.
+"""
+
+from typing import Any, Protocol
+
+from tinyres.kernels.arrays import Pair
+
+Array = Any
+Shape = tuple[int, ...]
+
+
+class Unsupported(Exception):
+    """Raised by an implementation, before it has computed anything, for what it does not do; the text says why."""
+
+
+class Kernels(Protocol):
+    """The kernels by group.  F and C are output and input channels, (OH, OW) an output map, M as above."""
+
+    # --- convolution: y[n,f,i,j] = sum over c,a,b of w[f,c,a,b] * x[n, c, i*s - p + a*d, j*s - p + b*d] ---
+
+    def conv2d(self, x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
+        """x (N, C, H, W), w (F, C / groups, KH, KW) -> y (N, F, OH, OW)."""
+
+    def conv2d_backward_input(
+        self, dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        """dy (N, F, OH, OW), w -> dx (N, C, H, W); rows and columns that no window reached get zero."""
+
+    def conv2d_backward_weight(
+        self, dy: Array, x: Array, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        """dy (N, F, OH, OW), x (N, C, H, W) -> dw (F, C / groups, KH, KW)."""
+
+    # --- linear: y = x w^T + b ---
+
+    def linear(self, x: Array, w: Array, b: Array | None) -> Array:
+        """x (N, I), w (O, I), b (O,) -> y (N, O)."""
+
+    def linear_backward_input(self, dy: Array, w: Array) -> Array:
+        """dy (N, O), w (O, I) -> dx (N, I)."""
+
+    def linear_backward_weight(self, dy: Array, x: Array) -> Array:
+        """dy (N, O), x (N, I) -> dw (O, I)."""
+
+    def linear_backward_bias(self, dy: Array) -> Array:
+        """dy (N, O) -> db (O,)."""
+
+    # --- batch norm: z = weight * (x - mean) / sqrt(var + eps) + bias;  y = relu(z + residual), each part optional ---
+
+    def batch_norm(
+        self, x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool
+    ) -> tuple[Array, Array, Array]:
+        """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,).  Two passes for the statistics."""
+
+    def batch_norm_inference(
+        self, x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
+    ) -> Array:
+        """The same with given statistics -> y."""
+
+    def batch_norm_backward(
+        self, dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float,
+        training: bool, residual: bool,
+    ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
+        """dy -> dx, dweight (C,), dbias (C,), and with ``residual`` its cotangent (else None).
+
+        ``y`` is the forward result if a ReLU was fused, whose cotangent is dz = dy * (y > 0), else None and dz = dy.
+        With xhat = (x - mean) / sqrt(var + eps) and sums over N, H, W, of m elements each: dbias = sum dz,
+        dweight = sum dz xhat, dx = weight / sqrt(var + eps) * (dz - (dbias + xhat dweight) / m) when ``training``,
+        weight / sqrt(var + eps) * dz when not."""
+
+    # --- elementwise: NaN stays NaN ---
+
+    def relu(self, x: Array) -> Array:
+        """max(x, 0)."""
+
+    def relu_backward(self, dy: Array, y: Array) -> Array:
+        """dy where y > 0, else 0."""
+
+    def relu6(self, x: Array) -> Array:
+        """min(max(x, 0), 6)."""
+
+    def relu6_backward(self, dy: Array, y: Array) -> Array:
+        """dy where 0 < y < 6, else 0."""
+
+    def add_relu(self, x: Array, y: Array) -> Array:
+        """max(x + y, 0), the join that ends a residual block: 3 arrays moved, where two kernels move 5."""
+
+    # --- pooling and the parameter-free shortcut ---
+
+    def max_pool2d(self, x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
+        """-> y, and for each of its elements which of the window's KH * KW places held it (int, the first of equals)."""
+
+    def max_pool2d_backward(
+        self, dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair
+    ) -> Array:
+        """-> dx: each cotangent goes to the place that held the maximum; overlapping windows add."""
+
+    def avg_pool2d(self, x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+        """-> the mean over each window, padding counted as zeros."""
+
+    def avg_pool2d_backward(self, dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+        """-> dx: each cotangent, divided by KH * KW, goes to all of its window."""
+
+    def global_avg_pool2d(self, x: Array) -> Array:
+        """x (N, C, H, W) -> the mean of each map (N, C)."""
+
+    def global_avg_pool2d_backward(self, dy: Array, x_shape: Shape) -> Array:
+        """dy (N, C) -> dx (N, C, H, W)."""
+
+    def subsample_pad(self, x: Array, out_channels: int, stride: int) -> Array:
+        """x[:, :, ::stride, ::stride], with zero channels: (out_channels - C) // 2 before, the rest behind."""
+
+    def subsample_pad_backward(self, dy: Array, x_shape: Shape, stride: int) -> Array:
+        """-> dx, zero wherever x was not read."""
+
+    # --- loss ---
+
+    def cross_entropy(self, logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
+        """logits (N, K), labels (N,) of int -> losses (N,) = -sum q log p, and log p (N, K), where
+        q = (1 - label_smoothing) * one_hot(labels) + label_smoothing / K."""
+
+    def cross_entropy_backward(self, dlosses: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
+        """dlosses (N,) -> dlogits (N, K) = (p - q) * dlosses."""
+
+    # --- the update, and the loader's augmentation ---
+
+    def sgd(
+        self, params: list[Array], grads: list[Array], buffers: list[Array], lr: float, momentum: float,
+        weight_decay: float, nesterov: bool,
+    ) -> None:  # fmt: skip
+        """In place, over all parameters: g = grad + weight_decay p;  v = momentum v + g;  p -= lr v, or with ``nesterov``
+        p -= lr (g + momentum v).  Without momentum ``buffers`` is empty and p -= lr g.  Gradients stay as they are."""
+
+    def crop_flip(self, images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
+        """images (N, C, H, W) uint8 -> float32 of the same shape: (images / 255 - mean) * scale, surrounded by ``pad``
+        zeros, cropped at offsets (N, 2) in 0 .. 2 pad, mirrored left to right where flips (N,)."""
+
+
+NAMES = tuple(name for name in vars(Kernels) if not name.startswith("_"))

@@ -1,0 +1,131 @@
+"""Which implementation runs: the choice of a backend, the fall-back to the reference, and its record.
+
+A backend is an object with one attribute for each kernel of the contract.  Where its implementation does not do what is
+asked (a dtype, groups), the reference does it, and `explain_dispatch` tells; in strict mode that is an error.
+"""
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from tinyres.kernels.contract import NAMES, Unsupported
+
+
+class BackendError(Exception):
+    """A backend does not exist, cannot run on this machine, or in strict mode lacks a kernel; the text says what to do."""
+
+
+# name: (module with its kernels, what it is)
+BACKENDS = {
+    "numpy": ("tinyres.kernels.reference", "NumPy: the reference, on any machine"),
+}
+DEFAULT = "numpy"
+
+_record: dict[tuple[str, str, str], int] = {}  # (backend, kernel, reason) -> how often the reference ran instead
+_strict = False
+_current: "Backend | None" = None
+
+
+class Backend:
+    """The kernels of one backend, as attributes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        implementation = importlib.import_module(BACKENDS[name][0])
+        reference = importlib.import_module(BACKENDS["numpy"][0])
+        for kernel in NAMES:
+            setattr(self, kernel, self._choose(kernel, getattr(implementation, kernel, None), getattr(reference, kernel)))
+
+    def _choose(self, kernel: str, own: Callable[..., Any] | None, reference: Callable[..., Any]) -> Callable[..., Any]:
+        if own is reference:
+            return reference
+
+        @functools.wraps(reference)
+        def run(*args: Any) -> Any:
+            try:
+                if own is None:
+                    raise Unsupported("not implemented")
+                return own(*args)
+            except Unsupported as reason:
+                if _strict:
+                    raise BackendError(f"backend {self.name!r} does not do this {kernel}: {reason} (strict mode).") from None
+                key = (self.name, kernel, str(reason))
+                _record[key] = _record.get(key, 0) + 1
+                return reference(*args)
+
+        return run
+
+    def __getattr__(self, name: str) -> Any:  # for the type checker: the kernels are set in __init__
+        raise AttributeError(f"the contract has no kernel {name!r}")
+
+
+@functools.cache
+def _load(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise BackendError(f"there is no backend {name!r}; there is {', '.join(BACKENDS)}.")
+    try:
+        return Backend(name)
+    except (ImportError, RuntimeError) as error:
+        raise BackendError(f"backend {name!r} cannot run here: {error}") from error
+
+
+def current() -> Backend:
+    """The backend in use: the last `use_backend`, else ``TINYRES_BACKEND``, else the default."""
+    global _current
+    if _current is None:
+        _current = _load(os.environ.get("TINYRES_BACKEND") or DEFAULT)
+    return _current
+
+
+def get_backend() -> str:
+    """The name of the backend in use."""
+    return current().name
+
+
+class use_backend:
+    """``use_backend("numpy")`` sets the backend from here on; ``with use_backend("numpy"):`` for a block.
+
+    Raises `BackendError` if there is none of that name or it cannot run on this machine."""
+
+    def __init__(self, name: str) -> None:
+        global _current
+        self.before = _current
+        _current = _load(name)
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _current
+        _current = self.before
+
+
+class strict:
+    """``with strict():`` a kernel that a backend lacks is a `BackendError`, not a fall-back: for tests and benchmarks."""
+
+    def __enter__(self) -> None:
+        global _strict
+        self.before, _strict = _strict, True
+
+    def __exit__(self, *error: object) -> None:
+        global _strict
+        _strict = self.before
+
+
+def available_backends() -> dict[str, str]:
+    """Every backend's name, and "" if it can run here, else why not."""
+    found = {}
+    for name in BACKENDS:
+        try:
+            _load(name)
+            found[name] = ""
+        except BackendError as error:
+            found[name] = str(error.__cause__ or error)
+    return found
+
+
+def explain_dispatch() -> list[tuple[str, str, str, int]]:
+    """What fell back to the reference in this process: (backend, kernel, reason, how often)."""
+    return [(*key, times) for key, times in sorted(_record.items())]

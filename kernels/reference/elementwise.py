@@ -1,0 +1,46 @@
+"""ReLU, ReLU6 and the residual join, each one pass over memory in blocks of images.
+
+`np.maximum` keeps a NaN, so a NaN stays visible on its way through a network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.arrays import array_module, for_blocks
+
+
+def relu(x: Any) -> Any:
+    return _map(lambda y, x: np.maximum(x, 0, out=y), x)
+
+
+def relu_backward(dy: Any, y: Any) -> Any:
+    return _map(lambda dx, dy, y: np.multiply(dy, y > 0, out=dx), dy, y)
+
+
+def relu6(x: Any) -> Any:
+    return _map(lambda y, x: np.minimum(np.maximum(x, 0, out=y), 6, out=y), x)
+
+
+def relu6_backward(dy: Any, y: Any) -> Any:
+    return _map(lambda dx, dy, y: np.multiply(dy, (y > 0) & (y < 6), out=dx), dy, y)
+
+
+def add_relu(x: Any, y: Any) -> Any:
+    def join(z: Any, x: Any, y: Any) -> None:
+        np.add(x, y, out=z)
+        np.maximum(z, 0, out=z)
+
+    return _map(join, x, y)
+
+
+def _map(write: Callable[..., Any], *inputs: Any) -> Any:
+    """A new array, laid out as the first input, that ``write(out, *inputs)`` fills block by block."""
+    first = inputs[0]
+    out = array_module(first).empty_like(first)
+    if first.ndim == 0:
+        write(out, *inputs)
+    else:
+        block = max(1, (1 << 16) // max(1, first[:1].size)) if isinstance(first, np.ndarray) else max(1, len(first))
+        for_blocks(lambda part: write(out[part], *(a[part] for a in inputs)), len(first), block)
+    return out

@@ -1,0 +1,25 @@
+"""Cross-entropy of logits and integer labels, through a log-softmax that cannot overflow."""
+
+from typing import Any
+
+from tinyres.kernels.arrays import array_module
+
+
+def cross_entropy(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any, Any]:
+    xp = array_module(logits)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probs = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+    losses = -log_probs[xp.arange(len(labels)), labels]
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses - label_smoothing * log_probs.mean(axis=1)
+    return losses, log_probs
+
+
+def cross_entropy_backward(dlosses: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
+    xp = array_module(log_probs)
+    dlogits = xp.exp(log_probs)
+    if label_smoothing:
+        dlogits -= label_smoothing / log_probs.shape[1]
+    dlogits[xp.arange(len(labels)), labels] -= 1 - label_smoothing
+    dlogits *= dlosses[:, None]
+    return dlogits

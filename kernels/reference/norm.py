@@ -1,0 +1,124 @@
+"""Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the addition and the ReLU that may follow.
+
+Arrays are viewed as (N, H, W*C) rows, and a vector of C channels is repeated W times to match: NumPy then runs along
+long rows instead of stopping every C elements.  Sums are taken per block in the arrays' own precision, over at most a few
+hundred rows, and added up in float64.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.arrays import array_module, channels_first, channels_last, for_blocks
+
+
+def batch_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any | None, relu: bool) -> tuple[Any, Any, Any]:
+    rows, count = _Rows(x), x.size // x.shape[1]
+    mean = (rows.sum(lambda part: part(x)) / count).astype(x.dtype)
+    mean_row = rows.repeat(mean)
+
+    def squares(part: Any) -> Any:
+        centred = part(x) - mean_row
+        centred *= centred
+        return centred
+
+    var = (rows.sum(squares) / count).astype(x.dtype)
+    return batch_norm_inference(x, weight, bias, mean, var, eps, residual, relu), mean, var
+
+
+def batch_norm_inference(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float, residual: Any | None, relu: bool
+) -> Any:
+    rows = _Rows(x)
+    slope = weight / np.sqrt(var + x.dtype.type(eps))
+    slope_row, mean_row, bias_row = rows.repeat(slope), rows.repeat(mean), rows.repeat(bias)
+
+    def write(y: Any, part: Any) -> None:
+        np.subtract(part(x), mean_row, out=y)
+        y *= slope_row
+        y += bias_row
+        if residual is not None:
+            y += part(residual)
+        if relu:
+            np.maximum(y, 0, out=y)
+
+    return rows.map(write)
+
+
+def batch_norm_backward(
+    dy: Any, x: Any, y: Any | None, weight: Any, mean: Any, var: Any, eps: float, training: bool, residual: bool
+) -> tuple[Any, Any, Any, Any | None]:
+    rows, m = _Rows(x), x.size // x.shape[1]
+    rstd = 1 / np.sqrt(var + x.dtype.type(eps))
+    mean_row, rstd_row = rows.repeat(mean), rows.repeat(rstd)
+    dz = dy
+    if residual and y is not None:  # the cotangent of the sum, which the residual receives as it is
+        dz = rows.map(lambda out, part: np.multiply(part(dy), part(y) > 0, out=out))
+        y = None
+
+    def dz_of(part: Any) -> Any:
+        return part(dz) if y is None else part(dz) * (part(y) > 0)
+
+    def times_xhat(part: Any) -> Any:
+        xhat = part(x) - mean_row
+        xhat *= rstd_row
+        xhat *= dz_of(part)
+        return xhat
+
+    dbias, dweight = rows.sum(dz_of), rows.sum(times_xhat)
+    slope_row = rows.repeat(weight * rstd)
+    dbias_row = rows.repeat((dbias / m).astype(x.dtype))
+    # xhat * dweight / m, with xhat's factor 1/std taken into the channel's constant
+    dweight_row = rows.repeat((dweight / m).astype(x.dtype) * rstd)
+
+    def write(dx: Any, part: Any) -> None:
+        if training:
+            np.subtract(part(x), mean_row, out=dx)
+            dx *= dweight_row
+            dx += dbias_row
+            np.subtract(dz_of(part), dx, out=dx)
+            dx *= slope_row
+        else:
+            np.multiply(dz_of(part), slope_row, out=dx)
+
+    dx = rows.map(write)
+    return dx, dweight.astype(x.dtype), dbias.astype(x.dtype), dz if residual else None
+
+
+class _Rows:
+    """Runs elementwise work and sums by channel over arrays of one (N, C, H, W) shape, viewed as (N, H, W*C)."""
+
+    def __init__(self, x: Any) -> None:
+        self.xp, (self.n, self.c, self.h, self.w), self.dtype = array_module(x), x.shape, x.dtype
+        image = max(1, self.c * self.h * self.w)
+        self.block = max(1, (1 << 16) // image) if self.xp is np else max(1, self.n)
+        self.views: dict[int, tuple[Any, Any]] = {}
+
+    def view(self, a: Any) -> Any:
+        if id(a) not in self.views:  # (the array is kept too, so that its id stays its own)
+            self.views[id(a)] = (a, channels_last(a).reshape(self.n, self.h, self.w * self.c))
+        return self.views[id(a)][1]
+
+    def repeat(self, vector: Any) -> Any:
+        """(C,) -> (W*C,)"""
+        return self.xp.tile(vector, self.w)
+
+    def part(self, block: slice) -> Callable[[Any], Any]:
+        return lambda a: self.view(a)[block]
+
+    def map(self, write: Callable[[Any, Any], Any]) -> Any:
+        """A new (N, C, H, W) array that ``write(out, part)`` fills block by block."""
+        out = self.xp.empty((self.n, self.h, self.w, self.c), self.dtype)
+        flat = out.reshape(self.n, self.h, self.w * self.c)
+        for_blocks(lambda block: write(flat[block], self.part(block)), self.n, self.block)
+        return channels_first(out)
+
+    def sum(self, values: Callable[[Any], Any]) -> Any:
+        """The float64 sum by channel of ``values(part)``."""
+
+        def of_block(block: slice) -> Any:
+            rows = values(self.part(block)).reshape(-1, self.w * self.c).sum(axis=0)
+            return rows.reshape(self.w, self.c).sum(axis=0, dtype=np.float64)
+
+        return sum(for_blocks(of_block, self.n, self.block), self.xp.zeros(self.c))

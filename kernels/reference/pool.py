@@ -1,0 +1,103 @@
+"""Pooling, and the shortcut that has no parameters: subsampling with zero channels."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.arrays import Pair, array_module, channels_first, channels_last, output_size
+
+Shape = tuple[int, ...]
+
+
+def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, Any]:
+    xp = array_module(x)
+    padded = _pad(channels_last(x), padding, -np.inf)
+    y: Any = None
+    for tap, (ys, xs) in _taps(x.shape, kernel, stride, padding):
+        value = padded[:, ys, xs]
+        if y is None:
+            y, index = value.copy(), xp.zeros(value.shape, np.int64)
+        else:
+            better = (value > y) | ((value != value) & (y == y))  # a NaN wins over a number
+            xp.copyto(y, value, where=better)
+            index[better] = tap
+    return channels_first(y), channels_first(index)
+
+
+def max_pool2d_backward(dy: Any, index: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+    dy, index = channels_last(dy), channels_last(index)
+    return _scatter(dy, x_shape, kernel, stride, padding, lambda tap: dy * (index == tap))
+
+
+def avg_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+    padded = _pad(channels_last(x), padding, 0)
+    y = sum(padded[:, ys, xs] for _, (ys, xs) in _taps(x.shape, kernel, stride, padding))
+    return channels_first(y / x.dtype.type(kernel[0] * kernel[1]))
+
+
+def avg_pool2d_backward(dy: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+    share = channels_last(dy) / dy.dtype.type(kernel[0] * kernel[1])
+    return _scatter(share, x_shape, kernel, stride, padding, lambda tap: share)
+
+
+def global_avg_pool2d(x: Any) -> Any:
+    return x.mean(axis=(2, 3))
+
+
+def global_avg_pool2d_backward(dy: Any, x_shape: Shape) -> Any:
+    n, c, h, w = x_shape
+    dx = array_module(dy).empty((n, h, w, c), dy.dtype)
+    dx[...] = (dy / dy.dtype.type(h * w))[:, None, None, :]
+    return channels_first(dx)
+
+
+def subsample_pad(x: Any, out_channels: int, stride: int) -> Any:
+    taken = x[:, :, ::stride, ::stride].transpose(0, 2, 3, 1)
+    y = array_module(x).zeros((*taken.shape[:3], out_channels), x.dtype)
+    y[..., _kept(x.shape[1], out_channels)] = taken
+    return channels_first(y)
+
+
+def subsample_pad_backward(dy: Any, x_shape: Shape, stride: int) -> Any:
+    n, c, h, w = x_shape
+    dx = array_module(dy).zeros((n, h, w, c), dy.dtype)
+    dx[:, ::stride, ::stride] = dy.transpose(0, 2, 3, 1)[..., _kept(c, dy.shape[1])]
+    return channels_first(dx)
+
+
+def _kept(channels: int, out_channels: int) -> slice:
+    """Where the channels of x stand in y."""
+    before = (out_channels - channels) // 2
+    return slice(before, before + channels)
+
+
+def _pad(x: Any, padding: Pair, value: float) -> Any:
+    """x (N, H, W, C) with a margin."""
+    if padding == (0, 0):
+        return x
+    n, h, w, c = x.shape
+    padded = array_module(x).full((n, h + 2 * padding[0], w + 2 * padding[1], c), value, x.dtype)
+    padded[:, padding[0] : padding[0] + h, padding[1] : padding[1] + w] = x
+    return padded
+
+
+def _taps(x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Iterator[tuple[int, tuple[slice, slice]]]:
+    """For each place of a window, counted row by row, the padded pixels that it reads."""
+    size = [output_size(x_shape[i + 2], kernel[i], stride[i], padding[i]) for i in (0, 1)]
+    reach = [
+        [slice(a, a + (size[i] - 1) * stride[i] + 1, stride[i]) if size[i] else slice(0, 0) for a in range(kernel[i])]
+        for i in (0, 1)
+    ]
+    for tap in range(kernel[0] * kernel[1]):
+        yield tap, (reach[0][tap // kernel[1]], reach[1][tap % kernel[1]])
+
+
+def _scatter(dy: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair, share: Any) -> Any:
+    """Adds ``share(tap)`` to the pixels that each tap read."""
+    n, c, h, w = x_shape
+    padded = array_module(dy).zeros((n, h + 2 * padding[0], w + 2 * padding[1], c), dy.dtype)
+    for tap, (ys, xs) in _taps(x_shape, kernel, stride, padding):
+        padded[:, ys, xs] += share(tap)
+    inside = padded[:, padding[0] : padding[0] + h, padding[1] : padding[1] + w]
+    return channels_first(array_module(dy).ascontiguousarray(inside))

@@ -1,0 +1,41 @@
+"""The package tinyres.  The folder ``kernels`` is installed as ``tinyres.kernels``; settings of tools: pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "tinyres" / "__init__.py").read_text("utf-8"))
+assert version
+
+setup(
+    name="tinyres",
+    version=version[1],
+    description="Residual networks from scratch: hand-written backward passes and kernels for CPU and GPU",
+    long_description=(here / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["tinyres", "tinyres.*"]),
+        "tinyres.kernels",
+        *(f"tinyres.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={"tinyres.kernels": "kernels"},
+    package_data={"tinyres": ["py.typed"]},
+    install_requires=[
+        "numpy>=1.26",
+        "threadpoolctl>=3.1",  # one BLAS thread each, while the kernels' own threads run
+        "numba>=0.60",
+        "safetensors>=0.4",
+        "rich>=13",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "cuda12": ["cupy-cuda12x>=13"],
+        "cuda13": ["cupy-cuda13x>=13.6"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.6", "mypy==2.4.1"],
+    },
+    entry_points={"console_scripts": ["tinyres = tinyres.cli:main"]},
+)

@@ -1,0 +1,46 @@
+"""tinyres: residual networks from scratch, with every backward pass written by hand.
+
+    import tinyres as tr
+    import tinyres.functional as F
+
+Importing it needs NumPy alone.  What a job needs beyond that is loaded when the job starts.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+_root = Path(__file__).resolve().parent
+if not (_root / "kernels").exists() and (_root.parent / "kernels" / "contract.py").exists():
+    __path__.append(str(_root.parent))  # a bare checkout: the package tinyres.kernels lies beside this folder
+
+from tinyres.autograd import detect_anomaly, is_grad_enabled, no_grad  # noqa: E402
+from tinyres.gradcheck import gradcheck  # noqa: E402
+from tinyres.kernels.dispatch import (  # noqa: E402
+    available_backends,
+    explain_dispatch,
+    get_backend,
+    strict,
+    use_backend,
+)
+from tinyres.random import default_generator, manual_seed  # noqa: E402
+from tinyres.tensor import Tensor, tensor  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Tensor", "available_backends", "default_generator", "detect_anomaly", "explain_dispatch", "get_backend",
+    "gradcheck", "is_grad_enabled", "manual_seed", "no_grad", "strict", "tensor", "use_backend",
+]  # fmt: skip
+
+_on_demand = {"data", "functional", "models", "nn", "optim", "train", "weights"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _on_demand:
+        return importlib.import_module(f"tinyres.{name}")
+    raise AttributeError(f"module 'tinyres' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_on_demand})

@@ -1,0 +1,301 @@
+"""The tape: what a forward pass remembers, and the walk that turns it into gradients.
+
+Every operation is a `Function` with ``forward`` and ``backward`` side by side, on plain arrays.  Applying one to tensors
+leaves a `Node` that knows its inputs.  `backward` visits the nodes from the loss to the leaves, in order of rank (the
+longest way down to a leaf), so that a tensor that was used twice, such as the input of a residual block, is visited after
+both of its cotangents have arrived.
+
+In this package a *cotangent* of an array ``a`` is the derivative of the loss by ``a``: same shape, written ``da``.
+"""
+
+import functools
+import heapq
+import itertools
+import threading
+import traceback
+import weakref
+from typing import Any
+
+import numpy as np
+
+from tinyres.errors import GraphError, NonFiniteError, ShapeError
+from tinyres.kernels import dispatch
+
+_state = threading.local()
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are being recorded in this thread."""
+    return getattr(_state, "grad", True)
+
+
+class _Setting:
+    """A context manager and decorator that gives one flag of this thread another value for a while."""
+
+    def __init__(self, flag: str, value: bool) -> None:
+        self.flag, self.value, self.before = flag, value, list[Any]()
+
+    def __enter__(self) -> None:
+        self.before.append(getattr(_state, self.flag, None))
+        setattr(_state, self.flag, self.value)
+
+    def __exit__(self, *error: object) -> None:
+        before = self.before.pop()
+        if before is None:
+            delattr(_state, self.flag)
+        else:
+            setattr(_state, self.flag, before)
+
+    def __call__(self, function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with _Setting(self.flag, self.value):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+
+def no_grad() -> _Setting:
+    """``with no_grad():`` or ``@no_grad()``: operations inside are not recorded, and keep nothing for a backward pass."""
+    return _Setting("grad", False)
+
+
+def detect_anomaly() -> _Setting:
+    """``with detect_anomaly():`` checks every result, forward and backward, and raises `NonFiniteError` at the first NaN
+    or infinity; the error names the operation and where it was called.  About half the speed."""
+    return _Setting("anomaly", True)
+
+
+# --- arrays that a graph still needs ---------------------------------------------------------------------------------
+
+_locked: dict[int, "_Lock"] = {}  # by id of the array
+_lock_guard = threading.Lock()
+
+
+class _Lock:
+    """How many nodes hold an array, and the views of it that can become writable only after it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.holders, self.waiting = array, 0, list[np.ndarray]()
+        array.flags.writeable = False
+
+
+def _lock(arrays: tuple[Any, ...]) -> list[np.ndarray]:
+    """Makes arrays, and those that they are views of, read-only until `_unlock`: a write between forward and backward
+    fails instead of giving wrong gradients.  Returns what was locked.  (CuPy arrays have no such protection.)"""
+    taken = []
+    with _lock_guard:
+        for array in arrays:
+            while isinstance(array, np.ndarray):
+                if id(array) in _locked or array.flags.writeable:
+                    lock = _locked.get(id(array)) or _locked.setdefault(id(array), _Lock(array))
+                    lock.holders += 1
+                    taken.append(array)
+                array = array.base
+    return taken
+
+
+def _unlock(taken: list[np.ndarray]) -> None:
+    with _lock_guard:
+        for array in reversed(taken):
+            lock = _locked[id(array)]
+            lock.holders -= 1
+            if lock.holders == 0:
+                del _locked[id(array)]
+                for free in (array, *lock.waiting):
+                    if id(free.base) in _locked:
+                        _locked[id(free.base)].waiting.append(free)
+                    else:
+                        free.flags.writeable = True
+
+
+def check_writable(array: Any, name: str = "this array") -> None:
+    """Raises `GraphError` if a graph whose backward pass is still to come needs ``array`` as it is."""
+    if id(array) in _locked:
+        raise GraphError(
+            f"{name} may not be changed now: it was used in a forward pass whose backward pass is still to come. "
+            "Call backward() first, let go of the loss, or compute under tinyres.no_grad()."
+        )
+
+
+# --- the tape --------------------------------------------------------------------------------------------------------
+
+
+class Node:
+    """One applied operation: the ``ctx`` of its forward and backward, and its place in the graph."""
+
+    def __init__(self, function: "type[Function]", needs: tuple[bool, ...], record: bool) -> None:
+        self.function = function
+        self.kernels: Any = dispatch.current()
+        self.needs_input_grad = needs
+        self.saved: tuple[Any, ...] = ()
+        self.rank = 0
+        self.edges: tuple[Any, ...] | None = None  # per input: a Node, a leaf tensor, or None; None once freed
+        self.retained: weakref.ref | None = None  # the tensor that asked for its gradient by retain_grad()
+        self.output: tuple[Any, Any] = (None, None)  # shape and dtype
+        self.where = _caller() if getattr(_state, "anomaly", False) else ""
+        self._record = record
+        self._taken: list[np.ndarray] = []
+
+    def save(self, *arrays: Any) -> Any:
+        """Keeps arrays for the backward pass (``ctx.saved``) and returns them, a single one as itself."""
+        if self._record:
+            self._taken += _lock(arrays)
+            self.saved += arrays
+        return arrays[0] if len(arrays) == 1 else arrays
+
+    def free(self) -> None:
+        """Lets go of everything that the backward pass needed."""
+        taken, self._taken, self.saved, self.edges = self._taken, [], (), None
+        _unlock(taken)
+
+    def __del__(self) -> None:
+        if self._taken:
+            self.free()
+
+
+class Function:
+    """An operation: ``forward(ctx, *arrays, **attributes)`` returns an array, ``backward(ctx, dy)`` the cotangents of the
+    inputs (one array, or a tuple with None where none is needed).
+
+    Both are static.  ``ctx.save(...)`` keeps what backward needs, ``ctx.saved`` gives it back, ``ctx.needs_input_grad``
+    says for which inputs a cotangent is wanted, ``ctx.kernels`` is the backend.  A cotangent may be lent to several
+    inputs at once, so neither ``backward`` nor anyone else writes into one that it was given."""
+
+    @staticmethod
+    def forward(ctx: Any, *arrays: Any, **attributes: Any) -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def apply(cls, *inputs: Any, **attributes: Any) -> Any:
+        """Runs ``forward`` on tensors and records it when an input requires a gradient."""
+        from tinyres.tensor import Tensor
+
+        needs = tuple(t.requires_grad for t in inputs)
+        record = is_grad_enabled() and any(needs)
+        node = Node(cls, needs, record)
+        data = cls.forward(node, *(t.data for t in inputs), **attributes)
+        if getattr(_state, "anomaly", False):
+            _check_finite(data, cls, "forward pass", node.where)
+        result = Tensor(data)
+        if record:
+            node.edges = tuple((t.node or t) if t.requires_grad else None for t in inputs)
+            node.rank = 1 + max(t.node.rank if t.node else 0 for t in inputs)
+            node.output = (data.shape, data.dtype)
+            result.node, result.requires_grad = node, True
+        return result
+
+
+def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> None:
+    """Adds the derivative of ``tensor`` by every leaf that requires a gradient to that leaf's ``.grad``.
+
+    ``gradient`` is the cotangent to start from, of the tensor's shape; a tensor of one element needs none.  The graph is
+    freed on the way, unless ``retain_graph``.  Raises `GraphError` for a graph that is freed or was never recorded.
+
+    The table of cotangents holds (array, owned).  The first that arrives at a node is borrowed: an addition lends the
+    same array to both of its inputs.  The second allocates the sum, which the table owns; later ones add to it in place.
+    An engine that always added in place would be wrong on the smallest diamond, ``x + x``."""
+    gradient = _starting_cotangent(tensor, gradient)
+    if tensor.node is None:
+        _accumulate(tensor, gradient)
+        return
+    table: dict[Node, tuple[Any, bool]] = {tensor.node: (gradient, False)}
+    order = itertools.count()  # breaks ties in the heap by order of arrival
+    heap = [(-tensor.node.rank, next(order), tensor.node)]
+    while heap:
+        node = heapq.heappop(heap)[2]
+        dy, _ = table.pop(node)
+        retained = node.retained and node.retained()
+        if retained is not None:
+            _accumulate(retained, dy)
+        for edge, dx in zip(node.edges or (), _cotangents(node, dy), strict=True):
+            if edge is None:
+                continue
+            if not isinstance(edge, Node):
+                _accumulate(edge, dx)
+            elif edge not in table:
+                table[edge] = (dx, False)
+                heapq.heappush(heap, (-edge.rank, next(order), edge))
+            else:
+                total, owned = table[edge]
+                table[edge] = (np.add(total, dx, out=total) if owned else total + dx, True)
+        if not retain_graph:
+            node.free()
+
+
+def _starting_cotangent(tensor: Any, gradient: Any) -> Any:
+    if not tensor.requires_grad:
+        raise GraphError(
+            "backward() on a tensor that does not require a gradient: none of its inputs has requires_grad=True, "
+            "or it was computed under no_grad() or detached."
+        )
+    if gradient is None:
+        if tensor.data.size != 1:
+            raise GraphError(
+                f"backward() without a gradient needs a tensor of one element, and this one has shape {tensor.shape}. "
+                "Reduce it first, for example by .sum() or .mean(), or pass the cotangent: backward(gradient)."
+            )
+        return tensor.data * 0 + 1
+    gradient = getattr(gradient, "data", gradient) if not isinstance(gradient, np.ndarray) else gradient
+    if gradient.shape != tensor.shape:
+        raise ShapeError(f"backward: the gradient has shape {gradient.shape}, the tensor {tensor.shape}; they must agree.")
+    return gradient.astype(tensor.dtype, copy=False)
+
+
+def _cotangents(node: Node, dy: Any) -> tuple[Any, ...]:
+    """Runs one backward pass and checks what it returned."""
+    name = node.function.__name__
+    if node.edges is None:
+        raise GraphError(
+            f"backward through {name} a second time: the first backward() freed the graph. Run the forward pass again, "
+            "or call the first one with retain_graph=True."
+        )
+    with no_grad():
+        result = node.function.backward(node, dy)
+    result = result if isinstance(result, tuple) else (result,)
+    if len(result) != len(node.edges):
+        raise GraphError(f"{name}.backward returned {len(result)} cotangents for {len(node.edges)} inputs.")
+    for edge, dx in zip(node.edges, result, strict=True):
+        if edge is None:
+            continue
+        shape, dtype = edge.output if isinstance(edge, Node) else (edge.shape, edge.dtype)
+        if dx is None or dx.shape != shape or dx.dtype != dtype:
+            got = "None" if dx is None else f"{dx.dtype} {dx.shape}"
+            raise GraphError(f"{name}.backward returned {got} as the cotangent of an input of {dtype} {shape}.")
+        if getattr(_state, "anomaly", False):
+            _check_finite(dx, node.function, "backward pass", node.where)
+    return result
+
+
+def _accumulate(tensor: Any, gradient: Any) -> None:
+    """Adds to ``tensor.grad``.  The first one is copied, since it may be lent to others."""
+    if tensor.grad is None:
+        tensor.grad = gradient.copy()
+    else:
+        tensor.grad += gradient
+
+
+# --- finding a NaN ---------------------------------------------------------------------------------------------------
+
+
+def _caller() -> str:
+    """The innermost line outside the engine that led to the operation now running, as ``file:line, in function``."""
+    for frame in reversed(traceback.extract_stack()):
+        module = frame.filename.replace("\\", "/")
+        if not any(part in module for part in ("tinyres/autograd", "tinyres/ops", "tinyres/functional", "tinyres/tensor")):
+            return f"{frame.filename}:{frame.lineno}, in {frame.name}"
+    return "an unknown place"
+
+
+def _check_finite(array: Any, function: type[Function], phase: str, where: str) -> None:
+    if array.dtype.kind != "f" or bool((array - array == 0).all()):
+        return
+    what = "NaN" if bool((array != array).any()) else "infinity"
+    raise NonFiniteError(
+        f"{function.__name__} made a {what} in its {phase} (shape {array.shape}), called at {where or 'an unknown place'}.",
+        op=function.__name__,
+    )

@@ -1,0 +1,127 @@
+"""Operations on tensors as functions, named and called as in ``torch.nn.functional``.
+
+    import tinyres.functional as F
+
+Each is an operation of `tinyres.ops`, where its formula and its backward pass are.  Arrays may stand for tensors."""
+
+from typing import Any
+
+import numpy as np
+
+from tinyres import ops
+from tinyres.kernels.arrays import array_module
+from tinyres.random import default_generator
+from tinyres.tensor import Tensor
+
+Size = int | tuple[int, int]
+
+
+def _t(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(x if hasattr(x, "dtype") else np.asarray(x, np.float32))
+
+
+def _array(x: Any) -> Any:
+    return x.data if isinstance(x, Tensor) else x
+
+
+def relu(x: Any) -> Tensor:
+    """max(x, 0)"""
+    return ops.ReLU.apply(_t(x))
+
+
+def relu6(x: Any) -> Tensor:
+    """min(max(x, 0), 6)"""
+    return ops.ReLU6.apply(_t(x))
+
+
+def add_relu(x: Any, y: Any) -> Tensor:
+    """max(x + y, 0) in one pass: the join that ends a residual block."""
+    return ops.AddReLU.apply(_t(x), _t(y))
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
+    """x weight^T + bias:  (N, I) * (O, I) + (O,) -> (N, O)"""
+    return ops.Linear.apply(_t(x), _t(weight), *([] if bias is None else [_t(bias)]))
+
+
+def conv2d(
+    x: Any, weight: Any, bias: Any = None, stride: Size = 1, padding: Size = 0, dilation: Size = 1, groups: int = 1
+) -> Tensor:
+    """(N, C, H, W) * (F, C / groups, KH, KW) -> (N, F, OH, OW):  see `ops.Conv2d`."""
+    inputs = [_t(x), _t(weight)] if bias is None else [_t(x), _t(weight), _t(bias)]
+    return ops.Conv2d.apply(*inputs, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def batch_norm(
+    x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Normalised by channel: see `ops.BatchNorm`.  In training the running statistics are updated in place."""
+    return _batch_norm(x, None, running_mean, running_var, weight, bias, training, momentum, eps, relu=False)
+
+
+def batch_norm_relu(
+    x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """relu(batch_norm(x)), in the same passes over memory."""
+    return _batch_norm(x, None, running_mean, running_var, weight, bias, training, momentum, eps, relu=True)
+
+
+def batch_norm_add_relu(
+    x: Any, residual: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """relu(batch_norm(x) + residual), in the same passes over memory: the end of a residual block."""
+    return _batch_norm(x, residual, running_mean, running_var, weight, bias, training, momentum, eps, relu=True)
+
+
+def _batch_norm(
+    x: Any, residual: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: bool,
+    momentum: float, eps: float, relu: bool,
+) -> Tensor:  # fmt: skip
+    x = _t(x)
+    xp, c = array_module(x.data), x.shape[1:2]
+    weight = _t(xp.ones(c, x.dtype) if weight is None else weight)
+    bias = _t(xp.zeros(c, x.dtype) if bias is None else bias)
+    return ops.BatchNorm.apply(
+        x, weight, bias, *([] if residual is None else [_t(residual)]), running_mean=_array(running_mean),
+        running_var=_array(running_var), training=training, momentum=momentum, eps=eps, relu=relu,
+    )  # fmt: skip
+
+
+def max_pool2d(x: Any, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
+    """The maximum of each window; ``stride`` is ``kernel_size`` unless given."""
+    return ops.MaxPool2d.apply(_t(x), kernel_size=kernel_size, stride=stride, padding=padding)
+
+
+def avg_pool2d(x: Any, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
+    """The mean of each window, padding counted as zeros; ``stride`` is ``kernel_size`` unless given."""
+    return ops.AvgPool2d.apply(_t(x), kernel_size=kernel_size, stride=stride, padding=padding)
+
+
+def global_avg_pool2d(x: Any) -> Tensor:
+    """The mean of each map:  (N, C, H, W) -> (N, C)"""
+    return ops.GlobalAvgPool2d.apply(_t(x))
+
+
+def subsample_pad(x: Any, out_channels: int, stride: int = 2) -> Tensor:
+    """Every ``stride``-th pixel, between zero channels: the shortcut without parameters (option A)."""
+    return ops.SubsamplePad.apply(_t(x), out_channels=out_channels, stride=stride)
+
+
+def dropout(x: Any, p: float = 0.5, training: bool = True, generator: np.random.Generator | None = None) -> Tensor:
+    """In training, each element is 0 with probability ``p`` and else divided by 1 - p; otherwise x itself."""
+    return ops.Dropout.apply(_t(x), p=p, generator=generator or default_generator()) if training and p else _t(x)
+
+
+def log_softmax(x: Any, dim: int = -1) -> Tensor:
+    """x - log(sum of exp(x)) along ``dim``"""
+    return ops.LogSoftmax.apply(_t(x), dim=dim)
+
+
+def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
+    """The cross-entropy of ``logits`` (N, K) with integer ``labels`` (N,), averaged, summed, or one a row ("none")."""
+    return ops.CrossEntropy.apply(
+        _t(logits), labels=_array(labels), label_smoothing=label_smoothing, reduction=reduction
+    )

@@ -1,0 +1,21 @@
+"""The operations, one class each: formula, forward, and the backward pass written by hand.
+
+A shape note such as ``(N, C, H, W) * (F, C, KH, KW) -> (N, F, OH, OW)`` gives inputs and output.  In ``backward``, ``dy``
+is the cotangent of the output ``y``: the derivative of the loss by it."""
+
+from tinyres.ops.arithmetic import Add, Div, MatMul, Mul, Neg, Pow, Sub
+from tinyres.ops.convolution import Conv2d
+from tinyres.ops.dropout import Dropout
+from tinyres.ops.join import AddReLU, SubsamplePad
+from tinyres.ops.linear import Linear
+from tinyres.ops.loss import CrossEntropy, LogSoftmax
+from tinyres.ops.norm import BatchNorm
+from tinyres.ops.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from tinyres.ops.relu import ReLU, ReLU6
+from tinyres.ops.shape import Mean, Reshape, Sum, Transpose
+
+__all__ = [
+    "Add", "AddReLU", "AvgPool2d", "BatchNorm", "Conv2d", "CrossEntropy", "Div", "Dropout", "GlobalAvgPool2d", "Linear",
+    "LogSoftmax", "MatMul", "MaxPool2d", "Mean", "Mul", "Neg", "Pow", "ReLU", "ReLU6", "Reshape", "Sub", "SubsamplePad",
+    "Sum", "Transpose",
+]  # fmt: skip

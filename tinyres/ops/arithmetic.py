@@ -1,0 +1,142 @@
+"""Addition, subtraction, multiplication, division, powers and matrix products, with NumPy's broadcasting."""
+
+from typing import Any
+
+import numpy as np
+
+from tinyres.autograd import Function
+from tinyres.ops.check import fail
+
+Like = tuple[tuple[int, ...], Any]  # what is kept of an operand whose values backward does not need: shape and dtype
+
+
+def like(a: Any) -> Like:
+    return a.shape, a.dtype
+
+
+def unbroadcast(da: Any, a: Like) -> Any:
+    """The cotangent of an operand from that of its broadcast: what was repeated is summed, a promoted dtype returns."""
+    shape, dtype = a
+    if da.shape != shape:
+        da = da.sum(axis=tuple(range(da.ndim - len(shape))))
+        da = da.sum(axis=tuple(i for i, k in enumerate(shape) if k == 1 and da.shape[i] != 1), keepdims=True)
+    return da.astype(dtype, copy=False)
+
+
+def _check_broadcast(op: str, a: Any, b: Any) -> None:
+    try:
+        np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        fail(op, "the shapes must broadcast: from the right, lengths are equal or one of them is 1.", a=a, b=b)
+
+
+class Add(Function):
+    """y = a + b.   da = db = dy: the same array, lent to both."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> Any:
+        _check_broadcast("add", a, b)
+        ctx.operands = like(a), like(b)
+        return a + b
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        a, b = ctx.operands
+        return unbroadcast(dy, a), unbroadcast(dy, b)
+
+
+class Sub(Function):
+    """y = a - b.   da = dy,  db = -dy."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> Any:
+        _check_broadcast("sub", a, b)
+        ctx.operands = like(a), like(b)
+        return a - b
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        a, b = ctx.operands
+        return unbroadcast(dy, a), unbroadcast(-dy, b)
+
+
+class Mul(Function):
+    """y = a b.   da = dy b,  db = dy a."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> Any:
+        _check_broadcast("mul", a, b)
+        ctx.save(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        a, b = ctx.saved
+        return unbroadcast(dy * b, like(a)), unbroadcast(dy * a, like(b))
+
+
+class Div(Function):
+    """y = a / b.   da = dy / b,  db = -dy a / b^2."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> Any:
+        _check_broadcast("div", a, b)
+        ctx.save(a, b)
+        return a / b
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        a, b = ctx.saved
+        return unbroadcast(dy / b, like(a)), unbroadcast(-dy * a / (b * b), like(b))
+
+
+class Neg(Function):
+    """y = -a.   da = -dy."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any) -> Any:
+        return -a
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return -dy
+
+
+class Pow(Function):
+    """y = a^k for a number k.   da = k a^(k-1) dy."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, *, exponent: float) -> Any:
+        ctx.save(a)
+        ctx.exponent = exponent
+        return a**exponent
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        (a,), k = ctx.saved, ctx.exponent
+        return dy * (k * a ** (k - 1)) if k != 0 else dy * 0
+
+
+class MatMul(Function):
+    """y = a b:  (..., M, K) @ (..., K, P) -> (..., M, P), leading axes broadcast, vectors as in `numpy.matmul`.
+
+    da = dy b^T,  db = a^T dy."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> Any:
+        if not a.ndim or not b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+            fail("matmul", "a and b must be (..., M, K) and (..., K, P), with the same K.", a=a, b=b)
+        _check_broadcast("matmul", np.empty(a.shape[:-2]), np.empty(b.shape[:-2]))
+        ctx.save(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        a, b = ctx.saved
+        rows = a if a.ndim > 1 else a[None]  # a vector on the left is one row, on the right one column
+        columns = b if b.ndim > 1 else b[:, None]
+        dy = dy if b.ndim > 1 else dy[..., None]
+        dy = dy if a.ndim > 1 else dy[..., None, :]
+        da = unbroadcast(dy @ columns.swapaxes(-1, -2), like(rows))
+        db = unbroadcast(rows.swapaxes(-1, -2) @ dy, like(columns))
+        return da.reshape(a.shape), db.reshape(b.shape)

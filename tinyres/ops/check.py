@@ -1,0 +1,37 @@
+"""Checks of an operation's arguments, which name the operation and each argument with its shape and dtype."""
+
+import operator
+from typing import Any, NoReturn
+
+from tinyres.errors import ShapeError
+
+
+def fail(op: str, rule: str, **arrays: Any) -> NoReturn:
+    """Raises `ShapeError`: ``rule`` says what must hold, ``arrays`` are shown with shape and dtype."""
+    given = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items() if a is not None)
+    raise ShapeError(f"{op}: {rule} Got {given}.") from None
+
+
+def floats(op: str, **arrays: Any) -> None:
+    """All arrays are float32, or all are float64."""
+    kinds = {str(a.dtype) for a in arrays.values() if a is not None}
+    if not (kinds == {"float32"} or kinds == {"float64"}):
+        fail(op, "the arrays must all be float32, or all float64 (tensor(..., dtype=...) converts).", **arrays)
+
+
+def images(op: str, x: Any) -> None:
+    """x is a batch of images."""
+    if x.ndim != 4:
+        fail(op, "x must be (N, C, H, W), with a batch axis.", x=x)
+
+
+def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
+    """A whole number, or two for height and width, none under ``least``."""
+    try:
+        two = (value, value) if not isinstance(value, tuple | list) else tuple(value)
+        a, b = (operator.index(v) for v in two)
+    except (TypeError, ValueError):
+        raise ShapeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}.") from None
+    if min(a, b) < least:
+        raise ShapeError(f"{op}: {name} must be at least {least}, got {value!r}.")
+    return a, b

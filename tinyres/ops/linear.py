@@ -1,0 +1,31 @@
+"""The linear layer."""
+
+from typing import Any
+
+from tinyres.autograd import Function
+from tinyres.ops.check import fail, floats
+
+
+class Linear(Function):
+    """y = x w^T + b:  (N, I) * (O, I) + (O,) -> (N, O)
+
+    dx = dy w,  dw = dy^T x,  db = sum of dy over N.  Keeps x and w."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, w: Any, b: Any = None) -> Any:
+        if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
+            fail("linear", "x must be (N, I) and weight (O, I), with the same I.", x=x, weight=w)
+        if b is not None and b.shape != w.shape[:1]:
+            fail("linear", "bias must be (O,), one number a row of weight.", weight=w, bias=b)
+        floats("linear", x=x, weight=w, bias=b)
+        ctx.save(x, w)
+        return ctx.kernels.linear(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        (x, w), needs, kernels = ctx.saved, ctx.needs_input_grad, ctx.kernels
+        dx = kernels.linear_backward_input(dy, w) if needs[0] else None
+        dw = kernels.linear_backward_weight(dy, x) if needs[1] else None
+        if len(needs) == 2:
+            return dx, dw
+        return dx, dw, kernels.linear_backward_bias(dy) if needs[2] else None

@@ -1,0 +1,77 @@
+"""Sums and means over axes, and views of the same elements in another shape."""
+
+import math
+from typing import Any
+
+from tinyres.autograd import Function
+from tinyres.kernels.arrays import array_module
+from tinyres.ops.check import fail
+
+
+def _axes(op: str, x: Any, dim: Any) -> tuple[int, ...]:
+    """``dim`` as a tuple of axes from 0 up, each once."""
+    dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    axes = tuple(d + x.ndim if d < 0 else d for d in dims)
+    if any(not 0 <= d < x.ndim for d in axes) or len(set(axes)) != len(axes):
+        fail(op, f"dim={dim!r} must name axes of x, each once.", x=x)
+    return axes
+
+
+class Sum(Function):
+    """y = sum of x over the axes ``dim``.   dx = dy, repeated along them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, *, dim: Any, keepdim: bool) -> Any:
+        ctx.axes, ctx.shape = _axes("sum", x, dim), x.shape
+        return array_module(x).asarray(x.sum(axis=ctx.axes, keepdims=keepdim))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        xp = array_module(dy)
+        kept = tuple(1 if i in ctx.axes else k for i, k in enumerate(ctx.shape))
+        return xp.broadcast_to(dy.reshape(kept), ctx.shape)
+
+
+class Mean(Function):
+    """y = sum of x over the axes ``dim``, divided by the number of its terms.   dx = dy / that number, repeated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, *, dim: Any, keepdim: bool) -> Any:
+        axes = _axes("mean", x, dim)
+        ctx.terms = x.dtype.type(math.prod(x.shape[i] for i in axes))
+        return Sum.forward(ctx, x, dim=axes, keepdim=keepdim) / ctx.terms
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return Sum.backward(ctx, dy / ctx.terms)
+
+
+class Reshape(Function):
+    """y = the elements of x, in their order, in another shape.   dx = dy in the shape of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, *, shape: tuple[int, ...]) -> Any:
+        ctx.shape = x.shape
+        try:
+            return x.reshape(shape)
+        except ValueError:
+            fail("reshape", f"the shape {tuple(shape)} must have as many elements as x.", x=x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return dy.reshape(ctx.shape)
+
+
+class Transpose(Function):
+    """y = x with its axes in the order ``dims``.   dx = dy with its axes put back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, *, dims: tuple[int, ...]) -> Any:
+        ctx.dims = _axes("permute", x, dims)
+        if len(ctx.dims) != x.ndim:
+            fail("permute", f"dims={tuple(dims)} must name every axis of x once.", x=x)
+        return x.transpose(ctx.dims)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return dy.transpose([ctx.dims.index(i) for i in range(len(ctx.dims))])

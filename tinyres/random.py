@@ -1,0 +1,19 @@
+"""The one random generator that initialisation and dropout use when they are given none.
+
+Its state is part of a checkpoint, so that an interrupted run resumes bit for bit.
+"""
+
+import numpy as np
+
+_generator = np.random.default_rng(0)
+
+
+def default_generator() -> np.random.Generator:
+    """The generator in use; read or set its state through ``.bit_generator.state``."""
+    return _generator
+
+
+def manual_seed(seed: int) -> np.random.Generator:
+    """Starts the default generator anew from ``seed`` (a non-negative integer) and returns it."""
+    _generator.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+    return _generator

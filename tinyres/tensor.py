@@ -1,0 +1,205 @@
+"""`Tensor`: an array, its gradient, and the operators.  Names and meanings are PyTorch's."""
+
+import weakref
+from typing import Any
+
+import numpy as np
+
+from tinyres import autograd
+from tinyres.errors import GraphError, ShapeError
+from tinyres.kernels.arrays import array_module
+
+
+class Tensor:
+    """An array that operations can be recorded on.
+
+    ``data`` is the array (NumPy or CuPy), ``grad`` the derivative of the last loss by it (an array of the same shape and
+    dtype, or None).  ``Tensor(array)`` shares the array; `tensor` copies.  While a graph needs the array for its backward
+    pass, it is read-only."""
+
+    __array_priority__ = 1000  # an array on the left of an operator leaves the work to the tensor
+    __array_ufunc__ = None
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        self.data = data
+        self.grad: Any = None
+        self.node: autograd.Node | None = None
+        self.requires_grad = requires_grad
+        if requires_grad and data.dtype.kind != "f":
+            raise ShapeError(f"only a floating-point tensor can require a gradient, and this one holds {data.dtype}.")
+
+    # --- what it is ---
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it was made by the user, not by an operation."""
+        return self.node is None
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return self.data.size
+
+    def item(self) -> float | int:
+        """The value of a tensor of one element."""
+        if self.data.size != 1:
+            raise ShapeError(f"only a tensor of one element is a number, and this one has shape {self.shape}.")
+        return self.data.reshape(()).item()
+
+    def numpy(self) -> np.ndarray:
+        """The data as a NumPy array; shared, unless it lies on a GPU."""
+        return self.data if isinstance(self.data, np.ndarray) else self.data.get()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __repr__(self) -> str:
+        body = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
+        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        made_by = f", grad_fn={self.node.function.__name__}" if self.node else ""
+        leaf = ", requires_grad=True" if self.requires_grad and not self.node else ""
+        return f"tensor({body}{dtype}{made_by}{leaf})"
+
+    # --- the graph ---
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Adds the derivative of this tensor by each leaf to the leaf's ``grad``: see `autograd.backward`."""
+        if create_graph:
+            raise GraphError("create_graph=True is not supported: the backward pass is plain arithmetic on arrays and "
+                             "is not recorded, so a gradient cannot be differentiated again.")  # fmt: skip
+        autograd.backward(self, gradient, retain_graph)
+
+    def detach(self) -> "Tensor":
+        """The same array, cut from the graph."""
+        return Tensor(self.data)
+
+    def retain_grad(self) -> None:
+        """Asks backward to fill ``grad`` of a tensor that is not a leaf."""
+        if not self.requires_grad:
+            raise GraphError("retain_grad() on a tensor that does not require a gradient.")
+        if self.node:
+            self.node.retained = weakref.ref(self)
+
+    # --- operators ---
+
+    def __add__(self, other: Any) -> "Tensor":
+        return ops.Add.apply(self, as_tensor(other, self))
+
+    def __radd__(self, other: Any) -> "Tensor":
+        return ops.Add.apply(as_tensor(other, self), self)
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return ops.Sub.apply(self, as_tensor(other, self))
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return ops.Sub.apply(as_tensor(other, self), self)
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return ops.Mul.apply(self, as_tensor(other, self))
+
+    def __rmul__(self, other: Any) -> "Tensor":
+        return ops.Mul.apply(as_tensor(other, self), self)
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return ops.Div.apply(self, as_tensor(other, self))
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return ops.Div.apply(as_tensor(other, self), self)
+
+    def __matmul__(self, other: Any) -> "Tensor":
+        return ops.MatMul.apply(self, as_tensor(other, self))
+
+    def __rmatmul__(self, other: Any) -> "Tensor":
+        return ops.MatMul.apply(as_tensor(other, self), self)
+
+    def __neg__(self) -> "Tensor":
+        return ops.Neg.apply(self)
+
+    def __pow__(self, exponent: float) -> "Tensor":
+        return ops.Pow.apply(self, exponent=exponent)
+
+    # --- shapes ---
+
+    def sum(self, dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> "Tensor":
+        """The sum over the axes ``dim`` (all of them when None)."""
+        return ops.Sum.apply(self, dim=dim, keepdim=keepdim)
+
+    def mean(self, dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> "Tensor":
+        """The mean over the axes ``dim`` (all of them when None)."""
+        return ops.Mean.apply(self, dim=dim, keepdim=keepdim)
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        """The same elements in another shape; one length may be -1."""
+        return ops.Reshape.apply(self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def flatten(self, start_dim: int = 0) -> "Tensor":
+        """All axes from ``start_dim`` on become one."""
+        return self.reshape(*self.shape[:start_dim], -1)
+
+    def permute(self, *dims: Any) -> "Tensor":
+        """The axes in the order ``dims``."""
+        return ops.Transpose.apply(self, dims=dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
+
+    def transpose(self, dim0: int, dim1: int) -> "Tensor":
+        """Two axes exchanged."""
+        dims = list(range(self.ndim))
+        dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+        return self.permute(*dims)
+
+    @property
+    def T(self) -> "Tensor":
+        """The axes in reverse order."""
+        return self.permute(*reversed(range(self.ndim)))
+
+    def relu(self) -> "Tensor":
+        """max(x, 0)."""
+        return ops.ReLU.apply(self)
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A new leaf that holds a copy of ``data`` (a number, a list, an array or a tensor).
+
+    A list or number of floats becomes float32; an array keeps its dtype if that is float32, float64, an integer or bool;
+    float16 and other kinds of float become float32."""
+    array = data.data if isinstance(data, Tensor) else data
+    if not hasattr(array, "dtype"):
+        array = np.asarray(array)
+        if array.dtype.kind == "f" and dtype is None:
+            array = array.astype(np.float32)
+    if dtype is None and array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        dtype = np.float32
+    if array.dtype.kind not in "fiub":
+        raise ShapeError(f"tensor(): numbers were expected, got {array.dtype}.")
+    return Tensor(array.astype(dtype or array.dtype, copy=True), requires_grad)
+
+
+def as_tensor(value: Any, like: Tensor) -> Tensor:
+    """``value`` as an operand beside ``like``: a tensor as it is, a number in ``like``'s dtype, an array shared."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, int | float):
+        return Tensor(array_module(like.data).asarray(value, like.dtype if like.dtype.kind == "f" else None))
+    return Tensor(value if hasattr(value, "dtype") else np.asarray(value))
+
+
+from tinyres import ops  # noqa: E402  (the operators need the ops, and the ops the tensor)
