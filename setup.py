@@ -1,4 +1,4 @@
-"""The package tinyres.  The folder ``kernels`` is installed as ``tinyres.kernels``; settings of tools: pyproject.toml."""
+"""The package tinyres; the folders ``kernels`` and ``benchmarks`` are installed inside it.  Tools' settings: pyproject.toml."""
 
 import re
 from pathlib import Path
@@ -19,10 +19,10 @@ setup(
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["tinyres", "tinyres.*"]),
-        "tinyres.kernels",
+        *(f"tinyres.{folder}" for folder in ("kernels", "benchmarks")),
         *(f"tinyres.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_dir={"tinyres.kernels": "kernels"},
+    package_dir={"tinyres.kernels": "kernels", "tinyres.benchmarks": "benchmarks"},
     package_data={"tinyres": ["py.typed"]},
     install_requires=[
         "numpy>=1.26",

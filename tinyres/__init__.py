@@ -12,7 +12,7 @@ from typing import Any
 
 _root = Path(__file__).resolve().parent
 if not (_root / "kernels").exists() and (_root.parent / "kernels" / "contract.py").exists():
-    __path__.append(str(_root.parent))  # a bare checkout: the package tinyres.kernels lies beside this folder
+    __path__.append(str(_root.parent))  # a bare checkout: tinyres.kernels and tinyres.benchmarks lie beside this folder
 
 from tinyres.autograd import detect_anomaly, is_grad_enabled, no_grad  # noqa: E402
 from tinyres.gradcheck import gradcheck  # noqa: E402
@@ -37,6 +37,8 @@ _on_demand = {"data", "functional", "models", "nn", "optim", "train", "weights"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "profile":
+        return importlib.import_module("tinyres.profiler").profile
     if name in _on_demand:
         return importlib.import_module(f"tinyres.{name}")
     raise AttributeError(f"module 'tinyres' has no attribute {name!r}")

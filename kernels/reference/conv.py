@@ -3,7 +3,7 @@
 Letters: N images, C input channels, F filters, (H, W) an input map, (OH, OW) an output map, (KH, KW) a filter's taps.
 The columns of a block of images are one array of shape (N, OH, OW, KH, KW, C): the window under each output pixel.  As a
 matrix of N*OH*OW rows times the weights as (KH*KW*C, F), it gives the output.  The columns are never kept: they are made
-for a few images at a time, small enough for the cache, and made again in the weight gradient.
+for a few images at a time, and made again in the weight gradient.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyres.kernels.arrays import Pair, array_module, channels_first, channels_last, for_blocks, output_size
 
-CACHE = 1 << 19  # bytes of columns at a time, about half of a core's second-level cache
+BLOCK = 1 << 22  # bytes of columns at a time: enough that calls cost little, and still within the last-level cache
 
 
 def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
@@ -89,9 +89,9 @@ def _output(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: Pair, pa
 
 
 def _block(xp: Any, w_shape: tuple[int, ...], size: Pair, x: Any) -> int:
-    """How many images' columns fit the cache; all of them on a GPU."""
+    """How many images make up BLOCK bytes of columns, at most half of them; all of them on a GPU."""
     image = size[0] * size[1] * w_shape[1] * w_shape[2] * w_shape[3] * x.dtype.itemsize
-    return max(1, min(CACHE // max(image, 1), -(-len(x) // 2))) if xp is np else max(1, len(x))
+    return max(1, min(BLOCK // max(image, 1), -(-len(x) // 2))) if xp is np else max(1, len(x))
 
 
 def _groups(c: int, f: int, groups: int) -> list[tuple[slice, slice]]:

@@ -1,0 +1,12 @@
+"""The benchmarks behind ``tinyres bench``: every figure that the project quotes comes from here.
+
+    machine   what the machine is, and its limits measured in the same run
+    timing    interleaved repetitions, medians and ratios of pairs
+    peers     the same networks in PyTorch, in each of its configurations
+    steps     whole training steps and inference        (tinyres bench train)
+    layers    each kernel at the layers of the networks  (tinyres bench ops)
+    memory    peak memory of a step, in a process of its own
+    report    tables, JSON, comparison of two results
+    plots     pictures of a result
+
+It is installed as ``tinyres.benchmarks``."""

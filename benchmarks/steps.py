@@ -1,0 +1,87 @@
+"""Whole training steps and inference of the CIFAR networks, ours beside PyTorch's configurations, interleaved."""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import tinyres as tr
+import tinyres.functional as F
+from tinyres.benchmarks import machine, memory, peers, timing
+
+
+def make_step(model: str, batch: int, row: str, training: bool = True) -> Callable[[], object]:
+    """One step of ``model`` on ``batch`` random images, by a backend of ours or one of PyTorch's configurations."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((batch, 3, 32, 32), np.float32)
+    labels = rng.integers(0, 10, batch)
+    if row in peers.CONFIGURATIONS:
+        return peers.step(model, row, images, labels, training)
+    tr.manual_seed(0)
+    net = tr.models.build(model, **({"shortcut": "B"} if model == "resnet164" else {})).train(training)
+    optimizer = tr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    x = tr.tensor(images)
+
+    def train() -> object:
+        with tr.use_backend(row), tr.strict():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), labels)
+            loss.backward()
+            optimizer.step()
+        return loss
+
+    def infer() -> object:
+        with tr.use_backend(row), tr.strict(), tr.no_grad():
+            return net(x)
+
+    return train if training else infer
+
+
+def flops_per_image(model: str, training: bool) -> int:
+    """Forward: two for each multiply-add.  Training: three times that, less the first layer's input gradient."""
+    summary = tr.nn.summary(tr.models.build(model, **({"shortcut": "B"} if model == "resnet164" else {})))
+    first = next(row.multiply_adds for row in summary.rows if row.multiply_adds)
+    return 2 * (3 * summary.multiply_adds - first if training else summary.multiply_adds)
+
+
+def run(
+    models: list[str], batches: list[int], rows: list[str], rounds: int, training: bool = True, with_memory: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:  # fmt: skip
+    """The result of ``tinyres bench train`` as a dict for JSON; ``say`` is told each line as it is ready."""
+    cases = []
+    for model in models:
+        for batch in batches:
+            steps = {row: make_step(model, batch, row, training) for row in rows}
+            seconds = timing.interleaved(steps, rounds)
+            del steps
+            theirs = [row for row in rows if row in peers.CONFIGURATIONS]
+            best = timing.best(seconds, theirs) if theirs else None
+            case: dict[str, Any] = {"model": model, "batch": batch, "training": training, "best_peer": best, "rows": []}
+            work = flops_per_image(model, training) * batch
+            for row in rows:
+                middle = median(seconds[row])
+                case["rows"].append({
+                    "row": row, "median_seconds": middle, "seconds": seconds[row], "images_per_second": batch / middle,
+                    "gflops": work / middle / 1e9,
+                    "times_best_peer": timing.ratio(seconds[best], seconds[row]) if best else None,
+                    "peak_mib": memory.peak_of_step(model, batch, row) if with_memory and training and "compile" not in row else None,
+                })  # fmt: skip
+                say(line(case, case["rows"][-1]))
+            cases.append(case)
+    return {"benchmark": "train" if training else "inference", "machine": machine.describe(),
+            "limits": machine.limits(), "rounds": rounds, "cases": cases}  # fmt: skip
+
+
+HEADER = (
+    f"{'model':10} {'batch':>5}  {'':27} {'ms':>8} {'images/s':>9} {'GFLOP/s':>8} {'x best peer':>11} {'peak MiB':>9}"
+)
+
+
+def line(case: dict[str, Any], row: dict[str, Any]) -> str:
+    """One row of the table under `HEADER`."""
+    times = f"{row['times_best_peer']:.2f}" if row["times_best_peer"] else "-"
+    peak = f"{row['peak_mib']:.0f}" if row["peak_mib"] is not None else "-"
+    return (f"{case['model']:10} {case['batch']:5}  {row['row']:27} {1e3 * row['median_seconds']:8.1f} "
+            f"{row['images_per_second']:9.0f} {row['gflops']:8.1f} {times:>11} {peak:>9}")  # fmt: skip

@@ -1,0 +1,40 @@
+"""Timing on a machine that is not quiet: repetitions of all rows interleaved, medians, and ratios within a round.
+
+Whatever slows the machine for a while slows all rows of the same rounds.  So the ratio of two rows is taken round by round,
+and the median of those ratios is reported, not the ratio of two times that were taken at different moments."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+PAUSE = 0.02  # seconds between rows, so that one library's waiting threads have gone to sleep before the next one starts
+
+
+def interleaved(rows: dict[str, Callable[[], object]], rounds: int, shortest: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of each row in each round.  Each row is run once before, for compilation and caches; a row that takes less
+    than ``shortest`` seconds is repeated within a round until it does not, and the mean is taken."""
+    repeats = {}
+    for name, run in rows.items():
+        run()
+        start = time.perf_counter()
+        run()
+        repeats[name] = max(1, round(shortest / max(time.perf_counter() - start, 1e-7)))
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, run in rows.items():
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
+    return seconds
+
+
+def ratio(peer: list[float], ours: list[float]) -> float:
+    """How many times faster ours is: the median over the rounds of peer's time divided by ours."""
+    return median(p / o for p, o in zip(peer, ours, strict=True))
+
+
+def best(seconds: dict[str, list[float]], among: list[str]) -> str:
+    """The row of ``among`` with the least median."""
+    return min(among, key=lambda name: median(seconds[name]))

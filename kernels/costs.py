@@ -1,0 +1,42 @@
+"""What each kernel of the contract must do at least: floating-point operations, and bytes moved once each.
+
+`cost` turns a call into (FLOPs, bytes).  A multiplication and an addition count as two; bytes are those of the arrays
+that the kernel reads and writes, each once, so that bytes / copy bandwidth is a floor for its time.
+"""
+
+import math
+from typing import Any
+
+# elementwise kernels: floating-point operations for each element of the first array
+_ELEMENTWISE = {
+    "batch_norm": 7, "batch_norm_inference": 4, "batch_norm_backward": 11, "relu": 1, "relu_backward": 1, "relu6": 2,
+    "relu6_backward": 2, "add_relu": 2, "cross_entropy": 5, "cross_entropy_backward": 3, "crop_flip": 2,
+    "max_pool2d": 1, "avg_pool2d": 1, "global_avg_pool2d": 1,
+}  # fmt: skip
+
+
+def cost(kernel: str, args: tuple[Any, ...], result: Any) -> tuple[int, int]:
+    """(FLOPs, bytes) of ``result = kernel(*args)``."""
+    return _flops(kernel, args, result), _bytes(args) + _bytes(result)
+
+
+def _flops(kernel: str, args: tuple[Any, ...], result: Any) -> int:
+    if kernel == "conv2d":
+        return 2 * result.size * math.prod(args[1].shape[1:])
+    if kernel == "conv2d_backward_input":
+        return 2 * args[0].size * math.prod(args[1].shape[1:])
+    if kernel == "conv2d_backward_weight":
+        return 2 * args[0].size * math.prod(args[2][1:])
+    if kernel in ("linear", "linear_backward_input"):
+        return 2 * args[0].shape[0] * math.prod(args[1].shape)
+    if kernel == "linear_backward_weight":
+        return 2 * args[0].size * args[1].shape[1]
+    if kernel == "sgd":
+        return 6 * sum(p.size for p in args[0])
+    return _ELEMENTWISE.get(kernel, 1 if kernel == "linear_backward_bias" else 0) * args[0].size
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, list | tuple):
+        return sum(_bytes(v) for v in value)
+    return getattr(value, "nbytes", 0)

@@ -1,0 +1,106 @@
+"""``tinyres bench``: how fast the kernels and whole steps are, beside PyTorch where it is installed."""
+
+import argparse
+import os
+from typing import Any
+
+import tinyres
+from tinyres.cli.options import whole
+from tinyres.errors import UsageError
+
+DESCRIPTION = """\
+Measures in rounds, each row once a round, so that what disturbs the machine disturbs all rows; the figure in the column
+"x best peer" is the median over the rounds of the best PyTorch row's time divided by this row's.  PyTorch is measured if
+it is installed, and needs a C++ compiler for its "compile" rows.  Close other programs first."""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="measure speed beside PyTorch", description=DESCRIPTION, allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    same: dict[str, Any] = {"description": DESCRIPTION, "allow_abbrev": False}
+    train = kinds.add_parser("train", help="whole training steps, or inference", **same)
+    train.add_argument("--models", type=names, default=["resnet20"], metavar="A,B", help="(default: resnet20)")
+    train.add_argument("--batch-sizes", type=sizes, default=[128], metavar="N,M", help="(default: 128)")
+    train.add_argument("--inference", action="store_true", help="forward in evaluation mode instead of training steps")
+    train.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes a minute a network")
+    train.set_defaults(run=run_train)
+    ops = kinds.add_parser("ops", help="each kernel at the layers of the networks", **same)
+    ops.add_argument("--batch-size", type=whole(1), default=128, metavar="N", help="(default: 128)")
+    ops.set_defaults(run=run_ops)
+    for kind in (train, ops):
+        kind.add_argument("--backends", type=names, metavar="A,B", help="(default: all CPU backends that run here)")
+        kind.add_argument("--rounds", type=whole(1), default=10, metavar="N", help="(default: 10)")
+        kind.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+        kind.add_argument("--out", metavar="FILE", help="write the result there as JSON, and its pictures beside it")
+    compare = kinds.add_parser("compare", help="what changed between two results", allow_abbrev=False)
+    compare.add_argument("before", metavar="A.json")
+    compare.add_argument("after", metavar="B.json")
+    compare.set_defaults(run=run_compare)
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def sizes(text: str) -> list[int]:
+    return [whole(1)(size.strip()) for size in text.split(",")]
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    from tinyres.benchmarks import peers, steps
+
+    rows = backends(arguments)
+    for model in arguments.models:
+        tinyres.models.build(model)  # an unknown name is an error now, not in an hour
+    if with_torch(arguments):
+        rows += [row for row in peers.CONFIGURATIONS if "compile" not in row or not arguments.no_compile]
+    print(steps.HEADER)
+    result = steps.run(arguments.models, arguments.batch_sizes, rows, arguments.rounds, not arguments.inference)
+    finish(result, arguments.out)
+
+
+def run_ops(arguments: argparse.Namespace) -> None:
+    from tinyres.benchmarks import layers
+
+    print(layers.HEADER)
+    finish(layers.run(arguments.batch_size, backends(arguments), arguments.rounds, with_torch(arguments)), arguments.out)
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    from tinyres.benchmarks import report
+
+    print("\n".join(report.compare(report.load(arguments.before), report.load(arguments.after))))
+
+
+def backends(arguments: argparse.Namespace) -> list[str]:
+    """Those asked for, or all that run; a machine that is busy is said."""
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
+        print(f"note: the machine is busy (load {os.getloadavg()[0]:.1f}), so the figures will say little")
+    usable = [name for name, reason in tinyres.available_backends().items() if not reason]
+    for name in arguments.backends or ():
+        tinyres.use_backend(name)  # raises for one that cannot run here
+    return arguments.backends or usable
+
+
+def with_torch(arguments: argparse.Namespace) -> bool:
+    from tinyres.benchmarks import peers
+
+    if arguments.no_torch or not peers.installed():
+        if not arguments.no_torch:
+            print("note: PyTorch is not installed (pip install torch), so there is nothing to compare with")
+        return False
+    return True
+
+
+def finish(result: dict[str, Any], out: str | None) -> None:
+    from tinyres.benchmarks import plots, report
+
+    limits = {"matmul_gflops": "matrix product 2048^3 {:.0f} GFLOP/s", "copy_gb_per_s": "copy {:.1f} GB/s",
+              "fma_peak_gflops": "multiply-add peak {:.0f} GFLOP/s"}  # fmt: skip
+    print("this machine: " + ", ".join(limits[key].format(value) for key, value in result["limits"].items()))
+    if out:
+        if not out.endswith(".json"):
+            raise UsageError(f"--out must name a .json file, got {out!r}")
+        path = report.save(result, out)
+        pictures = plots.draw(result, path.parent / path.stem)
+        print(f"written: {', '.join(map(str, [path, *pictures]))}")
