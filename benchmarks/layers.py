@@ -42,8 +42,10 @@ def _t(array: Any, layout: Any = None) -> Any:
 def convolutions(batch: int) -> list[Case]:
     """Forward, input gradient and weight gradient of each kind of layer."""
     rng, cases = np.random.default_rng(0), []
-    shapes = [(3, 16, 32, 3, 1), (16, 16, 32, 3, 1), (16, 32, 32, 3, 2), (32, 32, 16, 3, 1), (32, 64, 16, 3, 2),
-              (64, 64, 8, 3, 1), (16, 64, 32, 1, 1), (64, 16, 32, 1, 1), (256, 64, 8, 1, 1), (64, 128, 32, 1, 2)]  # fmt: skip
+    shapes = [  # C, F, map, kernel, stride
+        (3, 16, 32, 3, 1), (16, 16, 32, 3, 1), (16, 32, 32, 3, 2), (32, 32, 16, 3, 1), (32, 64, 16, 3, 2),
+        (64, 64, 8, 3, 1), (16, 64, 32, 1, 1), (64, 16, 32, 1, 1), (256, 64, 8, 1, 1), (64, 128, 32, 1, 2),
+    ]  # fmt: skip
     for c, f, h, k, s in shapes:
         x, w = _image(rng, batch, c, h), rng.standard_normal((f, c, k, k), np.float32)
         dy = _image(rng, batch, f, h // s)

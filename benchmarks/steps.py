@@ -61,12 +61,12 @@ def run(
             case: dict[str, Any] = {"model": model, "batch": batch, "training": training, "best_peer": best, "rows": []}
             work = flops_per_image(model, training) * batch
             for row in rows:
-                middle = median(seconds[row])
+                middle, weigh = median(seconds[row]), with_memory and training and "compile" not in row
                 case["rows"].append({
                     "row": row, "median_seconds": middle, "seconds": seconds[row], "images_per_second": batch / middle,
                     "gflops": work / middle / 1e9,
                     "times_best_peer": timing.ratio(seconds[best], seconds[row]) if best else None,
-                    "peak_mib": memory.peak_of_step(model, batch, row) if with_memory and training and "compile" not in row else None,
+                    "peak_mib": memory.peak_of_step(model, batch, row) if weigh else None,
                 })  # fmt: skip
                 say(line(case, case["rows"][-1]))
             cases.append(case)
