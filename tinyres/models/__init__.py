@@ -1,0 +1,73 @@
+"""Networks, by function (`resnet20(shortcut="B")`) and by name (`build("resnet20", shortcut="B")`)."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from tinyres.errors import UsageError
+from tinyres.models.cifar import (
+    BasicBlock,
+    Bottleneck,
+    CifarResNet,
+    PlainBlock,
+    plain,
+    plain20,
+    plain32,
+    plain44,
+    plain56,
+    plain110,
+    plain1202,
+    resnet,
+    resnet20,
+    resnet32,
+    resnet44,
+    resnet56,
+    resnet110,
+    resnet164,
+    resnet1202,
+)
+from tinyres.models.mlp import ResidualLinearBlock, ResidualMLP
+from tinyres.nn import Module
+
+_BUILDERS: dict[str, Callable[..., Module]] = {
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "resnet164": resnet164,
+    "resnet1202": resnet1202,
+    "plain20": plain20,
+    "plain32": plain32,
+    "plain44": plain44,
+    "plain56": plain56,
+    "plain110": plain110,
+    "plain1202": plain1202,
+}
+NAMES = tuple(_BUILDERS)
+
+
+def build(name: str, **options: Any) -> Module:
+    """The network called `name` (one of `NAMES`), with the options of its function.
+
+    Raises UsageError, with the closest names, for a name that does not exist, and for an option that is not the net's.
+    """
+    if name not in _BUILDERS:
+        close = difflib.get_close_matches(name, NAMES, n=3)
+        hint = f"closest: {', '.join(close)}" if close else f"there are: {', '.join(NAMES)}"
+        raise UsageError(f"no network is called {name!r}; {hint}")
+    takes = inspect.signature(_BUILDERS[name]).parameters
+    unknown = [option for option in options if option not in takes]
+    if unknown:
+        raise UsageError(f"{name} takes no option {', '.join(unknown)}; it takes {', '.join(takes)}")
+    return _BUILDERS[name](**options)
+
+
+__all__ = [
+    "NAMES", "BasicBlock", "Bottleneck", "CifarResNet", "PlainBlock", "ResidualLinearBlock", "ResidualMLP", "build",
+    "plain", "plain20", "plain32", "plain44", "plain56", "plain110", "plain1202", "resnet", "resnet20", "resnet32",
+    "resnet44", "resnet56", "resnet110", "resnet164", "resnet1202",
+]  # fmt: skip

@@ -1,0 +1,163 @@
+"""Residual networks for CIFAR (He et al. 2015, arXiv 1512.03385, section 4.2) and the plain nets beside them.
+
+    3x3 conv to 16 channels                             32 x 32
+    layer1, n blocks of 16 channels                     32 x 32
+    layer2, n blocks of 32 channels, the first halves   16 x 16
+    layer3, n blocks of 64 channels, the first halves    8 x 8
+    mean of each map, linear layer, softmax
+
+A block adds what it computes to what it was given, z = relu(F(x) + x). Backward, the join hands the same cotangent ds
+to both branches, and the fork at the input adds what comes back, dx = ds + J_F^T ds: it reaches x whatever F is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from tinyres import functional as F
+from tinyres import nn
+from tinyres.errors import UsageError
+from tinyres.tensor import Tensor
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the map's size, or halves it with stride 2. The batch norm behind it has the bias."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+
+class PlainBlock(nn.Module):
+    """z = relu(F(x)) with F(x) = bn(conv(relu(bn(conv(x))))): two 3x3 convolutions and no shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv(in_channels, channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(y), relu=True)
+
+
+class BasicBlock(PlainBlock):
+    """z = relu(F(x) + x): the same two convolutions, and the shortcut around them (figure 2)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
+        super().__init__(in_channels, channels, stride)
+        self.shortcut = make_shortcut(option, in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(y), residual=self.shortcut(x), relu=True)
+
+
+class Bottleneck(nn.Module):
+    """z = relu(F(x) + x), where F narrows to `channels`, convolves 3x3 and widens fourfold: figure 5, right."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
+        super().__init__()
+        self.conv1 = conv(in_channels, channels, 1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = conv(channels, 4 * channels, 1)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.shortcut = make_shortcut(option, in_channels, 4 * channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x), relu=True)
+        y = self.bn2(self.conv2(y), relu=True)
+        return self.bn3(self.conv3(y), residual=self.shortcut(x), relu=True)
+
+
+class SubsamplePad(nn.Module):
+    """Shortcut A: every `stride`-th pixel, and zeros in the channels that are new. It has no parameters."""
+
+    def __init__(self, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.out_channels, self.stride = out_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.subsample_pad(x, self.out_channels, self.stride)
+
+    def extra_repr(self) -> str:
+        return f"{self.out_channels}, stride={self.stride}"
+
+
+def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """The identity where x and F(x) agree in shape. Where not, A subsamples and pads, B projects; C projects always."""
+    same_shape = in_channels == out_channels and stride == 1
+    if same_shape and option != "C":
+        return nn.Identity()
+    if option == "A":
+        return SubsamplePad(out_channels, stride)
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+
+class CifarResNet(nn.Module):
+    """Three stages of `n` blocks: (N, in_channels, 32, 32) -> logits (N, num_classes). Maps of other sizes work too.
+
+    `block(in_channels, channels, stride)` makes a block that returns `expansion * channels` channels.
+    """
+
+    def __init__(self, block: Callable[..., nn.Module], expansion: int, n: int, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+
+        def stage(inputs: int, channels: int, stride: int) -> nn.Sequential:
+            rest = (block(expansion * channels, channels, 1) for _ in range(n - 1))
+            return nn.Sequential(block(inputs, channels, stride), *rest)
+
+        self.conv1 = conv(in_channels, 16, 3)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = stage(16, 16, stride=1)
+        self.layer2 = stage(16 * expansion, 32, stride=2)
+        self.layer3 = stage(32 * expansion, 64, stride=2)
+        self.fc = nn.Linear(64 * expansion, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x), relu=True)
+        y = self.layer3(self.layer2(self.layer1(y)))
+        return self.fc(F.global_avg_pool2d(y))
+
+
+def _blocks_per_stage(depth: int, layers_per_block: int) -> int:
+    """n of a net of `depth` weighted layers: 6n + 2 for two layers a block, 9n + 2 for three."""
+    step = 3 * layers_per_block
+    if not isinstance(depth, int) or depth < step + 2 or (depth - 2) % step:
+        below = max(2 + step, depth - (depth - 2) % step) if isinstance(depth, int) else 20
+        raise UsageError(
+            f"the depth of a net of {layers_per_block}-layer blocks must be {step}n + 2 with n >= 1, got {depth!r}; "
+            f"the nearest are {below} and {below + step}"
+        )
+    return (depth - 2) // step
+
+
+def resnet(
+    depth: int, shortcut: str = "A", block: str = "basic", num_classes: int = 10, in_channels: int = 3
+) -> CifarResNet:
+    """A residual net of `depth` layers: 6n + 2 of "basic" blocks or 9n + 2 of "bottleneck" blocks.
+
+    `shortcut` is the paper's option "A" (no parameters: what it uses on CIFAR), "B" or "C".
+    Raises UsageError for a depth or an option that does not exist.
+    """
+    if shortcut not in ("A", "B", "C"):
+        raise UsageError(f'shortcut must be "A", "B" or "C", got {shortcut!r}')
+    if block not in ("basic", "bottleneck"):
+        raise UsageError(f'block must be "basic" or "bottleneck", got {block!r}')
+    kind, layers, expansion = (BasicBlock, 2, 1) if block == "basic" else (Bottleneck, 3, 4)
+    n = _blocks_per_stage(depth, layers)
+    return CifarResNet(partial(kind, option=shortcut), expansion, n, num_classes, in_channels)
+
+
+def plain(depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
+    """The plain counterpart of `resnet(depth)` with option A: the same layers and parameters, no shortcuts."""
+    return CifarResNet(PlainBlock, 1, _blocks_per_stage(depth, 2), num_classes, in_channels)
+
+
+resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202 = (
+    partial(resnet, depth) for depth in (20, 32, 44, 56, 110, 1202)
+)
+plain20, plain32, plain44, plain56, plain110, plain1202 = (partial(plain, depth) for depth in (20, 32, 44, 56, 110, 1202))
+resnet164 = partial(resnet, 164, block="bottleneck")  # He et al. 2016, arXiv 1603.05027, table 2

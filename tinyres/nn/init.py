@@ -1,0 +1,77 @@
+"""Initialisation: fill a tensor in place and return it.
+
+He et al. 2015 (arXiv 1502.01852) ask that a layer followed by a ReLU keep the size of what passes through it. The ReLU
+halves the second moment, a weighted sum over `fan` inputs multiplies it by fan * Var(w), so Var(w) = 2 / fan. With
+fan_in the activations keep their size (eq. 10), with fan_out the gradients do (eq. 14).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tinyres.errors import ShapeError, UsageError
+from tinyres.random import default_generator
+from tinyres.tensor import Tensor
+
+
+def fans(tensor: Tensor) -> tuple[int, int]:
+    """(fan_in, fan_out) of a weight (out, in, *kernel): its connections to one output and to one input.
+
+    As in PyTorch, `in` is the weight's second size whatever the number of groups.
+    """
+    if tensor.ndim < 2:
+        raise ShapeError(f"fans need a weight of 2 dimensions or more (out, in, ...), got shape {tensor.shape}")
+    window = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * window, tensor.shape[0] * window
+
+
+def _he_std(tensor: Tensor, a: float, mode: str) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise UsageError(f'mode must be "fan_in" or "fan_out", got {mode!r}')
+    fan_in, fan_out = fans(tensor)
+    return math.sqrt(2.0 / ((1.0 + a * a) * (fan_in if mode == "fan_in" else fan_out)))
+
+
+def kaiming_normal_(
+    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", generator: np.random.Generator | None = None
+) -> Tensor:
+    """Normal with variance 2 / ((1 + a^2) fan). `a` is the negative slope of a leaky ReLU (eq. 15), 0 for a ReLU."""
+    return normal_(tensor, _he_std(tensor, a, mode), generator)
+
+
+def kaiming_uniform_(
+    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", generator: np.random.Generator | None = None
+) -> Tensor:
+    """Uniform with the variance of `kaiming_normal_`: bounds of plus and minus sqrt(3) standard deviations."""
+    return uniform_(tensor, math.sqrt(3.0) * _he_std(tensor, a, mode), generator)
+
+
+def normal_(tensor: Tensor, std: float, generator: np.random.Generator | None = None) -> Tensor:
+    """Normal with mean 0. Without `generator`, tinyres's global one (`tr.manual_seed`) is used, here and above."""
+    drawn = (generator or default_generator()).standard_normal(tensor.shape, dtype=np.float32)
+    return _fill(tensor, drawn * np.float32(std))
+
+
+def uniform_(tensor: Tensor, bound: float, generator: np.random.Generator | None = None) -> Tensor:
+    """Uniform in [-bound, bound)."""
+    drawn = (generator or default_generator()).random(tensor.shape, dtype=np.float32)
+    return _fill(tensor, (2 * drawn - 1) * np.float32(bound))
+
+
+def constant_(tensor: Tensor, value: float) -> Tensor:
+    return _fill(tensor, value)
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    return _fill(tensor, 0.0)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    return _fill(tensor, 1.0)
+
+
+def _fill(tensor: Tensor, values: np.ndarray | float) -> Tensor:
+    tensor.data[...] = values
+    return tensor

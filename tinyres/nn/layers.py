@@ -1,0 +1,236 @@
+"""The layers: each holds its parameters and calls one function of `tinyres.functional`.
+
+Default initialisation. Convolutions: He normal over fan_out, as He et al. 2015 derive for layers followed by a ReLU
+(arXiv 1502.01852, eq. 14), biases zero. Linear layers: PyTorch's, uniform within 1 / sqrt(in_features) for weight and
+bias: what follows one here is a softmax, no ReLU, so that He's factor of 2 would only make the first logits larger.
+Batch norm: weight 1, bias 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tinyres import functional as F
+from tinyres.errors import UsageError
+from tinyres.nn import init
+from tinyres.nn.module import Module, Parameter
+from tinyres.tensor import Tensor
+
+Size = int | tuple[int, int]
+
+
+class Conv2d(Module):
+    """2-D convolution, (N, C, H, W) -> (N, F, OH, OW), with weight (F, C / groups, KH, KW) and bias (F,).
+
+    Sizes are an int or a (height, width) pair. Raises UsageError for sizes that make no convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_counts("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
+            raise UsageError(
+                f"Conv2d: groups must divide in_channels and out_channels, got groups={groups}, "
+                f"in_channels={in_channels}, out_channels={out_channels}"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = _pair("Conv2d", "kernel_size", kernel_size, at_least=1)
+        self.stride = _pair("Conv2d", "stride", stride, at_least=1)
+        self.padding = _pair("Conv2d", "padding", padding, at_least=0)
+        self.dilation = _pair("Conv2d", "dilation", dilation, at_least=1)
+        self.weight = _parameter(out_channels, in_channels // groups, *self.kernel_size)
+        init.kaiming_normal_(self.weight, mode="fan_out")
+        self.bias = _parameter(out_channels) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        parts += [f"padding={self.padding}"] * (self.padding != (0, 0))
+        parts += [f"dilation={self.dilation}"] * (self.dilation != (1, 1))
+        parts += [f"groups={self.groups}"] * (self.groups != 1)
+        parts += ["bias=False"] * (self.bias is None)
+        return ", ".join(parts)
+
+
+class Linear(Module):
+    """y = x W^T + b: (N, in_features) -> (N, out_features), with weight (out_features, in_features)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        _check_counts("Linear", in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = _parameter(out_features, in_features)
+        init.uniform_(self.weight, bound)
+        self.bias = _parameter(out_features) if bias else None
+        if self.bias is not None:
+            init.uniform_(self.bias, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class BatchNorm2d(Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) of each channel of (N, C, H, W) over N, H and W.
+
+    In training it normalises by the batch's mean and biased variance and moves `running_mean` and `running_var` (the
+    unbiased variance) towards them by `momentum`; in evaluation it normalises by the running statistics.
+
+    What follows a batch norm in a ResNet comes in the same pass over memory: `bn(x, relu=True)` is relu(bn(x)) and
+    `bn(x, residual=r, relu=True)` is relu(bn(x) + r). A forward hook sees the result of the whole call.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+        super().__init__()
+        _check_counts(type(self).__name__, num_features=num_features)
+        if eps <= 0 or not 0 <= momentum <= 1:
+            kind = type(self).__name__
+            raise UsageError(f"{kind}: eps must be positive and momentum within [0, 1], got {eps=} and {momentum=}")
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight = _parameter(num_features, value=1.0) if affine else None
+        self.bias = _parameter(num_features) if affine else None
+        self.register_buffer("running_mean", Tensor(np.zeros(num_features, np.float32)))
+        self.register_buffer("running_var", Tensor(np.ones(num_features, np.float32)))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        settings = (self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        if relu and residual is not None:
+            return F.batch_norm_add_relu(x, residual, *settings)
+        if relu:
+            return F.batch_norm_relu(x, *settings)
+        y = F.batch_norm(x, *settings)
+        return y if residual is None else y + residual
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+
+
+class BatchNorm1d(BatchNorm2d):
+    """The same for each of C features of (N, C) over N."""
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class ReLU6(Module):
+    """min(max(x, 0), 6)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x)
+
+
+class _Pool2d(Module):
+    """What the two poolings share: their window. `stride` is the window's size unless given."""
+
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+        super().__init__()
+        kind = type(self).__name__
+        self.kernel_size = _pair(kind, "kernel_size", kernel_size, at_least=1)
+        self.stride = self.kernel_size if stride is None else _pair(kind, "stride", stride, at_least=1)
+        self.padding = _pair(kind, "padding", padding, at_least=0)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxPool2d(_Pool2d):
+    """The maximum of each window."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool2d(_Pool2d):
+    """The mean of each window, padding counted as zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class GlobalAvgPool2d(Module):
+    """The mean of each map: (N, C, H, W) -> (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.global_avg_pool2d(x)
+
+
+class Flatten(Module):
+    """(N, ...) -> (N, everything else)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+class Dropout(Module):
+    """In training, zero each element with probability `p` and divide the others by 1 - p (Srivastava et al. 2014)."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise UsageError(f"Dropout: p is the probability of dropping, within [0, 1], got {p}")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Identity(Module):
+    """x, unchanged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class CrossEntropyLoss(Module):
+    """Softmax and negative log-likelihood of (N, K) logits and N integer labels: see `functional.cross_entropy`."""
+
+    def __init__(self, label_smoothing: float = 0.0, reduction: str = "mean") -> None:
+        super().__init__()
+        self.label_smoothing, self.reduction = label_smoothing, reduction
+
+    def forward(self, logits: Tensor, labels: Tensor | np.ndarray) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+
+
+def _parameter(*shape: int, value: float = 0.0) -> Parameter:
+    return Parameter(np.full(shape, value, np.float32))
+
+
+def _check_counts(layer: str, **counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise UsageError(f"{layer}: {name} must be a whole number from 1 up, got {count!r}")
+
+
+def _pair(layer: str, name: str, size: Size, at_least: int) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int | np.integer) else tuple(size) if isinstance(size, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= at_least for n in pair):
+        raise UsageError(f"{layer}: {name} must be a whole number from {at_least} up, or a pair of them, got {size!r}")
+    return int(pair[0]), int(pair[1])

@@ -1,0 +1,264 @@
+"""Module: a tree of layers that knows its parameters, its buffers and its children.
+
+Registration is nothing but attribute assignment. A module's parameters are the attributes that are of type `Parameter`,
+its children those of type `Module`, in the order of assignment; there is no second list that could disagree.
+Buffers (running statistics) are ordinary tensors, so `register_buffer` notes their names.
+
+Names and meanings are PyTorch's, except that `state_dict` holds NumPy arrays that are copies.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from tinyres.autograd import check_writable
+from tinyres.errors import CheckpointError, UsageError
+from tinyres.kernels.arrays import array_module
+from tinyres.tensor import Tensor
+
+Self = TypeVar("Self", bound="Module")
+
+
+class Parameter(Tensor):
+    """A tensor that a module learns: it always requires a gradient and owns its array.
+
+    `data` is copied. Floats that are not float64 and integers become float32.
+    """
+
+    def __init__(self, data: Any) -> None:
+        array = np.array(data.data if isinstance(data, Tensor) else data)
+        super().__init__(array if array.dtype == np.float64 else array.astype(np.float32), requires_grad=True)
+
+
+class LoadResult(NamedTuple):
+    """What `load_state_dict(strict=False)` left aside."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class HookHandle:
+    """Returned by the register functions; `remove()` takes the hook off again."""
+
+    def __init__(self, hooks: dict[HookHandle, Callable[..., Any]], hook: Callable[..., Any]) -> None:
+        self._hooks = hooks
+        hooks[self] = hook
+
+    def remove(self) -> None:
+        self._hooks.pop(self, None)
+
+
+class Module:
+    """Base of every layer and network: define `__init__` (call `super().__init__()` first) and `forward`.
+
+    >>> class Two(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.fc1, self.fc2 = nn.Linear(4, 8), nn.Linear(8, 2)
+    ...     def forward(self, x):
+    ...         return self.fc2(F.relu(self.fc1(x)))
+    """
+
+    training: bool
+
+    def __init__(self) -> None:
+        self.training = True
+        self._buffer_names: set[str] = set()
+        self._forward_hooks: dict[HookHandle, Callable[..., Any]] = {}
+        self._forward_pre_hooks: dict[HookHandle, Callable[..., Any]] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise UsageError(f"{type(self).__name__} defines no forward(); write one that returns the module's output")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the pre-hooks, `forward` and the forward hooks."""
+        for pre_hook in tuple(self._forward_pre_hooks.values()):
+            replaced = pre_hook(self, args)
+            if replaced is not None:
+                args = replaced if isinstance(replaced, tuple) else (replaced,)
+        output = self.forward(*args, **kwargs)
+        for hook in tuple(self._forward_hooks.values()):
+            replaced = hook(self, args, output)
+            if replaced is not None:
+                output = replaced
+        return output
+
+    def register_forward_pre_hook(self, hook: Callable[[Any, tuple], Any]) -> HookHandle:
+        """Call `hook(module, args)` before each forward; what it returns, unless None, replaces the arguments."""
+        return HookHandle(self._forward_pre_hooks, hook)
+
+    def register_forward_hook(self, hook: Callable[[Any, tuple, Any], Any]) -> HookHandle:
+        """Call `hook(module, args, output)` after each forward; what it returns, unless None, replaces the output.
+
+        `args` are the positional arguments, in a tuple.
+        """
+        return HookHandle(self._forward_hooks, hook)
+
+    def register_buffer(self, name: str, tensor: Tensor) -> None:
+        """Keep `tensor` as attribute `name`: saved with the parameters, never trained."""
+        if not name.isidentifier() or hasattr(self, name):
+            raise UsageError(f"register_buffer: {name!r} is no free attribute name of {type(self).__name__}")
+        if not isinstance(tensor, Tensor) or tensor.requires_grad:
+            raise UsageError(f"register_buffer: {name!r} must be a Tensor that requires no gradient, got {tensor!r}")
+        self._buffer_names.add(name)
+        setattr(self, name, tensor)
+
+    def __getattr__(self, name: str) -> Any:
+        """Reached only where normal look-up fails: explain."""
+        kind = type(self).__name__
+        if name in ("training", "_buffer_names", "_forward_hooks", "_forward_pre_hooks"):
+            raise UsageError(f"{kind}.__init__ did not call super().__init__(); call it on the first line of __init__")
+        close = difflib.get_close_matches(name, [key for key in dir(self) if not key.startswith("_")], n=1)
+        children = ", ".join(key for key, value in vars(self).items() if isinstance(value, Tensor | Module))
+        hint = f"did you mean {close[0]!r}?" if close else f"its tensors and modules: {children or 'none'}"
+        raise AttributeError(f"{kind} has no attribute {name!r}; {hint}", name=name, obj=self)
+
+    # --- the tree -----------------------------------------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules assigned to this one, in order of assignment."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def children(self) -> Iterator[Module]:
+        return (child for _, child in self.named_children())
+
+    def _walk(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, a module reachable by two names under both."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child._walk(f"{prefix}.{name}" if prefix else name)
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """This module (named "") and all below it, depth first, each once."""
+        return _once(self._walk())
+
+    def modules(self) -> Iterator[Module]:
+        return (module for _, module in self.named_modules())
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and buffer under every name it has: what `state_dict` saves."""
+        for prefix, module in self._walk():
+            attributes = vars(module).items()
+            parameters = [(name, value) for name, value in attributes if isinstance(value, Parameter)]
+            buffers = [(name, vars(module)[name]) for name, _ in attributes if name in module._buffer_names]
+            for name, tensor in parameters + buffers:
+                yield (f"{prefix}.{name}" if prefix else name), tensor
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Names like "layer1.0.conv1.weight" with their parameters; one shared between two places is listed once."""
+        return _once((name, tensor) for name, tensor in self._tensors() if isinstance(tensor, Parameter))
+
+    def parameters(self) -> Iterator[Parameter]:
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Names with buffers (the running statistics of batch norm), each once."""
+        return _once((name, tensor) for name, tensor in self._tensors() if not isinstance(tensor, Parameter))
+
+    def buffers(self) -> Iterator[Tensor]:
+        return (buffer for _, buffer in self.named_buffers())
+
+    # --- what is done to the whole tree -------------------------------------------------------------------------------
+
+    def apply(self: Self, fn: Callable[[Module], Any]) -> Self:
+        """Call `fn` on every module below and then on this one; returns self."""
+        for module in reversed(list(self.modules())):
+            fn(module)
+        return self
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set training mode (batch norm uses the batch's statistics, dropout drops); returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        """Set evaluation mode; returns self."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget every gradient."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def float(self: Self) -> Self:
+        """Cast parameters and buffers to float32 and forget gradients; returns self."""
+        return self._cast(np.float32)
+
+    def double(self: Self) -> Self:
+        """Cast parameters and buffers to float64 and forget gradients; returns self."""
+        return self._cast(np.float64)
+
+    def _cast(self: Self, dtype: Any) -> Self:
+        for _, tensor in self._tensors():
+            tensor.data = tensor.data.astype(dtype)
+            tensor.grad = None
+        return self
+
+    # --- saving and loading -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Parameters and buffers by name, copied: a later training step does not change them."""
+        return {name: np.array(tensor.numpy(), order="C") for name, tensor in self._tensors()}
+
+    def load_state_dict(self, arrays: Mapping[str, Any], strict: bool = True) -> LoadResult:
+        """Copy `arrays` (NumPy arrays or tensors by name) into the parameters and buffers, which keep their dtype.
+
+        Raises CheckpointError with all that is wrong at once, and then changes nothing: missing and unexpected names
+        (if `strict`), and arrays of another shape or not of numbers. Returns the names left aside.
+        """
+        own = dict(self._tensors())
+        missing = [name for name in own if name not in arrays]
+        unexpected = [name for name in arrays if name not in own]
+        values = {name: _to_array(arrays[name]) for name in own if name in arrays}
+        problems = [f"missing: {name} {own[name].shape}" for name in missing if strict]
+        problems += [f"unexpected: {name}" for name in unexpected if strict]
+        for name, value in values.items():
+            if value.dtype.kind not in "fiub":
+                problems.append(f"not numbers: {name} has dtype {value.dtype}")
+            elif value.shape != own[name].shape:
+                problems.append(f"mis-shaped: {name} is {value.shape}, the model has {own[name].shape}")
+        if problems:
+            lines = "\n  ".join(problems)
+            raise CheckpointError(f"the arrays do not fit {type(self).__name__}, nothing was loaded:\n  {lines}")
+        for name in values:
+            check_writable(own[name].data, name)
+        for name, value in values.items():
+            own[name].data[...] = array_module(own[name].data).asarray(value)
+        return LoadResult(missing, unexpected)
+
+    # --- printing -----------------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """What stands in the parentheses of a layer's repr, such as "16, 32, kernel_size=3"."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = [self.extra_repr()] if self.extra_repr() else []
+        children = [f"({name}): {child!r}" for name, child in self.named_children()]
+        if not children:
+            return f"{type(self).__name__}({''.join(lines)})"
+        body = "\n".join(lines + children).replace("\n", "\n  ")
+        return f"{type(self).__name__}(\n  {body}\n)"
+
+
+Item = TypeVar("Item")
+
+
+def _once(named: Iterator[tuple[str, Item]]) -> Iterator[tuple[str, Item]]:
+    """Drop the pairs whose object came before."""
+    seen: set[int] = set()
+    for name, item in named:
+        if id(item) not in seen:
+            seen.add(id(item))
+            yield name, item
+
+
+def _to_array(value: Any) -> np.ndarray:
+    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)

@@ -1,0 +1,65 @@
+"""EMA: an exponential moving average of a model's weights, which often tests better than the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from tinyres.autograd import check_writable
+from tinyres.errors import CheckpointError, UsageError
+from tinyres.kernels.arrays import array_module
+from tinyres.nn import Module
+from tinyres.tensor import Tensor
+
+
+class EMA:
+    """average = decay * average + (1 - decay) * weights at each `update()`, starting from the weights as they are.
+
+    Buffers (the running statistics of batch norm, averages already) are copied at each update.
+    """
+
+    def __init__(self, model: Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UsageError(f"EMA: decay must be within [0, 1), got {decay}")
+        self.model, self.decay = model, decay
+        self._tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._averages = {name: tensor.data.copy() for name, tensor in self._tensors.items()}
+
+    def update(self) -> None:
+        """Take in the model's present weights: call it after each optimizer step."""
+        for name, tensor in self._tensors.items():
+            rate = 1 - self.decay if tensor.requires_grad else 1.0
+            self._averages[name] += rate * (tensor.data - self._averages[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[Module]:
+        """`with ema.applied():` the model has the averaged weights; afterwards its own again, bit for bit."""
+        own = {name: tensor.data.copy() for name, tensor in self._tensors.items()}
+        self._write(self._averages)
+        try:
+            yield self.model
+        finally:
+            self._write(own)
+
+    def _write(self, arrays: Mapping[str, Any]) -> None:
+        for name, tensor in self._tensors.items():
+            check_writable(tensor.data, name)
+        for name, tensor in self._tensors.items():
+            tensor.data[...] = arrays[name]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the averaged weights and of the buffers, by the model's names."""
+        return {name: np.array(Tensor(average).numpy()) for name, average in self._averages.items()}
+
+    def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned. Raises CheckpointError, and changes nothing, if it does not fit."""
+        own = self._averages
+        wrong = [name for name in own if name not in arrays or arrays[name].shape != own[name].shape]
+        wrong += [name for name in arrays if name not in own]
+        if wrong:
+            raise CheckpointError(f"averaged weights missing, unexpected or of another shape: {', '.join(wrong)}")
+        for name, average in own.items():
+            average[...] = array_module(average).asarray(arrays[name])

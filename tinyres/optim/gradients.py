@@ -1,0 +1,35 @@
+"""Keep gradients in bounds before a step (Pascanu et al. 2013, arXiv 1211.5063). Both change `.grad` in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from tinyres.errors import NonFiniteError
+from tinyres.tensor import Tensor
+
+
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients by one number so that their common Euclidean norm is at most `max_norm`; returns the norm
+    before. As in PyTorch, the factor is max_norm / (norm + 1e-6).
+
+    Raises NonFiniteError if the norm is NaN or infinite: no factor would mend such gradients.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = math.sqrt(sum(float((grad.astype(np.float64) ** 2).sum()) for grad in grads))
+    if not math.isfinite(norm):
+        raise NonFiniteError(f"clip_grad_norm_: the gradients' norm is {norm}", op="clip_grad_norm_")
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1:
+        for grad in grads:
+            grad *= factor
+    return norm
+
+
+def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
+    """Move each element of each gradient into [-clip_value, clip_value]."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            np.clip(parameter.grad, -clip_value, clip_value, out=parameter.grad)

@@ -1,0 +1,174 @@
+"""Learning-rate schedules, counted in iterations: call `step()` after each `optimizer.step()`.
+
+`lr_at(step)` is a pure function, the learning rate of the optimizer's first group at an iteration from 0 on; so a
+schedule can be plotted, and resumes exactly. The other groups keep their ratio to the first one.
+Where a name is PyTorch's, so are the meaning and the values.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from tinyres.errors import UsageError
+from tinyres.optim.sgd import SGD
+
+
+class Schedule:
+    """Base: a schedule defines `lr_at`. Each group's learning rate at the start is its `initial_lr`."""
+
+    def __init__(self, optimizer: SGD) -> None:
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        _check_positive(lr=self.base_lr)
+        self.set_step(0)
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate that the first group began with."""
+        return self.optimizer.param_groups[0]["initial_lr"]
+
+    def lr_at(self, step: int) -> float:
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Go on to the next iteration's learning rates."""
+        self.set_step(self.last_step + 1)
+
+    def set_step(self, step: int) -> None:
+        """Set the learning rates of iteration `step`."""
+        self.last_step = step
+        lr = self.lr_at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * (group["initial_lr"] / self.base_lr)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"last_step": self.last_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to the saved iteration. Load the optimizer first: it knows the learning rates at the start."""
+        self.set_step(state["last_step"])
+
+
+class MultiStepLR(Schedule):
+    """The base learning rate times `gamma` once for each milestone passed: the paper's 0.1 at 32k and 48k."""
+
+    def __init__(self, optimizer: SGD, milestones: Sequence[int], gamma: float = 0.1) -> None:
+        self.milestones, self.gamma = sorted(milestones), gamma
+        super().__init__(optimizer)
+
+    def lr_at(self, step: int) -> float:
+        return self.base_lr * self.gamma ** bisect_right(self.milestones, step)
+
+
+class LinearLR(Schedule):
+    """From `start_factor` to `end_factor` times the base learning rate in `total_iters` equal steps, then constant."""
+
+    def __init__(self, optimizer: SGD, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5) -> None:
+        _check_positive(total_iters=total_iters)
+        self.start_factor, self.end_factor, self.total_iters = start_factor, end_factor, total_iters
+        super().__init__(optimizer)
+
+    def lr_at(self, step: int) -> float:
+        return self.base_lr * _linear(self.start_factor, self.end_factor, min(1.0, step / self.total_iters))
+
+
+class CosineAnnealingLR(Schedule):
+    """From the base learning rate to `eta_min` along half a cosine of `T_max` iterations; after that it rises again."""
+
+    def __init__(self, optimizer: SGD, T_max: int, eta_min: float = 0.0) -> None:
+        _check_positive(T_max=T_max)
+        self.T_max, self.eta_min = T_max, eta_min
+        super().__init__(optimizer)
+
+    def lr_at(self, step: int) -> float:
+        return _cosine(self.base_lr, self.eta_min, step / self.T_max)
+
+
+class OneCycleLR(Schedule):
+    """Up from max_lr / div_factor to `max_lr` in the first `pct_start` of `total_steps` iterations, then down to
+    max_lr / div_factor / final_div_factor at the last one, constant from there (Smith and Topin, arXiv 1708.07120).
+
+    With `cycle_momentum` the momentum goes the other way, from `max_momentum` down to `base_momentum` and back. That is
+    PyTorch's default; here the momentum is left alone unless asked.
+    """
+
+    def __init__(
+        self,
+        optimizer: SGD,
+        max_lr: float,
+        total_steps: int,
+        pct_start: float = 0.3,
+        anneal_strategy: str = "cos",
+        cycle_momentum: bool = False,
+        base_momentum: float = 0.85,
+        max_momentum: float = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        _check_positive(total_steps=total_steps, max_lr=max_lr)
+        _check_positive(div_factor=div_factor, final_div_factor=final_div_factor)
+        if not 0 <= pct_start <= 1:
+            raise UsageError(f"pct_start is the rising part of the cycle, within [0, 1], got {pct_start}")
+        if anneal_strategy not in ("cos", "linear"):
+            raise UsageError(f'anneal_strategy must be "cos" or "linear", got {anneal_strategy!r}')
+        self.last, self.peak = total_steps - 1, pct_start * total_steps - 1
+        self.lrs = (max_lr / div_factor, max_lr, max_lr / div_factor / final_div_factor)
+        self.momenta = (max_momentum, base_momentum, max_momentum) if cycle_momentum else None
+        self.anneal = _cosine if anneal_strategy == "cos" else _linear
+        super().__init__(optimizer)
+
+    def lr_at(self, step: int) -> float:
+        return self._between(self.lrs, step)
+
+    def set_step(self, step: int) -> None:
+        super().set_step(step)
+        if self.momenta:
+            for group in self.optimizer.param_groups:
+                group["momentum"] = self._between(self.momenta, step)
+
+    def _between(self, values: tuple[float, float, float], step: int) -> float:
+        """`values` are those at the first step, at the peak (which may lie between two steps) and at the last step."""
+        first, top, end = values
+        step = min(step, self.last)
+        if step == self.peak:
+            return top
+        if step < self.peak:
+            return self.anneal(first, top, step / self.peak)
+        return self.anneal(top, end, (step - self.peak) / (self.last - self.peak))
+
+
+class Warmup(Schedule):
+    """`schedule` with its first `total_iters` learning rates reduced: times `factor` all along ("constant": He et al.
+    train 110 layers so, 0.01 for about 400 iterations), or times a factor that grows evenly from it to 1 ("linear").
+
+    The schedule is not delayed: its milestones count from the first iteration.
+    """
+
+    def __init__(self, schedule: Schedule, total_iters: int, factor: float = 0.1, kind: str = "linear") -> None:
+        _check_positive(total_iters=total_iters)
+        if kind not in ("linear", "constant"):
+            raise UsageError(f'a warm-up is "linear" or "constant", got {kind!r}')
+        self.schedule, self.total_iters, self.factor, self.kind = schedule, total_iters, factor, kind
+        super().__init__(schedule.optimizer)
+
+    def lr_at(self, step: int) -> float:
+        done = min(1.0, step / self.total_iters)
+        grown = done if self.kind == "linear" else math.floor(done)
+        return self.schedule.lr_at(step) * _linear(self.factor, 1.0, grown)
+
+
+def _linear(start: float, end: float, done: float) -> float:
+    return start + (end - start) * done
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number > 0:
+            raise UsageError(f"{name} must be above 0, got {number}")
