@@ -1,0 +1,62 @@
+"""Weight files as dicts of names to NumPy arrays: safetensors, and PyTorch's own formats without PyTorch."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+import numpy as np
+
+from tinyres.errors import CheckpointError
+from tinyres.files import StrPath
+from tinyres.weights.names import map_names
+from tinyres.weights.safetensors_file import parse_safetensors, save_safetensors
+from tinyres.weights.torch_file import parse_torch
+
+__all__ = ["import_weights", "load_file", "map_names", "save_safetensors"]
+
+
+def load_file(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays in a weight file and its metadata (empty for PyTorch's formats, which have none).
+
+    The content decides, not the suffix: safetensors, ``torch.save`` as zip or in the format before PyTorch 1.6.
+    bfloat16 becomes float32, every other type stays.  Nothing that the file asks for is run.
+    Raises CheckpointError with the path and the reason if that cannot be done.
+    """
+    try:
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CheckpointError(f"cannot read {path}: not a file")
+            data = file.read()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        if data[8:9] == b"{":  # the header of safetensors, behind its length; no other format has this here
+            return parse_safetensors(data)
+        if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            return parse_torch(data), {}
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    raise CheckpointError(
+        f"cannot read {path}: it begins with {data[:16]!r}; expected a file of safetensors or of torch.save"
+    )
+
+
+def import_weights(path: StrPath, target: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The weights in a file under our names and in float32, ready for a model with the names and shapes of ``target``.
+
+    Raises CheckpointError as `load_file` and `map_names` do, and if a number is too large for float32.
+    """
+    arrays, _ = load_file(path)
+    try:
+        mapped = map_names(arrays, target)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    with np.errstate(over="raise"):
+        for name, array in mapped.items():
+            try:
+                mapped[name] = array.astype(np.float32)
+            except FloatingPointError:
+                raise CheckpointError(f"{path}: {name} does not fit into float32") from None
+    return mapped

@@ -1,0 +1,106 @@
+"""The names that other CIFAR ResNets give their parameters, mapped to ours.
+
+Ours: ``conv1``, ``bn1``, ``layer{1,2,3}.{block}.conv{1,2}``, ``.bn{1,2}`` (and ``conv3``, ``bn3`` in a bottleneck),
+``.shortcut.0`` (the convolution of a projection), ``.shortcut.1`` (its batch norm), ``fc``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from tinyres.errors import CheckpointError
+from tinyres.weights.common import shown
+
+# What DataParallel, torch.compile and wrapping modules put in front of every name, in any number.
+_PREFIXES = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")
+_RULES = [
+    (re.compile(pattern), ours)
+    for pattern, ours in [
+        (r"^(?:conv|stem\.0|stem\.conv)\.", "conv1."),
+        (r"^(?:bn|stem\.1|stem\.bn)\.", "bn1."),
+        (r"^(layer\d+\.\d+)\.(?:downsample|shortcut)\.(?:0|conv)\.", r"\1.shortcut.0."),
+        (r"^(layer\d+\.\d+)\.(?:downsample|shortcut)\.(?:1|bn)\.", r"\1.shortcut.1."),
+        (r"^(?:linear|classifier|output)\.", "fc."),
+    ]
+]
+_BLOCK = re.compile(r"^layer\d+\.\d+\.")
+_LISTED = 8
+
+
+def map_names(arrays: Mapping[str, np.ndarray], target: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The arrays under our names, in the order of ``target``, which holds the name and shape of each one expected.
+
+    ``num_batches_tracked``, PyTorch's count of steps in a batch norm, is dropped where the target has none.
+    Raises CheckpointError if two arrays map to one name, or listing what is missing, unexpected or of another shape.
+    """
+    sources: dict[str, str] = {}
+    for name in arrays:
+        ours = _our_name(name, target)
+        if ours not in target and ours.endswith("num_batches_tracked"):
+            continue
+        if ours in sources:
+            raise CheckpointError(f"{shown(sources[ours])!r} and {shown(name)!r} both map to {shown(ours)!r}")
+        sources[ours] = name
+
+    missing = [name for name in target if name not in sources]
+    unexpected = [sources[ours] for ours in sources if ours not in target]
+    misshaped = [
+        f"{name} is {arrays[sources[name]].shape}, expected {tuple(shape)}"
+        for name, shape in target.items()
+        if name in sources and arrays[sources[name]].shape != tuple(shape)
+    ]
+    if missing or unexpected or misshaped:
+        raise CheckpointError(
+            f"the weights do not fit the model: {len(missing)} missing, {len(unexpected)} unexpected, "
+            f"{len(misshaped)} of another shape"
+            + _listed("missing", missing)
+            + _listed("unexpected", [shown(name) for name in unexpected])
+            + _listed("of another shape", misshaped)
+            + _hint(sources, target)
+        )
+    return {name: arrays[sources[name]] for name in target}
+
+
+def _our_name(name: str, target: Mapping[str, object]) -> str:
+    """A name that the target has is left alone; the rules are for the others."""
+    if name in target:
+        return name
+    name = _PREFIXES.sub("", name)
+    if name in target:
+        return name
+    for pattern, ours in _RULES:
+        name = pattern.sub(ours, name)
+    return name
+
+
+def _listed(title: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    rest = [f"... and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return f"\n  {title}: " + ", ".join(names[:_LISTED] + rest)
+
+
+def _hint(ours: Iterable[str], target: Iterable[str]) -> str:
+    """What the file seems to be, if its network is not the target's."""
+    file_net, target_net = _describe(ours), _describe(target)
+    if file_net == target_net:
+        return ""
+    return f"\n  the file looks like {file_net}; the model is like {target_net}"
+
+
+def _describe(names: Iterable[str]) -> str:
+    """Which ResNet has these names, by its depth: the convolutions of its blocks, the stem and the head."""
+    layers = [name for name in names if _BLOCK.match(name)]
+    if not layers:
+        return "no ResNet"
+    blocks = {tuple(name.split(".")[:2]) for name in layers}
+    stages = len({stage for stage, _ in blocks})
+    convolutions = 3 if any(".conv3." in name for name in layers) else 2
+    projections = "with" if any(".shortcut." in name for name in layers) else "without"
+    return (
+        f"resnet{len(blocks) * convolutions + 2} ({len(blocks)} blocks in {stages} stages of {convolutions} "
+        f"convolutions, {projections} projection shortcuts)"
+    )
