@@ -12,6 +12,11 @@ import numpy as np
 Pair = tuple[int, int]
 
 
+class BackendError(ValueError):
+    """A backend does not exist, cannot run on this machine, or in strict mode lacks a kernel; or a setting of the kernels
+    makes no sense.  The text says what to do."""
+
+
 def array_module(array: Any) -> Any:
     """NumPy or CuPy, whichever ``array`` belongs to: written ``xp`` wherever code serves both."""
     if type(array).__module__.startswith("cupy"):
@@ -41,8 +46,8 @@ def threads() -> int:
     """How many threads the kernels use: ``TINYRES_THREADS``, or as many as this process may run on."""
     asked = os.environ.get("TINYRES_THREADS", "")
     if asked:
-        if not asked.isdigit() or int(asked) < 1:
-            raise ValueError(f"TINYRES_THREADS is {asked!r}; it must be a whole number from 1 up.")
+        if not (asked.isascii() and asked.isdigit()) or int(asked) < 1:
+            raise BackendError(f"TINYRES_THREADS is {asked!r}; it must be a whole number from 1 up.")
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

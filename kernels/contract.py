@@ -94,6 +94,9 @@ class Kernels(Protocol):
     def add_relu(self, x: Array, y: Array) -> Array:
         """max(x + y, 0), the join that ends a residual block: 3 arrays moved, where two kernels move 5."""
 
+    def accumulate(self, total: Array, x: Array) -> None:
+        """total += x, in place: how cotangents meet where a block's input forks."""
+
     # --- pooling and the parameter-free shortcut ---
 
     def max_pool2d(self, x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:

@@ -10,16 +10,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from tinyres.kernels.arrays import BackendError
 from tinyres.kernels.contract import NAMES, Unsupported
-
-
-class BackendError(Exception):
-    """A backend does not exist, cannot run on this machine, or in strict mode lacks a kernel; the text says what to do."""
-
 
 # name: (module with its kernels, what it is)
 BACKENDS = {
     "numpy": ("tinyres.kernels.reference", "NumPy: the reference, on any machine"),
+    "numba": ("tinyres.kernels.cpu", "Numba: SIMD code compiled for this machine's CPU, on all cores"),
 }
 DEFAULT = "numpy"
 
@@ -75,7 +72,11 @@ def current() -> Backend:
     """The backend in use: the last `use_backend`, else ``TINYRES_BACKEND``, else the default."""
     global _current
     if _current is None:
-        _current = _load(os.environ.get("TINYRES_BACKEND") or DEFAULT)
+        name = os.environ.get("TINYRES_BACKEND") or DEFAULT
+        try:
+            _current = _load(name)
+        except BackendError as error:
+            raise BackendError(f"{error} It was named by TINYRES_BACKEND." if name != DEFAULT else str(error)) from None
     return _current
 
 

@@ -14,12 +14,14 @@ import itertools
 import threading
 import traceback
 import weakref
+from collections import deque
 from typing import Any
 
 import numpy as np
 
 from tinyres.errors import GraphError, NonFiniteError, ShapeError
 from tinyres.kernels import dispatch
+from tinyres.kernels.arrays import array_module
 
 _state = threading.local()
 
@@ -70,6 +72,7 @@ def detect_anomaly() -> _Setting:
 
 _locked: dict[int, "_Lock"] = {}  # by id of the array
 _lock_guard = threading.Lock()
+_to_unlock: deque[list[np.ndarray]] = deque()
 
 
 class _Lock:
@@ -87,26 +90,49 @@ def _lock(arrays: tuple[Any, ...]) -> list[np.ndarray]:
     with _lock_guard:
         for array in arrays:
             while isinstance(array, np.ndarray):
-                if id(array) in _locked or array.flags.writeable:
+                if id(array) in _locked or (array.flags.writeable and _may_become_writable(array)):
                     lock = _locked.get(id(array)) or _locked.setdefault(id(array), _Lock(array))
                     lock.holders += 1
                     taken.append(array)
                 array = array.base
+    _unlock([])  # what could not be unlocked meanwhile
     return taken
 
 
+def _may_become_writable(array: np.ndarray) -> bool:
+    """Whether NumPy would make it writable again: at the bottom is an array, or something that allows it."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    try:
+        return isinstance(owner, np.ndarray) or not memoryview(owner).readonly
+    except TypeError:
+        return False
+
+
 def _unlock(taken: list[np.ndarray]) -> None:
-    with _lock_guard:
-        for array in reversed(taken):
-            lock = _locked[id(array)]
-            lock.holders -= 1
-            if lock.holders == 0:
-                del _locked[id(array)]
-                for free in (array, *lock.waiting):
-                    if id(free.base) in _locked:
-                        _locked[id(free.base)].waiting.append(free)
-                    else:
-                        free.flags.writeable = True
+    """Undoes `_lock`.  The garbage collector may call this in the midst of `_lock`, in the same thread: then it cannot
+    wait, and leaves the work to whoever holds the guard."""
+    _to_unlock.append(taken)
+    while _to_unlock and _lock_guard.acquire(blocking=False):
+        try:
+            while _to_unlock:
+                for array in reversed(_to_unlock.popleft()):
+                    _let_go(array)
+        finally:
+            _lock_guard.release()
+
+
+def _let_go(array: np.ndarray) -> None:
+    lock = _locked[id(array)]
+    lock.holders -= 1
+    if lock.holders == 0:
+        del _locked[id(array)]
+        for free in (array, *lock.waiting):
+            if id(free.base) in _locked:
+                _locked[id(free.base)].waiting.append(free)
+            else:
+                free.flags.writeable = True
 
 
 def check_writable(array: Any, name: str = "this array") -> None:
@@ -158,9 +184,14 @@ class Function:
     """An operation: ``forward(ctx, *arrays, **attributes)`` returns an array, ``backward(ctx, dy)`` the cotangents of the
     inputs (one array, or a tuple with None where none is needed).
 
+    An operation whose backward returns only arrays that it has just made says so with ``fresh``: then what else arrives
+    at an input may be added to them in place.
+
     Both are static.  ``ctx.save(...)`` keeps what backward needs, ``ctx.saved`` gives it back, ``ctx.needs_input_grad``
     says for which inputs a cotangent is wanted, ``ctx.kernels`` is the backend.  A cotangent may be lent to several
     inputs at once, so neither ``backward`` nor anyone else writes into one that it was given."""
+
+    fresh = False
 
     @staticmethod
     def forward(ctx: Any, *arrays: Any, **attributes: Any) -> Any:
@@ -181,11 +212,11 @@ class Function:
         data = cls.forward(node, *(t.data for t in inputs), **attributes)
         if getattr(_state, "anomaly", False):
             _check_finite(data, cls, "forward pass", node.where)
-        result = Tensor(data)
+        result = Tensor(array_module(data).asarray(data))  # (NumPy makes a scalar of a sum)
         if record:
             node.edges = tuple((t.node or t) if t.requires_grad else None for t in inputs)
             node.rank = 1 + max(t.node.rank if t.node else 0 for t in inputs)
-            node.output = (data.shape, data.dtype)
+            node.output = (result.shape, result.dtype)
             result.node, result.requires_grad = node, True
         return result
 
@@ -196,9 +227,10 @@ def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> N
     ``gradient`` is the cotangent to start from, of the tensor's shape; a tensor of one element needs none.  The graph is
     freed on the way, unless ``retain_graph``.  Raises `GraphError` for a graph that is freed or was never recorded.
 
-    The table of cotangents holds (array, owned).  The first that arrives at a node is borrowed: an addition lends the
-    same array to both of its inputs.  The second allocates the sum, which the table owns; later ones add to it in place.
-    An engine that always added in place would be wrong on the smallest diamond, ``x + x``."""
+    The table of cotangents holds (array, owned).  One that arrives at a node is borrowed: an addition lends the same
+    array to both of its inputs.  Only the result of an operation that is ``fresh`` is owned.  Two that are borrowed make
+    a new array, which is owned; to one that is owned, others are added in place.  An engine that always added in place
+    would be wrong on the smallest diamond, ``x + x``."""
     gradient = _starting_cotangent(tensor, gradient)
     if tensor.node is None:
         _accumulate(tensor, gradient)
@@ -218,13 +250,21 @@ def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> N
             if not isinstance(edge, Node):
                 _accumulate(edge, dx)
             elif edge not in table:
-                table[edge] = (dx, False)
+                table[edge] = (dx, node.function.fresh)
                 heapq.heappush(heap, (-edge.rank, next(order), edge))
             else:
-                total, owned = table[edge]
-                table[edge] = (np.add(total, dx, out=total) if owned else total + dx, True)
+                table[edge] = (_sum(table[edge], (dx, node.function.fresh), node.kernels), True)
         if not retain_graph:
             node.free()
+
+
+def _sum(first: tuple[Any, bool], second: tuple[Any, bool], kernels: Any) -> Any:
+    """The sum of two cotangents, in the place of one that is owned if there is one."""
+    (total, owned), (other, _) = (first, second) if first[1] else (second, first)
+    if not owned:
+        return array_module(total).asarray(total + other)
+    kernels.accumulate(total, other)
+    return total
 
 
 def _starting_cotangent(tensor: Any, gradient: Any) -> Any:
@@ -239,8 +279,8 @@ def _starting_cotangent(tensor: Any, gradient: Any) -> Any:
                 f"backward() without a gradient needs a tensor of one element, and this one has shape {tensor.shape}. "
                 "Reduce it first, for example by .sum() or .mean(), or pass the cotangent: backward(gradient)."
             )
-        return tensor.data * 0 + 1
-    gradient = getattr(gradient, "data", gradient) if not isinstance(gradient, np.ndarray) else gradient
+        return array_module(tensor.data).ones_like(tensor.data)
+    gradient = array_module(tensor.data).asarray(gradient.data if isinstance(gradient, type(tensor)) else gradient)
     if gradient.shape != tensor.shape:
         raise ShapeError(f"backward: the gradient has shape {gradient.shape}, the tensor {tensor.shape}; they must agree.")
     return gradient.astype(tensor.dtype, copy=False)
@@ -274,7 +314,7 @@ def _cotangents(node: Node, dy: Any) -> tuple[Any, ...]:
 def _accumulate(tensor: Any, gradient: Any) -> None:
     """Adds to ``tensor.grad``.  The first one is copied, since it may be lent to others."""
     if tensor.grad is None:
-        tensor.grad = gradient.copy()
+        tensor.grad = array_module(gradient).array(gradient)
     else:
         tensor.grad += gradient
 
@@ -292,9 +332,10 @@ def _caller() -> str:
 
 
 def _check_finite(array: Any, function: type[Function], phase: str, where: str) -> None:
-    if array.dtype.kind != "f" or bool((array - array == 0).all()):
+    xp = array_module(array)
+    if array.dtype.kind != "f" or bool(xp.isfinite(array).all()):
         return
-    what = "NaN" if bool((array != array).any()) else "infinity"
+    what = "NaN" if bool(xp.isnan(array).any()) else "infinity"
     raise NonFiniteError(
         f"{function.__name__} made a {what} in its {phase} (shape {array.shape}), called at {where or 'an unknown place'}.",
         op=function.__name__,

@@ -11,13 +11,13 @@ import numpy as np
 from tinyres import ops
 from tinyres.kernels.arrays import array_module
 from tinyres.random import default_generator
-from tinyres.tensor import Tensor
+from tinyres.tensor import Tensor, tensor
 
 Size = int | tuple[int, int]
 
 
 def _t(x: Any) -> Tensor:
-    return x if isinstance(x, Tensor) else Tensor(x if hasattr(x, "dtype") else np.asarray(x, np.float32))
+    return x if isinstance(x, Tensor) else Tensor(x) if hasattr(x, "dtype") else tensor(x)
 
 
 def _array(x: Any) -> Any:

@@ -163,7 +163,10 @@ class Tensor:
     def transpose(self, dim0: int, dim1: int) -> "Tensor":
         """Two axes exchanged."""
         dims = list(range(self.ndim))
-        dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+        try:
+            dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+        except IndexError:
+            raise ShapeError(f"transpose: {dim0} and {dim1} must be axes of the tensor, of shape {self.shape}.") from None
         return self.permute(*dims)
 
     @property
@@ -183,9 +186,13 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     float16 and other kinds of float become float32."""
     array = data.data if isinstance(data, Tensor) else data
     if not hasattr(array, "dtype"):
-        array = np.asarray(array)
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise ShapeError(f"tensor(): the rows of a nested list must have one length; {error}") from None
         if array.dtype.kind == "f" and dtype is None:
             array = array.astype(np.float32)
+    array = array_module(array).asarray(array)
     if dtype is None and array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
         dtype = np.float32
     if array.dtype.kind not in "fiub":
@@ -199,7 +206,7 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
         return value
     if isinstance(value, int | float):
         return Tensor(array_module(like.data).asarray(value, like.dtype if like.dtype.kind == "f" else None))
-    return Tensor(value if hasattr(value, "dtype") else np.asarray(value))
+    return Tensor(value) if hasattr(value, "dtype") else tensor(value)
 
 
 from tinyres import ops  # noqa: E402  (the operators need the ops, and the ops the tensor)

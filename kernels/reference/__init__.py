@@ -6,7 +6,7 @@ cache when the next step reads it."""
 
 from tinyres.kernels.reference.augment import crop_flip
 from tinyres.kernels.reference.conv import conv2d, conv2d_backward_input, conv2d_backward_weight
-from tinyres.kernels.reference.elementwise import add_relu, relu, relu6, relu6_backward, relu_backward
+from tinyres.kernels.reference.elementwise import accumulate, add_relu, relu, relu6, relu6_backward, relu_backward
 from tinyres.kernels.reference.linear import (
     linear,
     linear_backward_bias,
@@ -28,7 +28,8 @@ from tinyres.kernels.reference.pool import (
 from tinyres.kernels.reference.update import sgd
 
 __all__ = [
-    "add_relu", "avg_pool2d", "avg_pool2d_backward", "batch_norm", "batch_norm_backward", "batch_norm_inference",
+    "accumulate", "add_relu", "avg_pool2d", "avg_pool2d_backward", "batch_norm", "batch_norm_backward",
+    "batch_norm_inference",
     "conv2d", "conv2d_backward_input", "conv2d_backward_weight", "crop_flip", "cross_entropy", "cross_entropy_backward",
     "global_avg_pool2d", "global_avg_pool2d_backward", "linear", "linear_backward_bias", "linear_backward_input",
     "linear_backward_weight", "max_pool2d", "max_pool2d_backward", "relu", "relu6", "relu6_backward", "relu_backward",

@@ -34,6 +34,10 @@ def add_relu(x: Any, y: Any) -> Any:
     return _map(join, x, y)
 
 
+def accumulate(total: Any, x: Any) -> None:
+    np.add(total, x, out=total)
+
+
 def _map(write: Callable[..., Any], *inputs: Any) -> Any:
     """A new array, laid out as the first input, that ``write(out, *inputs)`` fills block by block."""
     first = inputs[0]

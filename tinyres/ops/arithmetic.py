@@ -1,10 +1,13 @@
 """Addition, subtraction, multiplication, division, powers and matrix products, with NumPy's broadcasting."""
 
+import numbers
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tinyres.autograd import Function
+from tinyres.errors import ShapeError
 from tinyres.ops.check import fail
 
 Like = tuple[tuple[int, ...], Any]  # what is kept of an operand whose values backward does not need: shape and dtype
@@ -21,6 +24,12 @@ def unbroadcast(da: Any, a: Like) -> Any:
         da = da.sum(axis=tuple(range(da.ndim - len(shape))))
         da = da.sum(axis=tuple(i for i, k in enumerate(shape) if k == 1 and da.shape[i] != 1), keepdims=True)
     return da.astype(dtype, copy=False)
+
+
+def both(ctx: Any, da: Callable[[], Any], db: Callable[[], Any]) -> tuple[Any, Any]:
+    """The cotangents of two operands; that of one that needs none (a number, labels) is not computed."""
+    need_a, need_b = ctx.needs_input_grad
+    return da() if need_a else None, db() if need_b else None
 
 
 def _check_broadcast(op: str, a: Any, b: Any) -> None:
@@ -42,7 +51,7 @@ class Add(Function):
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         a, b = ctx.operands
-        return unbroadcast(dy, a), unbroadcast(dy, b)
+        return both(ctx, lambda: unbroadcast(dy, a), lambda: unbroadcast(dy, b))
 
 
 class Sub(Function):
@@ -57,7 +66,7 @@ class Sub(Function):
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         a, b = ctx.operands
-        return unbroadcast(dy, a), unbroadcast(-dy, b)
+        return both(ctx, lambda: unbroadcast(dy, a), lambda: unbroadcast(-dy, b))
 
 
 class Mul(Function):
@@ -72,7 +81,7 @@ class Mul(Function):
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         a, b = ctx.saved
-        return unbroadcast(dy * b, like(a)), unbroadcast(dy * a, like(b))
+        return both(ctx, lambda: unbroadcast(dy * b, like(a)), lambda: unbroadcast(dy * a, like(b)))
 
 
 class Div(Function):
@@ -87,7 +96,7 @@ class Div(Function):
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         a, b = ctx.saved
-        return unbroadcast(dy / b, like(a)), unbroadcast(-dy * a / (b * b), like(b))
+        return both(ctx, lambda: unbroadcast(dy / b, like(a)), lambda: unbroadcast(-dy * a / (b * b), like(b)))
 
 
 class Neg(Function):
@@ -107,9 +116,11 @@ class Pow(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Any, *, exponent: float) -> Any:
+        if not isinstance(exponent, numbers.Real):
+            raise ShapeError(f"pow: the exponent must be a number, got {type(exponent).__name__}.")
         ctx.save(a)
-        ctx.exponent = exponent
-        return a**exponent
+        ctx.exponent = float(exponent)
+        return a**ctx.exponent
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
@@ -137,6 +148,8 @@ class MatMul(Function):
         columns = b if b.ndim > 1 else b[:, None]
         dy = dy if b.ndim > 1 else dy[..., None]
         dy = dy if a.ndim > 1 else dy[..., None, :]
-        da = unbroadcast(dy @ columns.swapaxes(-1, -2), like(rows))
-        db = unbroadcast(rows.swapaxes(-1, -2) @ dy, like(columns))
-        return da.reshape(a.shape), db.reshape(b.shape)
+        return both(
+            ctx,
+            lambda: unbroadcast(dy @ columns.swapaxes(-1, -2), like(rows)).reshape(a.shape),
+            lambda: unbroadcast(rows.swapaxes(-1, -2) @ dy, like(columns)).reshape(b.shape),
+        )

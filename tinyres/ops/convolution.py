@@ -22,6 +22,8 @@ class Conv2d(Function):
     Where (H + 2 p - d (KH - 1) - 1) is no multiple of s, the last rows of x are in no window and their dx is 0.
     Keeps x and w: no columns."""
 
+    fresh = True
+
     @staticmethod
     def forward(
         ctx: Any, x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1

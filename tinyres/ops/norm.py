@@ -20,6 +20,8 @@ class BatchNorm(Function):
 
     Keeps x, weight, the statistics and, with a ReLU, y."""
 
+    fresh = True
+
     @staticmethod
     def forward(
         ctx: Any, x: Any, weight: Any, bias: Any, residual: Any = None, *, running_mean: Any, running_var: Any,
@@ -45,15 +47,16 @@ class BatchNorm(Function):
             mean, var = running_mean.copy(), running_var.copy()
             y = ctx.kernels.batch_norm_inference(images, weight, bias, mean, var, eps, joined, relu)
         ctx.options = (eps, training, joined is not None)
-        ctx.save(images, y if relu else images[:0], weight, mean, var)
-        return y.reshape(x.shape)
+        y = y if x.ndim == 4 else y.reshape(x.shape)
+        ctx.save(x, y if relu else None, weight, mean, var)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         (x, y, weight, mean, var), (eps, training, residual) = ctx.saved, ctx.options
-        dz = dy.reshape(x.shape)
+        dz, x, y = (a if a is None or a.ndim == 4 else a[:, :, None, None] for a in (dy, x, y))
         dx, dweight, dbias, joined = ctx.kernels.batch_norm_backward(
-            dz, x, y if len(y) else None, weight, mean, var, eps, training, residual
+            dz, x, y, weight, mean, var, eps, training, residual
         )
         grads = dx.reshape(dy.shape), dweight, dbias
         return (*grads, joined.reshape(dy.shape)) if residual else grads

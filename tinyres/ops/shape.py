@@ -38,7 +38,7 @@ class Mean(Function):
     @staticmethod
     def forward(ctx: Any, x: Any, *, dim: Any, keepdim: bool) -> Any:
         axes = _axes("mean", x, dim)
-        ctx.terms = x.dtype.type(math.prod(x.shape[i] for i in axes))
+        ctx.terms = math.prod(x.shape[i] for i in axes)
         return Sum.forward(ctx, x, dim=axes, keepdim=keepdim) / ctx.terms
 
     @staticmethod

@@ -1,0 +1,100 @@
+"""Memory for results, used again and again.
+
+A fresh array of some megabytes costs more than what a kernel does with it: the system hands it out page by page, each
+page through a fault that also clears it.  A training step asks for the same sizes every time, so memory that nobody
+looks at any more comes back here and is handed out again, most recently used first, while it may still be in the cache.
+
+Memory counts as used until the array that `empty` returned *and every view of it* are gone.  Each array has an owner at
+the bottom of its chain of bases, an object that no view can drop; its finaliser gives the memory back.  Free memory is in
+lists whose `append` and `pop` are atomic, so that a finaliser, which may run in any thread at any moment, takes no lock.
+"""
+
+import ctypes
+import functools
+import math
+import mmap
+import threading
+from typing import Any
+
+import numpy as np
+
+PAGE = 4096
+HUGE = 1 << 22  # bytes from which huge pages pay
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
+_guard = threading.Lock()  # for _held and _owners
+_held = 0
+_owners: list[Any] = []  # the type of owner of each size, with its list of free memory
+
+
+def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """A C-contiguous array of any content, aligned to a page."""
+    dtype = np.dtype(dtype)
+    owner_of_size = _owner(_rounded(math.prod(shape) * dtype.itemsize))
+    try:
+        memory = owner_of_size.free.pop()
+    except IndexError:
+        memory = _map(owner_of_size.size)
+    owner = owner_of_size.from_buffer(memory)
+    owner.memory = memory
+    return np.ndarray(shape, dtype, buffer=owner)
+
+
+def empty_images(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """The same for images (N, C, H, W): laid out channels-last."""
+    n, c, h, w = shape
+    return empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+
+
+def trim() -> int:
+    """Gives all memory that is free back to the system; returns how many bytes."""
+    global _held
+    released = 0
+    with _guard:
+        for owner in _owners:
+            while owner.free:
+                try:
+                    owner.free.pop()
+                except IndexError:  # another thread took the last one
+                    break
+                released += owner.size
+        _held -= released
+    return released
+
+
+def statistics() -> dict[str, int]:
+    """Bytes ``held`` from the system, and of these ``in_use`` by arrays that are alive."""
+    with _guard:
+        return {"held": _held, "in_use": _held - sum(len(owner.free) * owner.size for owner in _owners)}
+
+
+def _rounded(size: int) -> int:
+    """Up to the next of eight steps between powers of two: sizes that are close share memory, at most 1/8 lies idle."""
+    step = max(PAGE, 1 << max(size.bit_length() - 4, 0))
+    return max(-(-size // step), 1) * step
+
+
+@functools.cache
+def _owner(size: int) -> Any:
+    """The type of the owners of ``size`` bytes: a ctypes array, which NumPy can ask whether its memory is writable."""
+
+    def give_back(self: Any) -> None:
+        self.free.append(self.memory)
+
+    with _guard:
+        for owner in _owners:  # two threads that come here at once get one type
+            if owner.size == size:
+                return owner
+        name = f"Memory{size}"
+        _owners.append(type(name, (ctypes.c_char * size,), {"size": size, "free": [], "__del__": give_back}))
+        return _owners[-1]
+
+
+def _map(size: int) -> mmap.mmap:
+    global _held
+    memory = mmap.mmap(-1, size, **_PRIVATE)
+    if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    with _guard:
+        _held += size
+    return memory

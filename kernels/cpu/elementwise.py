@@ -1,0 +1,100 @@
+"""ReLU, ReLU6 and the residual join: one pass over memory, by any number of threads.
+
+Comparisons are written so that a NaN, for which all of them are false, comes out as itself.  Masks are multiplied, as the
+reference does it: a NaN or an infinity in a cotangent does not vanish where the mask is 0."""
+
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.arrays import channels_last
+from tinyres.kernels.contract import Unsupported
+from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu.runtime import CHUNK, Kernel, check, chunks, numbers
+
+Array = Any
+
+
+def relu(x: Array) -> Array:
+    return _map(_relu, x)
+
+
+def relu_backward(dy: Array, y: Array) -> Array:
+    return _map(_relu_backward, dy, y)
+
+
+def relu6(x: Array) -> Array:
+    return _map(_relu6, x)
+
+
+def relu6_backward(dy: Array, y: Array) -> Array:
+    return _map(_relu6_backward, dy, y)
+
+
+def add_relu(x: Array, y: Array) -> Array:
+    return _map(_add_relu, x, y)
+
+
+def accumulate(total: Array, x: Array) -> None:
+    check(total, x)
+    if total.shape != x.shape or total.ndim != 4 or not total.transpose(0, 2, 3, 1).flags.c_contiguous:
+        raise Unsupported("arrays that are not images of one shape, channels last")
+    _accumulate(chunks(total.size), [total, channels_last(x)], [total.size])
+
+
+def _map(kernel: Kernel, *inputs: Array) -> Array:
+    check(*inputs)
+    if any(a.shape != inputs[0].shape for a in inputs):
+        raise Unsupported("arrays of different shapes")
+    shape, dtype = inputs[0].shape, inputs[0].dtype
+    if len(shape) == 4:
+        out = buffers.empty_images(shape, dtype)
+        flat = [channels_last(a) for a in inputs]
+    else:
+        out = buffers.empty(shape, dtype)
+        flat = [np.ascontiguousarray(a) for a in inputs]
+    kernel(chunks(out.size), [out, *flat], [out.size])
+    return out
+
+
+@Kernel
+def _relu(a: Any, index: int, scratch: Any) -> None:
+    y, x, size = a[0], a[1], numbers(a)[2]
+    for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
+        y[i] = 0 if x[i] <= 0 else x[i]
+
+
+@Kernel
+def _relu_backward(a: Any, index: int, scratch: Any) -> None:
+    dx, dy, y, size = a[0], a[1], a[2], numbers(a)[3]
+    for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
+        dx[i] = dy[i] * (y[i] > 0)
+
+
+@Kernel
+def _relu6(a: Any, index: int, scratch: Any) -> None:
+    y, x, size = a[0], a[1], numbers(a)[2]
+    for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
+        y[i] = 0 if x[i] <= 0 else 6 if x[i] >= 6 else x[i]
+
+
+@Kernel
+def _relu6_backward(a: Any, index: int, scratch: Any) -> None:
+    dx, dy, y, size = a[0], a[1], a[2], numbers(a)[3]
+    for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
+        dx[i] = dy[i] * ((y[i] > 0) & (y[i] < 6))
+
+
+@Kernel
+def _add_relu(a: Any, index: int, scratch: Any) -> None:
+    z, x, y, size = a[0], a[1], a[2], numbers(a)[3]
+    for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
+        total = x[i] + y[i]
+        z[i] = 0 if total <= 0 else total
+
+
+@Kernel
+def _accumulate(a: Any, index: int, scratch: Any) -> None:
+    total, x, size = a[0], a[1], numbers(a)[2]
+    for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
+        total[i] += x[i]

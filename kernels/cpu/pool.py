@@ -1,0 +1,223 @@
+"""Pooling, and the shortcut that has no parameters.  An index is an image; inner loops run along the channels, which lie
+side by side in memory."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from tinyres.kernels.arrays import Pair, channels_last, output_size
+from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu.runtime import Kernel, address, at, check, numbers, pointer
+
+Array = Any
+Shape = tuple[int, ...]
+
+
+def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
+    check(x)
+    sizes = _sizes(x.shape, kernel, stride, padding)
+    y = buffers.empty_images((*x.shape[:2], *sizes[3:5]), x.dtype)
+    index = buffers.empty_images(y.shape, np.int32)
+    _max_pool(len(x), [y, channels_last(x)], [*sizes, address(index)])
+    return y, index
+
+
+def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    check(dy)
+    dx = buffers.empty_images(x_shape, dy.dtype)
+    index = np.ascontiguousarray(channels_last(index), np.int32)
+    _max_pool_backward(len(dx), [dx, channels_last(dy)], [*_sizes(x_shape, kernel, stride, padding), address(index)])
+    return dx
+
+
+def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    check(x)
+    sizes = _sizes(x.shape, kernel, stride, padding)
+    y = buffers.empty_images((*x.shape[:2], *sizes[3:5]), x.dtype)
+    _avg_pool(len(x), [y, channels_last(x)], sizes)
+    return y
+
+
+def avg_pool2d_backward(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    check(dy)
+    dx = buffers.empty_images(x_shape, dy.dtype)
+    _avg_pool_backward(len(dx), [dx, channels_last(dy)], _sizes(x_shape, kernel, stride, padding))
+    return dx
+
+
+def global_avg_pool2d(x: Array) -> Array:
+    check(x)
+    n, c, h, w = x.shape
+    y = np.empty((n, c), x.dtype)
+    sums = np.empty((n, c))
+    _global_avg_pool(n, [y, channels_last(x)], [c, h * w, address(sums)])
+    return y
+
+
+def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
+    check(dy)
+    dx = buffers.empty_images(x_shape, dy.dtype)
+    n, c, h, w = x_shape
+    _global_avg_pool_backward(n, [dx, np.ascontiguousarray(dy)], [c, h * w])
+    return dx
+
+
+def subsample_pad(x: Array, out_channels: int, stride: int) -> Array:
+    check(x)
+    n, c, h, w = x.shape
+    y = buffers.empty_images((n, out_channels, -(-h // stride), -(-w // stride)), x.dtype)
+    _subsample(n, [y, channels_last(x)], [h, w, c, out_channels, stride])
+    return y
+
+
+def subsample_pad_backward(dy: Array, x_shape: Shape, stride: int) -> Array:
+    check(dy)
+    n, c, h, w = x_shape
+    dx = buffers.empty_images(x_shape, dy.dtype)
+    _subsample_backward(n, [dx, channels_last(dy)], [h, w, c, dy.shape[1], stride])
+    return dx
+
+
+def _sizes(x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> tuple[int, ...]:
+    """(H, W, C, OH, OW, KH, KW, stride, stride, padding, padding)"""
+    out = [output_size(x_shape[i + 2], kernel[i], stride[i], padding[i]) for i in (0, 1)]
+    return (*x_shape[2:], x_shape[1], *out, *kernel, *stride, *padding)
+
+
+@Kernel
+def _max_pool(a: Any, index: int, scratch: Any) -> None:
+    n = numbers(a)
+    h, w, c, oh, ow, kh, kw, sh, sw, ph, pw = n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]
+    x = at(a[1], index * h * w * c)
+    for i in range(oh):
+        for j in range(ow):
+            place = ((index * oh + i) * ow + j) * c
+            y, where = at(a[0], place), at(pointer(n[13], types.int32), place)
+            for k in range(c):
+                y[k], where[k] = -math.inf, 0
+            for tap in range(kh * kw):
+                row, column = i * sh - ph + tap // kw, j * sw - pw + tap % kw
+                if 0 <= row < h and 0 <= column < w:
+                    value = at(x, (row * w + column) * c)
+                    for k in range(c):
+                        v, best = value[k], y[k]
+                        better = (v > best) | ((v != v) & (best == best))  # a NaN wins over a number
+                        y[k] = v if better else best
+                        where[k] = tap if better else where[k]
+
+
+@Kernel
+def _max_pool_backward(a: Any, index: int, scratch: Any) -> None:
+    n = numbers(a)
+    h, w, c, oh, ow, kh, kw, sh, sw, ph, pw = n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]
+    dx = at(a[0], index * h * w * c)
+    for i in range(h * w * c):
+        dx[i] = 0
+    for i in range(oh):
+        for j in range(ow):
+            place = ((index * oh + i) * ow + j) * c
+            dy, where = at(a[1], place), at(pointer(n[13], types.int32), place)
+            for tap in range(kh * kw):
+                row, column = i * sh - ph + tap // kw, j * sw - pw + tap % kw
+                if 0 <= row < h and 0 <= column < w:
+                    target = at(dx, (row * w + column) * c)
+                    for k in range(c):
+                        target[k] += dy[k] if where[k] == tap else 0
+
+
+@Kernel
+def _avg_pool(a: Any, index: int, scratch: Any) -> None:
+    n = numbers(a)
+    h, w, c, oh, ow, kh, kw, sh, sw, ph, pw = n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]
+    x = at(a[1], index * h * w * c)
+    for i in range(oh):
+        for j in range(ow):
+            y = at(a[0], ((index * oh + i) * ow + j) * c)
+            for k in range(c):
+                y[k] = 0
+            for row in range(max(i * sh - ph, 0), min(i * sh - ph + kh, h)):
+                for column in range(max(j * sw - pw, 0), min(j * sw - pw + kw, w)):
+                    value = at(x, (row * w + column) * c)
+                    for k in range(c):
+                        y[k] += value[k]
+            for k in range(c):
+                y[k] /= kh * kw
+
+
+@Kernel
+def _avg_pool_backward(a: Any, index: int, scratch: Any) -> None:
+    n = numbers(a)
+    h, w, c, oh, ow, kh, kw, sh, sw, ph, pw = n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]
+    dx = at(a[0], index * h * w * c)
+    for i in range(h * w * c):
+        dx[i] = 0
+    for i in range(oh):
+        for j in range(ow):
+            dy = at(a[1], ((index * oh + i) * ow + j) * c)
+            for row in range(max(i * sh - ph, 0), min(i * sh - ph + kh, h)):
+                for column in range(max(j * sw - pw, 0), min(j * sw - pw + kw, w)):
+                    target = at(dx, (row * w + column) * c)
+                    for k in range(c):
+                        target[k] += dy[k] / (kh * kw)
+
+
+@Kernel
+def _global_avg_pool(a: Any, index: int, scratch: Any) -> None:
+    n = numbers(a)
+    c, pixels = n[2], n[3]
+    y, x, sums = at(a[0], index * c), at(a[1], index * pixels * c), at(pointer(n[4], types.float64), index * c)
+    for k in range(c):
+        sums[k] = 0
+    for i in range(pixels):
+        pixel = at(x, i * c)
+        for k in range(c):
+            sums[k] += pixel[k]
+    for k in range(c):
+        y[k] = sums[k] / pixels
+
+
+@Kernel
+def _global_avg_pool_backward(a: Any, index: int, scratch: Any) -> None:
+    n = numbers(a)
+    c, pixels = n[2], n[3]
+    dx, dy = at(a[0], index * pixels * c), at(a[1], index * c)
+    for i in range(pixels):
+        pixel = at(dx, i * c)
+        for k in range(c):
+            pixel[k] = dy[k] / pixels
+
+
+@Kernel
+def _subsample(a: Any, index: int, scratch: Any) -> None:
+    n = numbers(a)
+    h, w, c, out_channels, stride = n[2], n[3], n[4], n[5], n[6]
+    oh, ow, before = -(-h // stride), -(-w // stride), (out_channels - c) // 2
+    for i in range(oh):
+        for j in range(ow):
+            y = at(a[0], ((index * oh + i) * ow + j) * out_channels)
+            x = at(a[1], ((index * h + i * stride) * w + j * stride) * c)
+            for k in range(before):
+                y[k] = 0
+            for k in range(c):
+                y[before + k] = x[k]
+            for k in range(before + c, out_channels):
+                y[k] = 0
+
+
+@Kernel
+def _subsample_backward(a: Any, index: int, scratch: Any) -> None:
+    n = numbers(a)
+    h, w, c, out_channels, stride = n[2], n[3], n[4], n[5], n[6]
+    oh, ow, before = -(-h // stride), -(-w // stride), (out_channels - c) // 2
+    for i in range(h):
+        for j in range(w):
+            dx = at(a[0], ((index * h + i) * w + j) * c)
+            if i % stride == 0 and j % stride == 0:
+                dy = at(a[1], ((index * oh + i // stride) * ow + j // stride) * out_channels)
+                for k in range(c):
+                    dx[k] = dy[before + k]
+            else:
+                for k in range(c):
+                    dx[k] = 0

@@ -1,0 +1,212 @@
+"""How compiled jobs run: on addresses, spread over threads of our own.
+
+A job is a C function ``job(parameters, index, scratch)``: ``parameters`` points at a table of 64-bit words, ``index`` says
+which part of the work to do, ``scratch`` is memory that belongs to the running thread.  `spread` hands out the indices
+0 .. count - 1: each thread takes the next one when it is done with the last.  What an index stands for does not depend on
+the threads, so neither do the bits of a result.
+
+Numba's own parallel loops are not used.  They wait until every thread has woken up, which on a busy machine takes longer
+than the work (here the caller does all that nobody else has taken); two Python threads may not run them at once, and a
+forked process may not run them at all.
+
+A `Kernel` is a job written in Python on typed pointers, compiled once for float32 and once for float64.
+"""
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.extending import register_jitable
+
+from tinyres.kernels.arrays import threads
+from tinyres.kernels.contract import Unsupported
+from tinyres.kernels.cpu import buffers
+
+CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
+SPINS = 2000  # looks at the counter, about 20 us, before the caller lets others have its core
+WORDS = np.dtype(np.int64)
+I64 = ir.IntType(64)
+intrinsic: Any = numba.extending.intrinsic  # (its own type makes callers pass the typing context)
+config: Any = numba.config
+
+
+# --- what jobs are written with --------------------------------------------------------------------------------------
+
+
+@intrinsic
+def pointer(typing: Any, address: Any, dtype: Any) -> Any:
+    """``pointer(address, types.int32)``: what lies at an address, a number or another pointer.  In the place of a type, a
+    pointer stands for its own type."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target = context.get_value_type(signature.return_type)
+        cast = builder.bitcast if isinstance(address, types.CPointer) else builder.inttoptr
+        return cast(args[0], target)
+
+    return types.CPointer(dtype.dtype)(address, dtype), emit
+
+
+@intrinsic
+def at(typing: Any, base: Any, index: Any) -> Any:
+    """The pointer to ``base[index]``."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]], inbounds=True)
+
+    return base(base, types.int64), emit
+
+
+@register_jitable
+def numbers(a: Any) -> Any:
+    """The table of a job's parameters, read as int64."""
+    return pointer(a, types.int64)
+
+
+@register_jitable
+def reals(a: Any) -> Any:
+    """The table of a job's parameters, read as float64."""
+    return pointer(a, types.float64)
+
+
+# --- the threads -----------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _add(typing: Any, address: Any, value: Any) -> Any:
+    """Adds to the number at an address and returns what it was, atomically."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic
+def _call(typing: Any, job: Any, parameters: Any, index: Any, scratch: Any) -> Any:
+    """Calls the job at an address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), emit
+
+
+@njit(types.void(*[types.int64] * 5), nogil=True, cache=True)
+def _work(job: int, parameters: int, count: int, progress: int, scratch: int) -> None:
+    """Runs what has not been taken.  ``progress`` points at two numbers: indices taken, and indices done."""
+    while True:
+        index = _add(progress, 1)
+        if index >= count:
+            return
+        _call(job, parameters, index, scratch)
+        _add(progress + 8, 1)
+
+
+@njit(types.boolean(types.int64, types.int64), nogil=True, cache=True)
+def _finished(progress: int, count: int) -> bool:
+    for _ in range(SPINS):  # noqa: SIM110
+        if _add(progress + 8, 0) >= count:
+            return True
+    return False
+
+
+@functools.cache
+def _helpers() -> SimpleQueue:
+    """The queue on which all threads but the caller's wait for work."""
+    queue: SimpleQueue = SimpleQueue()
+
+    def wait() -> None:
+        while True:
+            arguments, _ = queue.get()
+            _work(*arguments)
+
+    for i in range(threads() - 1):
+        threading.Thread(target=wait, name=f"tinyres-kernels-{i}", daemon=True).start()
+    return queue
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has none of its parent's threads
+
+
+def address(array: np.ndarray | None) -> int:
+    return 0 if array is None else array.ctypes.data
+
+
+def spread(job: int, parameters: np.ndarray, count: int, scratch_size: int = 0, parallel: bool = True) -> None:
+    """Calls ``job(parameters, i, scratch)`` for i in range(count) and returns when all are done.
+
+    ``job`` is an address, ``parameters`` a contiguous array, ``scratch_size`` in bytes a thread; scratch comes aligned to
+    64 bytes and with any content.  Any thread may call this at any time.  A helper that wakes up late finds nothing left
+    to take and touches only `progress`, which its message keeps alive."""
+    helpers = min(threads(), count // 2) - 1 if parallel else 0
+    size = -(-scratch_size // buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets
+    scratch = buffers.empty(((max(helpers, 0) + 1) * size,), np.uint8) if scratch_size else None
+    progress = np.zeros(2, WORDS)
+    fixed = (job, parameters.ctypes.data, count, progress.ctypes.data)
+    own = address(scratch)
+    for i in range(helpers):
+        _helpers().put(((*fixed, own + (i + 1) * size if scratch_size else 0), (parameters, progress, scratch)))
+    _work(*fixed, own)
+    while helpers > 0 and not _finished(fixed[3], count):
+        time.sleep(0)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """``@Kernel`` over ``def f(a, index, scratch)``: a job for arrays of float32 or float64.
+
+    Calling it, ``f(count, arrays, integers, reals)``, runs the indices 0 .. count - 1.  The three lists follow each other
+    in one table of words: for ``f``, ``a[i]`` is the pointer to array i, and counting on from there, ``numbers(a)[i]`` is
+    an integer and ``reals(a)[i]`` a float64.  Arrays are contiguous, of one dtype; None is a null pointer."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+        self.compiled: dict[str, Any] = {}
+        functools.update_wrapper(self, function)
+
+    def __call__(
+        self, count: int, arrays: Sequence[np.ndarray | None], integers: Sequence[int] = (), reals: Sequence[float] = (),
+        scratch: int = 0, parallel: bool = True,
+    ) -> None:  # fmt: skip
+        """``scratch``: elements of the arrays' dtype that each thread needs."""
+        first = arrays[0]
+        assert first is not None
+        job = self.compiled.get(first.dtype.char) or self._compile(first.dtype.char)
+        table = np.array([*map(address, arrays), *integers, *[0] * len(reals)], WORDS)
+        if reals:
+            table[-len(reals) :].view(np.float64)[:] = reals
+        spread(job.address, table, count, scratch * first.itemsize, parallel)
+
+    def _compile(self, char: str) -> Any:
+        dtype = {"f": types.float32, "d": types.float64}[char]
+        signature = types.void(types.CPointer(types.CPointer(dtype)), types.int64, types.CPointer(dtype))
+        job = cfunc(signature, cache=True, fastmath={"contract"}, error_model="numpy")(self.function)
+        self.compiled[char] = job
+        return job
+
+
+def check(*arrays: np.ndarray | None) -> None:
+    """Raises Unsupported for what no kernel here does."""
+    if config.DISABLE_JIT:
+        raise Unsupported("the JIT is off (NUMBA_DISABLE_JIT)")
+    dtypes = {str(a.dtype) for a in arrays if a is not None}
+    if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
+        raise Unsupported("of dtype " + " and ".join(sorted(dtypes)))
+
+
+def chunks(size: int) -> int:
+    """In how many parts a kernel goes over ``size`` elements."""
+    return -(-size // CHUNK)

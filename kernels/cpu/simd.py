@@ -1,0 +1,223 @@
+"""SIMD from Numba: intrinsics that emit LLVM vector code, for the jobs that `runtime` spreads over the threads.
+
+A vector is ``lanes`` floats wide: 16 with AVX-512, 8 with AVX, 4 with SSE or NEON; every width compiles on every machine
+(LLVM splits what the hardware lacks), so that each is tested anywhere.  Addresses are plain integers, strides are bytes.
+
+Jobs (see `runtime`) are compiled for one width and one set of constants, by functions that close over nothing but
+integers: Numba's cache knows such closures apart by the integers' values.  They take their parameters apart with `unpack`.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from tinyres.kernels.arrays import threads
+from tinyres.kernels.cpu.buffers import HUGE, empty
+from tinyres.kernels.cpu.runtime import spread
+
+I1, I32, I64, F32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
+JOB = types.void(types.intp, types.intp, types.intp)  # the signature of a job
+
+
+@functools.cache
+def host_lanes() -> int:
+    """Floats in the widest vector of this machine; ``TINYRES_LANES`` = 4, 8 or 16 says otherwise.
+
+    Raises ValueError for any other value of ``TINYRES_LANES``."""
+    asked = os.environ.get("TINYRES_LANES", "")
+    if asked:
+        if asked not in ("4", "8", "16"):
+            raise ValueError(f"TINYRES_LANES is {asked!r}; it must be 4, 8 or 16.")
+        return int(asked)
+    features = binding.get_host_cpu_features()
+    return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
+
+
+# --- pieces of emission: each takes the IR builder first ---
+
+
+def vector_type(lanes: int) -> ir.VectorType:
+    return ir.VectorType(F32, lanes)
+
+
+def constant(lanes: int, value: float) -> ir.Constant:
+    return ir.Constant(vector_type(lanes), [value] * lanes)
+
+
+def offset(builder: Any, base: Any, step: Any, times: int) -> Any:
+    """base + times * step, addresses."""
+    return base if times == 0 else builder.add(base, builder.mul(step, ir.Constant(I64, times)))
+
+
+def load(builder: Any, lanes: int, address: Any) -> Any:
+    return builder.load(builder.inttoptr(address, vector_type(lanes).as_pointer()), align=4)
+
+
+def store(builder: Any, value: Any, address: Any) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=4)
+
+
+def broadcast(builder: Any, lanes: int, address: Any) -> Any:
+    """One float from memory in all lanes."""
+    value = builder.load(builder.inttoptr(address, F32.as_pointer()), align=4)
+    undefined = ir.Constant(vector_type(lanes), ir.Undefined)
+    lane0 = builder.insert_element(undefined, value, ir.Constant(I32, 0))
+    return builder.shuffle_vector(lane0, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c with one rounding."""
+    kind = ir.FunctionType(a.type, [a.type] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{a.type.count}f32")
+    return builder.call(function, [a, b, c])
+
+
+def scaled_sum(builder: Any, terms: list[tuple[float, Any]]) -> Any:
+    """The sum of coefficient * vector, terms of coefficient 0 left out; None if nothing is left."""
+    terms = sorted((t for t in terms if t[0] != 0 and t[1] is not None), key=lambda t: abs(t[0]) != 1 or t[0] < 0)
+    total = None
+    for factor, value in terms:
+        if total is None:
+            total = value if factor == 1 else builder.fmul(value, constant(value.type.count, factor))
+        elif abs(factor) == 1:
+            total = builder.fadd(total, value) if factor == 1 else builder.fsub(total, value)
+        else:
+            total = fma(builder, value, constant(value.type.count, factor), total)
+    return total
+
+
+# --- intrinsics for the code of jobs ---
+
+
+@intrinsic(prefer_literal=True)
+def unpack(typing: Any, address: Any, count: Any) -> Any:
+    """``unpack(address, 5)``: five int64 from memory, as a tuple."""
+    size = count.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], I64.as_pointer())
+        values = [builder.load(builder.gep(pointer, [ir.Constant(I64, i)])) for i in range(size)]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return types.UniTuple(types.intp, size)(types.intp, count), emit
+
+
+@intrinsic
+def copy(typing: Any, target: Any, source: Any, size: Any) -> Any:
+    """Copy ``size`` bytes between places that do not overlap."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        cgutils.raw_memcpy(builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), emit
+
+
+@intrinsic
+def clear(typing: Any, target: Any, size: Any) -> Any:
+    """Set ``size`` bytes to zero."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        cgutils.memset(builder, pointer, args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), emit
+
+
+@intrinsic(prefer_literal=True)
+def _prefetch(typing: Any, write: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, to be read or written.  Harmless at any address."""
+    writes = write.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        numbers = [ir.Constant(I32, number) for number in (writes, 3, 1)]
+        builder.call(function, [builder.inttoptr(args[1], byte), *numbers])
+        return context.get_dummy_value()
+
+    return types.void(write, types.intp), emit
+
+
+@njit
+def prefetch_read(start: int, end: int) -> None:
+    for address in range(start, end, 64):
+        _prefetch(0, address)
+
+
+@njit
+def prefetch_write(start: int, end: int) -> None:
+    for address in range(start, end, 64):
+        _prefetch(1, address)
+
+
+@intrinsic
+def get_float(typing: Any, address: Any) -> Any:
+    """The float at an address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], F32.as_pointer()), align=4)
+
+    return types.float32(types.intp), emit
+
+
+@intrinsic
+def set_float(typing: Any, address: Any, value: Any) -> Any:
+    """Write a float to an address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], F32.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.float32), emit
+
+
+def workspace(size: int) -> np.ndarray:
+    """Working memory of at least ``size`` bytes, of any content.
+
+    It is asked for in pieces of 4 MB, for which the system uses pages of 2 MB: in pages of 4 KB, which lie anywhere, half
+    a megabyte of transformed weights would meet itself in the sets of a 1 MB cache (measured: a tenth of the time)."""
+    return empty((max(size, HUGE),), np.uint8)
+
+
+def run(job: Any, parameters: list[int], count: int, scratch_size: int) -> None:
+    """job(parameters, i, scratch) for i in 0 .. count - 1, over the threads.  ``scratch_size`` is in bytes a thread; the
+    memory comes aligned to cache lines, in large pages, with whatever was in it."""
+    spread(job.address, np.array(parameters, np.int64), count, max(scratch_size, HUGE // threads()) if scratch_size else 0)
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of the files whose code is compiled into jobs that lie in other files."""
+    folder = Path(__file__).parent
+    texts = [(folder / name).read_bytes() for name in ("simd.py", "conv_blocks.py", "winograd_math.py")]
+    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+
+class _Cache(FunctionCache):
+    """Numba's cache on disk, which by itself does not notice that code from another file has changed."""
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        return (*super()._index_key(signature, codegen), _sources())
+
+
+def compiled_job(function: Callable[..., None]) -> Any:
+    """A job compiled to machine code, from the cache on disk if it is there; its ``address`` is what `run` calls."""
+    job = CFunc(function, (JOB.args, JOB.return_type), locals={}, options={"nopython": True})
+    job._cache = _Cache(function)
+    job.compile()
+    return job

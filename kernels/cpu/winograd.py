@@ -1,0 +1,258 @@
+"""3x3 stride-1 convolution and its weight gradient by Winograd's F(m x m, 3 x 3), m = 2 or 4 (`winograd_math`).
+
+A job takes some rows of tiles of an image, or a few small images, in three stages that stay in its core's cache:
+
+1. the input rows, padded, in the first-level cache; each tile to (m + 2)^2 vectors of channels: V[point][tile][C];
+2. for each of the (m + 2)^2 points a matrix product V[point] (tiles, C) @ U[point] (C, F) -> M[point] (tiles, F);
+3. the tiles of M transformed back, to the output.
+
+U is the transformed weights, made once a call.  Lanes are channels in 1 and 3, filters in 2.  Costs for one output pixel:
+2 (m + 2)^2 / m^2 C F floating-point operations in stage 2 (direct: 18 C F), about 9 C + 6 F in the others at m = 4, and
+4 C + 4 F bytes of memory.  At 16 channels stage 2 is two thirds of the time, at 64 nine tenths.
+
+The weight gradient adds, over tiles, the outer products of V and of dM = A dy A^T for each point, and transforms the sums.
+The input gradient is a convolution of dy with the filters turned by 180 degrees and F and C exchanged.
+
+Rounding (`tests/test_cpu_conv_winograd.py` measures it): with normal inputs the largest error, as a multiple of float32's
+2^-24 times the root mean square of the result, is about 5 to 10 for a direct sum, 10 for m = 2 and 60 for m = 4.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.arrays import Pair, threads
+from tinyres.kernels.cpu import simd
+from tinyres.kernels.cpu.buffers import empty
+from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
+from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, set_float, unpack
+from tinyres.kernels.cpu.winograd_math import transform
+
+CACHE = 150_000  # bytes of V and M in a job, beside U in a second-level cache of 1 MB
+Taps = tuple[int, int, int, int]  # byte strides of weights along what is summed over, what comes out, rows, columns
+
+
+@functools.cache
+def _filter_job(lanes: int, m: int) -> Any:
+    """Job i: the transformed weights of input channel i, (points, blocks of filters, C, filters of a block)."""
+
+    def job(parameters: int, index: int, scratch: int) -> None:
+        w, u, c, f, fp, step_c, step_f, step_row, step_column = unpack(parameters, 9)
+        for g in range(0, fp, lanes):
+            for tap in range(9):
+                at = w + index * step_c + tap // 3 * step_row + tap % 3 * step_column + g * step_f
+                for lane in range(lanes):
+                    value = get_float(at + lane * step_f) if g + lane < f else np.float32(0)
+                    set_float(scratch + 4 * (tap * lanes + lane), value)
+            block = g // (2 * lanes) * (2 * lanes)
+            wide = min(2 * lanes, fp - block)
+            to = u + 4 * (block * c + index * wide + g - block)
+            transform(lanes, m, "filter", scratch, 12 * lanes, 4 * lanes, to, 4 * (m + 2) * c * fp, 4 * c * fp)
+
+    return simd.compiled_job(job)
+
+
+@functools.cache
+def _forward_job(lanes: int, m: int) -> Any:
+    points, side = (m + 2) * (m + 2), m + 2
+    pixels, twice = PIXELS[lanes], 2 * PIXELS[lanes]
+
+    def job(parameters: int, index: int, scratch: int) -> None:
+        (
+            x, u, y, n, h, w, c, oh, ow, f, top, left, th, tw, images, strip, strips, cp, fp, v_step, m_step, v_at, m_at,
+            blocks,
+        ) = unpack(parameters, 24)  # fmt: skip
+        width = m * tw + 2
+        v, products = scratch + v_at, scratch + m_at
+        for block in range(index * blocks, min(index * blocks + blocks, -(-n // images) * strips)):
+            first_row = block % strips * strip
+            rows = min(strip, th - first_row)
+            first, last = block // strips * images, min(n, block // strips * images + images)
+            to = v
+            for image in range(first, last):
+                pad_rows(scratch, width, cp, x + 4 * image * h * w * c, h, w, c, m * first_row - top, left, m * rows + 2)
+                for i in range(rows):
+                    for j in range(tw):
+                        tile = scratch + 4 * m * (i * width + j) * cp
+                        for k in range(0, 4 * cp, 4 * lanes):
+                            transform(lanes, m, "input", tile + k, 4 * width * cp, 4 * cp, to + k, side * v_step, v_step)
+                        to += 4 * cp
+            tiles = (last - first) * rows * tw
+            # while the products keep the core busy, memory fetches the next block's inputs and this block's outputs
+            x_next = x + 4 * ((last - 1) * h + m * (first_row + rows)) * w * c
+            x_bytes = min(4 * (last - first) * m * rows * w * c, x + 4 * n * h * w * c - x_next)
+            y_here = y + 4 * (first * oh + m * first_row) * ow * f
+            y_bytes = min(4 * (last - first) * m * rows * ow * f, y + 4 * n * oh * ow * f - y_here)
+            for point in range(points):
+                prefetch_read(x_next + x_bytes * point // points, x_next + x_bytes * (point + 1) // points)
+                prefetch_write(y_here + y_bytes * point // points, y_here + y_bytes * (point + 1) // points)
+                for g in range(0, fp, 2 * lanes):
+                    a, b, out = v + point * v_step, u + 4 * (point * fp + g) * c, products + point * m_step + 4 * g
+                    if fp - g >= 2 * lanes:
+                        for t in range(0, tiles, pixels):
+                            dot_block(lanes, pixels, 2, a + 4 * t * cp, 0, 4 * cp, b, out + 4 * t * fp, 4 * fp, 1, c)
+                    else:
+                        for t in range(0, tiles, twice):
+                            dot_block(lanes, twice, 1, a + 4 * t * cp, 0, 4 * cp, b, out + 4 * t * fp, 4 * fp, 1, c)
+            source = products
+            for image in range(first, last):
+                for i in range(first_row, first_row + rows):
+                    for j in range(tw):
+                        at = y + 4 * ((image * oh + m * i) * ow + m * j) * f
+                        high, wide = min(m, oh - m * i), min(m, ow - m * j)
+                        for g in range(0, fp, lanes):
+                            of = source + 4 * g
+                            if high == m and wide == m and g + lanes <= f:
+                                transform(lanes, m, "output", of, side * m_step, m_step, at + 4 * g, 4 * ow * f, 4 * f)
+                            else:
+                                transform(lanes, m, "output", of, side * m_step, m_step, scratch, 4 * m * lanes, 4 * lanes)
+                                unpad(at + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
+                        source += 4 * fp
+
+    return simd.compiled_job(job)
+
+
+@functools.cache
+def _weight_job(lanes: int, m: int) -> Any:
+    """Job i: the sums of V * dM over one part of the tiles, for some of the filters."""
+    points, side = (m + 2) * (m + 2), m + 2
+    high, twice = ROWS[lanes], 2 * ROWS[lanes]
+
+    def job(parameters: int, index: int, scratch: int) -> None:
+        (
+            x, dy, du, n, h, w, c, oh, ow, f, top, left, th, tw, images, strip, strips, cp, fp, v_step, m_step, v_at, m_at,
+            splits, parts, blocks,
+        ) = unpack(parameters, 26)  # fmt: skip
+        fs = fp // splits  # filters of this job: from f0 on
+        f0, part = index % splits * fs, index // splits
+        sums = du + 4 * index * points * cp * fs
+        simd.clear(sums, 4 * points * cp * fs)
+        width = m * tw + 2
+        v, cotangents = scratch + v_at, scratch + m_at
+        whole = m * th == oh and m * tw == ow and f0 + fs <= f  # then dy needs no padding
+        for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+            first_row = block % strips * strip
+            rows = min(strip, th - first_row)
+            first, last = block // strips * images, min(n, block // strips * images + images)
+            to_v, to_m = v, cotangents
+            for image in range(first, last):
+                pad_rows(scratch, width, cp, x + 4 * image * h * w * c, h, w, c, m * first_row - top, left, m * rows + 2)
+                for i in range(rows):
+                    for j in range(tw):
+                        tile = scratch + 4 * m * (i * width + j) * cp
+                        for k in range(0, 4 * cp, 4 * lanes):
+                            transform(lanes, m, "input", tile + k, 4 * width * cp, 4 * cp, to_v + k, side * v_step, v_step)
+                        to_v += 4 * cp
+                at, row, pixel = dy + 4 * ((image * oh + m * first_row) * ow * f + f0), 4 * ow * f, 4 * f
+                if not whole:
+                    pad_rows(scratch, m * tw, fp, dy + 4 * image * oh * ow * f, oh, ow, f, m * first_row, 0, m * rows)
+                    at, row, pixel = scratch + 4 * f0, 4 * m * tw * fp, 4 * fp
+                for i in range(rows):
+                    for j in range(tw):
+                        tile = at + m * (i * row + j * pixel)
+                        for k in range(0, 4 * fs, 4 * lanes):
+                            transform(lanes, m, "output_cotangent", tile + k, row, pixel, to_m + k, side * m_step, m_step)
+                        to_m += 4 * fs
+            tiles = (last - first) * rows * tw
+            x_next = x + 4 * ((last - 1) * h + m * (first_row + rows)) * w * c
+            x_bytes = min(4 * (last - first) * m * rows * w * c, x + 4 * n * h * w * c - x_next)
+            dy_next = dy + 4 * ((last - 1) * oh + m * (first_row + rows)) * ow * f
+            dy_bytes = min(4 * (last - first) * m * rows * ow * f, dy + 4 * n * oh * ow * f - dy_next)
+            for point in range(points):
+                prefetch_read(x_next + x_bytes * point // points, x_next + x_bytes * (point + 1) // points)
+                prefetch_read(dy_next + dy_bytes * point // points, dy_next + dy_bytes * (point + 1) // points)
+                a, b, out = v + point * v_step, cotangents + point * m_step, sums + 4 * point * cp * fs
+                for g in range(0, fs, 2 * lanes):
+                    if fs - g >= 2 * lanes:
+                        for k in range(0, cp, high):
+                            outer_block(lanes, high, 2, a + 4 * k, 0, 4 * cp, b + 4 * g, 0, 4 * fs, 1, tiles, out + 4 * (k * fs + g), 4 * fs)
+                    else:
+                        for k in range(0, cp, twice):
+                            outer_block(lanes, twice, 1, a + 4 * k, 0, 4 * cp, b + 4 * g, 0, 4 * fs, 1, tiles, out + 4 * (k * fs + g), 4 * fs)
+
+    return simd.compiled_job(job)
+
+
+@functools.cache
+def _weight_end_job(lanes: int, m: int) -> Any:
+    """Job i: input channel i of the weight gradient: the parts summed in their order, and G^T (sum) G."""
+    points = (m + 2) * (m + 2)
+
+    def job(parameters: int, index: int, scratch: int) -> None:
+        du, dw, c, f, cp, fp, splits, parts = unpack(parameters, 8)
+        fs = fp // splits
+        total, result = scratch, scratch + 4 * points * lanes
+        for g in range(0, fp, lanes):
+            first = du + 4 * ((g // fs * points * cp + index) * fs + g % fs)
+            for point in range(points):
+                at = first + 4 * point * cp * fs
+                add_up(lanes, total + 4 * point * lanes, at, 4 * splits * points * cp * fs, parts)
+            transform(lanes, m, "filter_cotangent", total, 4 * (m + 2) * lanes, 4 * lanes, result, 12 * lanes, 4 * lanes)
+            for lane in range(min(lanes, f - g)):
+                for tap in range(9):
+                    set_float(dw + 4 * (((g + lane) * c + index) * 9 + tap), get_float(result + 4 * (tap * lanes + lane)))
+
+    return simd.compiled_job(job)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+class _Blocks:
+    """How the tiles of N maps are cut into blocks: some rows of tiles of one map, or a few small maps."""
+
+    def __init__(self, n: int, size: Pair, m: int, lanes: int, cp: int, fp: int) -> None:
+        self.th, self.tw = -(-size[0] // m), -(-size[1] // m)
+        wanted = max(8, CACHE // (4 * (m + 2) ** 2 * (cp + fp)))  # tiles
+        wanted = min(wanted, -(-n * self.th * self.tw // threads()))
+        self.images = max(1, wanted // (self.th * self.tw))
+        self.strip = min(self.th, max(1, wanted // self.tw)) if self.images == 1 else self.th
+        self.strips = -(-self.th // self.strip)
+        self.count = -(-n // self.images) * self.strips
+        tiles = _up(self.images * self.strip * self.tw, 2 * PIXELS[lanes])
+        padded = 4 * (m * self.strip + 2) * (m * self.tw + 2) * max(cp, fp)
+        # a step of an odd number of cache lines spreads the points of a tile over the sets of the first-level cache
+        self.v_step, self.m_step = 4 * tiles * cp + 64, 4 * tiles * fp + 64
+        self.v_at = _up(max(padded, 4 * m * m * lanes), 64)
+        self.m_at = self.v_at + (m + 2) ** 2 * self.v_step
+        self.scratch = self.m_at + (m + 2) ** 2 * self.m_step
+
+
+def convolve(x: Any, w: Any, taps: Taps, filters: int, size: Pair, padding: Pair, m: int, lanes: int) -> Any:
+    """x (N, H, W, C) contiguous -> y (N, OH, OW, F); ``w`` is the address of the first tap, ``taps`` the weights' strides."""
+    n, h, width, c = x.shape
+    cp, fp = _up(c, lanes), _up(filters, lanes)
+    memory, y = simd.workspace(4 * (m + 2) ** 2 * c * fp), empty((n, *size, filters), np.float32)
+    u = memory.ctypes.data
+    simd.run(_filter_job(lanes, m), [w, u, c, filters, fp, *taps], c, 4 * 9 * lanes)
+    b = _Blocks(n, size, m, lanes, cp, fp)
+    per_job = -(-b.count // (8 * threads()))
+    parameters = [
+        x.ctypes.data, u, y.ctypes.data, n, h, width, c, *size, filters, *padding, b.th, b.tw, b.images, b.strip,
+        b.strips, cp, fp, b.v_step, b.m_step, b.v_at, b.m_at,
+        per_job,
+    ]  # fmt: skip
+    simd.run(_forward_job(lanes, m), parameters, -(-b.count // per_job), b.scratch)
+    return y
+
+
+def weight_gradient(dy: Any, x: Any, padding: Pair, m: int, lanes: int) -> Any:
+    """dy (N, OH, OW, F), x (N, H, W, C), both contiguous -> dw (F, C, 3, 3)."""
+    (n, h, width, c), (_, oh, ow, f) = x.shape, dy.shape
+    cp, fp = _up(c, 2 * ROWS[lanes]), _up(f, lanes)
+    splits = 2 if fp % (4 * lanes) == 0 else 1
+    b = _Blocks(n, (oh, ow), m, lanes, cp, fp)
+    parts = max(1, min(b.count, threads() * 2 // splits))
+    points = (m + 2) ** 2
+    memory, dw = simd.workspace(4 * parts * points * cp * fp), empty((f, c, 3, 3), np.float32)
+    du = memory.ctypes.data
+    parameters = [
+        x.ctypes.data, dy.ctypes.data, du, n, h, width, c, oh, ow, f, *padding, b.th, b.tw, b.images, b.strip,
+        b.strips, cp, fp, b.v_step, b.m_step, b.v_at, b.m_at, splits, parts, b.count,
+    ]  # fmt: skip
+    simd.run(_weight_job(lanes, m), parameters, splits * parts, b.scratch)
+    numbers = [du, dw.ctypes.data, c, f, cp, fp, splits, parts]
+    simd.run(_weight_end_job(lanes, m), numbers, c, 4 * (points + 9) * lanes)
+    return dw

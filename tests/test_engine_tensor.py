@@ -1,0 +1,126 @@
+"""Tensors: what they copy, what they share, their dtypes and operators."""
+
+import numpy as np
+import pytest
+
+import tinyres as tr
+import tinyres.functional as F
+
+
+@pytest.mark.parametrize("data, dtype", [
+    (1.5, np.float32), ([1.0, 2.0], np.float32), ([], np.float32), (3, np.int64), ([1, 2], np.int64), (True, np.bool_),
+    (np.zeros(2), np.float64), (np.zeros(2, np.float16), np.float32), (np.zeros(2, np.uint8), np.uint8),
+    (np.float64(1), np.float64), (np.zeros(2, np.longdouble), np.float32),
+])  # fmt: skip
+def test_dtypes_of_new_tensors(data, dtype):
+    t = tr.tensor(data)
+    assert t.dtype == dtype and isinstance(t.data, np.ndarray) and t.is_leaf and t.grad is None and not t.requires_grad
+    assert tr.tensor(data, dtype=np.float64).dtype == np.float64
+
+
+def test_tensor_copies_and_the_class_shares():
+    a = np.zeros(3)
+    copied, shared = tr.tensor(a), tr.Tensor(a)
+    a[0] = 7
+    assert copied.data[0] == 0 and shared.data is a and shared.numpy() is a
+    again = tr.tensor(shared)
+    assert not np.shares_memory(again.data, a)
+
+
+def test_what_a_tensor_tells():
+    t = tr.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
+    assert (t.shape, t.ndim, t.numel(), len(t)) == ((3, 2), 2, 6, 3)
+    assert repr(t) == "tensor([[1., 2.],\n        [3., 4.],\n        [5., 6.]], requires_grad=True)"
+    assert repr(t.sum()) == "tensor(21., grad_fn=Sum)" and repr(t.mean()) == "tensor(3.5, grad_fn=Mean)"
+    assert repr(tr.tensor(np.zeros(1))) == "tensor([0.], dtype=float64)"
+    assert isinstance(t.sum().item(), float) and float(t.sum()) == 21.0 and int(t.sum()) == 21 and t.sum()
+    assert t.T.shape == (2, 3) and t.flatten().shape == (6,) and t.transpose(-1, 0).shape == (2, 3)
+
+
+def test_an_array_on_the_left_leaves_the_work_to_the_tensor():
+    x = tr.tensor(np.array([1.0, 2.0]), requires_grad=True)
+    a = np.array([3.0, 4.0])
+    for y, want in ((a + x, [4, 6]), (a - x, [2, 2]), (a * x, [3, 8]), (a / x, [3, 2]), (a @ x, 11.0), (np.float64(2) * x, [2, 4])):
+        assert isinstance(y, tr.Tensor) and y.requires_grad
+        np.testing.assert_array_equal(y.data, want)
+
+
+def test_numbers_do_not_change_the_dtype():
+    x = tr.tensor([1.0, 2.0])
+    for y in (x + 1, 1.5 * x, x / 3, 2 - x, x**2, x**0.5, np.float64(2) * x, x * np.float32(2), x.mean(), x.sum() / 2, -x):
+        assert y.dtype == np.float32
+
+
+def test_an_exponent_may_be_a_numpy_number():
+    x = tr.tensor([1.0, 2.0], requires_grad=True)
+    (x ** np.float64(2)).sum().backward()
+    np.testing.assert_array_equal(x.grad, [2, 4])
+
+
+def test_float32_and_float64_make_float64():
+    single, double = tr.tensor([1.0]), tr.tensor(np.ones(1))
+    for y in (single + double, single * double, double / single, single @ double, single - double):
+        assert y.dtype == np.float64
+
+
+def test_a_list_of_floats_is_float32_as_an_operand_too():
+    assert (tr.tensor([1.0, 2.0]) + [1.0, 2.0]).dtype == np.float32
+    assert F.add_relu(tr.tensor([1.0]), [2.0]).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int32, np.int64])
+def test_the_mean_of_whole_numbers(dtype):
+    a = np.arange(600).reshape(300, 2) % 2 == 0
+    np.testing.assert_allclose(tr.tensor(a.astype(dtype)).mean().data, 0.5)
+    np.testing.assert_allclose(tr.tensor(a.astype(dtype)).mean(dim=0).data, [1, 0])
+
+
+def test_the_cotangent_of_an_integer_operand_is_not_computed():
+    """Casting a NaN to an integer would warn."""
+    x = tr.tensor(np.array([1.0, 2.0]), requires_grad=True)
+    (x * np.array([1, 2])).backward(np.array([np.nan, np.inf]))
+    np.testing.assert_array_equal(x.grad, [np.nan, np.inf])
+
+
+def test_manual_seed_starts_the_default_generator_anew():
+    x = tr.tensor(np.ones(50))
+    first, second = (F.dropout(x, 0.5).data for _ in range(2) if tr.manual_seed(3) is tr.default_generator())
+    third = F.dropout(x, 0.5).data
+    np.testing.assert_array_equal(first, second)
+    assert (first != third).any()
+    state = tr.default_generator().bit_generator.state
+    fourth = F.dropout(x, 0.5).data
+    tr.default_generator().bit_generator.state = state
+    np.testing.assert_array_equal(F.dropout(x, 0.5).data, fourth)
+
+
+def test_dropout_outside_training_is_the_tensor_itself():
+    x = tr.tensor([1.0, 2.0])
+    assert F.dropout(x, 0.5, training=False) is x and F.dropout(x, 0.0) is x
+
+
+def test_running_statistics_move_in_place_in_training_only():
+    x = np.random.default_rng(0).standard_normal((4, 3, 2, 2))
+    mean, var = np.zeros(3), np.ones(3)
+    F.batch_norm(x, mean, var, momentum=0.25)
+    assert (mean == 0).all() and (var == 1).all()
+    with tr.no_grad():
+        F.batch_norm(x, tr.Tensor(mean), tr.Tensor(var), training=True, momentum=0.25)
+    np.testing.assert_allclose(mean, 0.25 * x.mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(var, 0.75 + 0.25 * x.var(axis=(0, 2, 3), ddof=1))
+
+
+def test_in_evaluation_batch_norm_keeps_the_statistics_it_used():
+    """Between an evaluation-mode forward and its backward, a training-mode forward moves them."""
+    x = tr.tensor(np.random.default_rng(0).standard_normal((4, 3)), requires_grad=True)
+    mean, var = np.zeros(3), np.ones(3)
+    y = F.batch_norm(x, mean, var)
+    F.batch_norm(x.detach(), mean, var, training=True)
+    y.backward(np.ones((4, 3)))
+    np.testing.assert_allclose(x.grad, np.full((4, 3), 1 / np.sqrt(1 + 1e-5)))
+
+
+def test_lazy_modules_and_unknown_attributes():
+    assert tr.nn.__name__ == "tinyres.nn" and "models" in dir(tr) and "Tensor" in dir(tr)
+    with pytest.raises(AttributeError, match="'tinyres' has no attribute 'nets'"):
+        _ = tr.nets

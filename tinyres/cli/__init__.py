@@ -1,0 +1,78 @@
+"""The command ``tinyres``.  Each command is a module with ``add``, its options, and ``run``, what it does.
+
+What a user can cause (a missing file, a name that does not exist, a full disk) ends with one line on standard error and
+status 2; Ctrl-C with 130; anything else is a mistake of ours and shows its traceback.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import tinyres
+from tinyres.cli import bench, data, evaluate, importing, info, summary, train
+from tinyres.errors import TinyresError, UsageError
+from tinyres.kernels.arrays import threads
+from tinyres.kernels.dispatch import BackendError
+
+COMMANDS = (train, evaluate, info, data, importing, summary, bench)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> Parser:
+    """All commands and their options."""
+    top = Parser(
+        prog="tinyres",
+        description="Train, test and look into residual networks, from scratch.",
+        epilog="First steps, without a download: tinyres train --data shapes",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"tinyres {tinyres.__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (by default this process's) and returns its exit status."""
+    try:
+        arguments = parser().parse_args(argv)
+        check_environment()
+        arguments.run(arguments)
+        sys.stdout.flush()
+        return 0
+    except (TinyresError, BackendError) as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has gone.  What is still in the buffer goes nowhere, at exit too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except MemoryError as error:
+        return _fail(f"not enough memory ({str(error) or 'no more is known'}); try a smaller --batch-size or network")
+    except KeyboardInterrupt as error:
+        print(f"\ntinyres: {error}" if str(error) else "\ntinyres: interrupted", file=sys.stderr)
+        return 130
+
+
+def check_environment() -> None:
+    """Finds a TINYRES_THREADS without meaning before a job begins; the other variables are checked where they are used."""
+    try:
+        threads()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _fail(message: str) -> int:
+    line = "; ".join(part.strip() for part in message.splitlines() if part.strip()).replace(":; ", ": ")
+    print(f"tinyres: error: {line}", file=sys.stderr)
+    return 2

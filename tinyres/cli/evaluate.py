@@ -1,0 +1,53 @@
+"""``tinyres eval``: accuracy and loss of a network in a file."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import tinyres
+from tinyres.cli.options import add_backend, add_data_dir, use, whole
+from tinyres.errors import UsageError
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "eval", help="test a network", allow_abbrev=False,
+        description="Tests the network in a checkpoint, in best.safetensors or in a file from import-weights, on the "
+        "test set. The file knows its network and how images are normalised for it.",
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--data", choices=("cifar10", "cifar100", "shapes"), help="what to test on (default: what the "
+                        "network was trained on, else cifar10)")  # fmt: skip
+    add_data_dir(parser)
+    parser.add_argument("--limit-test", type=whole(1), metavar="N", help="test on the first N images")
+    add_backend(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from tinyres.train import evaluate, load_network, progress
+
+    use(arguments.backend)
+    loaded = load_network(Path(arguments.file))
+    data = tinyres.data.load(arguments.data or loaded.data or "cifar10", arguments.data_dir)
+    data = data.limit(test=arguments.limit_test)
+    if loaded.network["num_classes"] != len(data.classes):
+        raise UsageError(
+            f"{arguments.file} tells {loaded.network['num_classes']} classes apart and {data.name} has "
+            f"{len(data.classes)}; choose the data set that it was trained on by --data"
+        )
+    for note in data.notes:
+        print(f"note: {note}")
+    began = time.perf_counter()
+    with progress.for_terminal() as display:
+        result = evaluate(
+            loaded.model, data.test_images, data.test_labels, loaded.mean, loaded.scale,
+            on_batch=lambda done, of: display.step("testing", done, of, "", None),
+        )  # fmt: skip
+    seconds = time.perf_counter() - began
+    print(
+        f"{loaded.network['name']} on {result.images:,} test images of {data.name}: "
+        f"accuracy {100 - result.error:.2f} %, error {result.error:.2f} %, "
+        f"loss {result.loss:.4f}  ({result.images / seconds:.0f} images/s)"
+    )

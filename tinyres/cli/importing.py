@@ -1,0 +1,53 @@
+"""``tinyres import-weights``: weights from PyTorch as a file that ``tinyres eval`` understands."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyres.cli.options import add_shortcut, network, three_numbers
+from tinyres.errors import UsageError
+
+# With these the common repositories train their CIFAR ResNets (akamaster/pytorch_resnet_cifar10 among them), although
+# they are ImageNet's.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "import-weights", help="take over weights from PyTorch", allow_abbrev=False,
+        description="Reads weights from safetensors or from torch.save (without PyTorch, and without running anything "
+        "in the file), gives them our names, and writes them with what tinyres eval needs. The default "
+        "normalisation is ImageNet's, as the common CIFAR repositories (akamaster/pytorch_resnet_cifar10) use it.",
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--model", required=True, help="the network that the weights are for, such as resnet20")
+    add_shortcut(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="a new file, such as resnet20.safetensors")
+    for name, default in (("mean", MEAN), ("std", STD)):
+        parser.add_argument(f"--{name}", type=three_numbers, default=default, metavar="R,G,B",
+                            help=f"of the images in 0..1 (default: {','.join(map(str, default))})")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from tinyres.train import build_network, save_network
+    from tinyres.weights import import_weights, load_file
+
+    out = Path(arguments.out)
+    if out.exists():
+        raise UsageError(f"{out} is there already, and nothing was changed; choose another --out")
+    if min(arguments.std) <= 0:
+        raise UsageError(f"--std is {arguments.std}: standard deviations are above 0")
+    heads = [array for array in load_file(arguments.file)[0].values() if array.ndim == 2]
+    classes = len(heads[0]) if len(heads) == 1 else 10
+    described = network(arguments.model, arguments.shortcut) | {"num_classes": classes}
+    model = build_network(**described)
+    model.load_state_dict(import_weights(arguments.file, {k: v.shape for k, v in model.state_dict().items()}))
+    mean = np.array(arguments.mean, np.float32).reshape(3, 1, 1)
+    scale = (1 / np.array(arguments.std)).astype(np.float32).reshape(3, 1, 1)
+    save_network(out, model, described, mean, scale)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{out}: {arguments.model}, {parameters:,} parameters, {classes} classes, for images with mean "
+          f"{arguments.mean} and deviation {arguments.std}")  # fmt: skip

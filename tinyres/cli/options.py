@@ -1,0 +1,72 @@
+"""Options that several commands share, and the types that check what they are given."""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tinyres.kernels import dispatch
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of a whole number from ``least`` up."""
+
+    def convert(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or len(text) > 18 or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {text!r}")
+        return int(text)
+
+    return convert
+
+
+def number(least: float, excluded: bool = False) -> Callable[[str], float]:
+    """The type of a finite number from ``least`` up, or above it where that is excluded."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value < math.inf) or (excluded and value == least):
+            bound = f"{'above' if excluded else 'from'} {least:g}"
+            raise argparse.ArgumentTypeError(f"expected a number {bound}, got {text!r}")
+        return value
+
+    return convert
+
+
+def three_numbers(text: str) -> tuple[float, ...]:
+    """Red, green and blue, with commas between them."""
+    convert = number(-math.inf, excluded=True)
+    values = tuple(convert(part.strip()) for part in text.split(","))
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"expected three numbers such as 0.5,0.5,0.5, got {text!r}")
+    return values
+
+
+def add_data_dir(parser: Any) -> None:
+    parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR is, packed or unpacked (default: $TINYRES_DATA, "
+                        "or ~/.cache/tinyres)")  # fmt: skip
+
+
+def add_backend(parser: Any) -> None:
+    parser.add_argument("--backend", metavar="NAME", help="the kernels that run: see tinyres info (default: "
+                        "$TINYRES_BACKEND, or the fastest that runs here)")  # fmt: skip
+
+
+def add_shortcut(parser: Any) -> None:
+    parser.add_argument("--shortcut", choices=("A", "B", "C"), help="where a residual block's shapes change: A pads "
+                        "with zeros, B projects, C projects everywhere (default: A)")  # fmt: skip
+
+
+def network(name: str, shortcut: str | None) -> dict[str, Any]:
+    """The description of a network that `tinyres.train` builds and saves; A is written out where it is the default."""
+    if shortcut is None and name.startswith("resnet"):
+        shortcut = "A"
+    return {"name": name} | ({"shortcut": shortcut} if shortcut else {})
+
+
+def use(backend: str | None) -> None:
+    """Makes the backend asked for, if one is, the current one."""
+    if backend:
+        dispatch.use_backend(backend)

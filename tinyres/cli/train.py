@@ -1,0 +1,140 @@
+"""``tinyres train``: trains a network and keeps all of it in a folder."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import tinyres
+from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, network, number, use, whole
+from tinyres.errors import CheckpointError, UsageError
+
+DESCRIPTION = """\
+Trains a network and writes to its folder: config.json, metrics.jsonl (a line an epoch), curves.png, last.safetensors
+(the checkpoint) and best.safetensors (the network after the epoch with the lowest error).
+
+The run may be stopped by Ctrl-C or killed at any moment: the same command with --resume goes on, and ends with the
+same bits as an unbroken run.
+
+recipes:
+  onecycle  one cycle of the learning rate, to 0.4 at batch 128 (in proportion to the batch) and down to 0; 10 epochs
+  he2015    He et al. 2015: lr 0.1, a tenth of it at 1/2 and 3/4; 64,000 steps, which on CIFAR are 164 epochs
+  For --data shapes both take a few epochs, about two minutes."""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train a network", description=DESCRIPTION, allow_abbrev=False,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    options(parser)
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/DATA-MODEL)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in its folder; its own options hold, "
+                        "and none but --save-every and --data-dir may be given another value")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def options(parser: Any) -> None:
+    """Those that a checkpoint remembers.  None stands for what was not given."""
+    parser.add_argument("--model", help="resnet20, plain56, ...: see tinyres summary (default: resnet20)")
+    add_shortcut(parser)
+    parser.add_argument("--data", choices=("cifar10", "cifar100", "shapes"), help="what to train on (default: cifar10)")
+    add_data_dir(parser)
+    parser.add_argument("--recipe", choices=("onecycle", "he2015"), help="how to train (default: onecycle)")
+    parser.add_argument("--epochs", type=whole(1), metavar="N", help="the recipe's course is stretched over them")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="(default: 128)")
+    parser.add_argument("--lr", type=number(0, excluded=True), metavar="X", help="the recipe's highest learning rate")
+    parser.add_argument("--seed", type=whole(0), metavar="N", help="of weights, order and augmentation (default: 0)")
+    parser.add_argument("--no-augment", action="store_true", default=None, help="neither crop nor mirror the images")
+    parser.add_argument("--validation", type=whole(1), metavar="N", help="hold out N training images (He et al.: 5000) "
+                        "and test on them, so that the test set has no part in any choice")  # fmt: skip
+    parser.add_argument("--limit-train", type=whole(1), metavar="N", help="train on the first N images")
+    parser.add_argument("--limit-test", type=whole(1), metavar="N", help="test on the first N images")
+    add_backend(parser)
+    parser.add_argument("--save-every", type=number(0), metavar="SECONDS", help="between checkpoints within an epoch "
+                        "(default: 60)")  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    given = {key: value for key, value in vars(arguments).items() if value is not None}
+    out = Path(given.get("out") or f"runs/{given.get('data', 'cifar10')}-{given.get('model', 'resnet20')}")
+    if arguments.resume:
+        given = {**remembered(out / "last.safetensors"), **given}
+    trainer = make_trainer(given, out)
+    try:
+        trainer.fit(resume=arguments.resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; what was done is in {out}. Go on with:\n{resume_command(out)}") from None
+    best = trainer.best()
+    assert best
+    print(f"best {trainer.held_out} error: {best[f'{trainer.held_out}_error']:.2f} % after epoch {best['epoch']}, in "
+          f"{trainer.folder.best if trainer.folder else out}")  # fmt: skip
+
+
+def make_trainer(given: dict[str, Any], out: Path) -> Any:
+    """The Trainer that these options describe, after it was said what it will do."""
+    from tinyres.train import Trainer
+
+    use(given.get("backend"))
+    dataset = tinyres.data.load(given.get("data", "cifar10"), given.get("data_dir"))
+    names = ("recipe", "epochs", "batch_size", "lr", "seed", "validation", "save_every")
+    trainer = Trainer(
+        network(given.get("model", "resnet20"), given.get("shortcut")),
+        dataset.limit(given.get("limit_train"), given.get("limit_test")),
+        augment="no_augment" not in given,
+        out=out,
+        options=command_line({**given, "backend": tinyres.get_backend()}),
+        **{name: given[name] for name in names if name in given},
+    )
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    data, batch_size = trainer.dataset, trainer.loader.batch_size
+    for note in data.notes:
+        print(f"note: {note}")
+    print(
+        f"{given.get('model', 'resnet20')}, {parameters:,} parameters, on {data.name}: "
+        f"{len(data.train_labels):,} training and {len(data.test_labels):,} {trainer.held_out} images\n"
+        f"{trainer.recipe.name}: {trainer.epochs} epochs of {trainer.steps} steps, batch {batch_size}, "
+        f"lr {trainer.lr:g}; kernels: {tinyres.get_backend()}; folder: {out}",
+        flush=True,
+    )
+    return trainer
+
+
+# --- what a checkpoint remembers of the command ----------------------------------------------------------------------
+
+
+def command_line(given: dict[str, Any]) -> list[str]:
+    """The options as they would be typed."""
+    words = []
+    for key, value in given.items():
+        if key not in ("command", "run", "out", "resume"):
+            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return words
+
+
+def remembered(checkpoint: Path) -> dict[str, Any]:
+    """The options of the run that wrote this checkpoint; none if there is no checkpoint yet."""
+    from tinyres.train.checkpoint import read
+
+    if not checkpoint.exists():
+        return {}
+    run = read(checkpoint).texts.get("run")
+    words = run.get("options") if isinstance(run, dict) else None
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    options(parser)
+    try:
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UsageError("it has no list of them")
+        found, unknown = parser.parse_known_args(words)
+        if unknown:
+            raise UsageError(f"there is no {unknown[0]}")
+    except (argparse.ArgumentError, UsageError) as error:
+        raise CheckpointError(f"{checkpoint} does not tell the options of its run: {error}") from error
+    return {key: value for key, value in vars(found).items() if value is not None}
+
+
+def resume_command(out: Path) -> str:
+    """What to type to go on, from the same folder."""
+    name = os.path.basename(sys.argv[0])
+    program = ["tinyres"] if name == "tinyres" else [os.path.basename(sys.executable), "-m", "tinyres"]
+    return "  " + shlex.join([*program, "train", "--resume", "--out", str(out)])

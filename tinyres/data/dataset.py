@@ -1,0 +1,61 @@
+"""A labelled set of images, held in memory as bytes."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from tinyres.errors import UsageError
+
+
+@dataclass
+class Dataset:
+    """Training and test images with their labels.
+
+    Images are uint8 (N, 3, H, W), red plane first, 0 to 255; labels are int64 (N,), indices into `classes`.  `notes` are
+    sentences that a reader of results must know, such as checksums that are not the published ones: print them once.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+    notes: list[str] = field(default_factory=list)
+
+    def limit(self, train: int | None = None, test: int | None = None) -> "Dataset":
+        """The same set with the first `train` training and the first `test` test images (None: all of them).
+
+        Raises UsageError for a number that is below 1 or above what there is.
+        """
+        for what, count, have in (("train", train, len(self.train_labels)), ("test", test, len(self.test_labels))):
+            if count is not None and not 1 <= count <= have:
+                raise UsageError(f"limit {what}={count}: {self.name} has {have} {what} images; give 1 to {have}")
+        return replace(
+            self,
+            train_images=self.train_images[:train],
+            train_labels=self.train_labels[:train],
+            test_images=self.test_images[:test],
+            test_labels=self.test_labels[:test],
+        )
+
+    def split_validation(self, n: int = 5000, seed: int = 0) -> "Dataset":
+        """The set for choosing: `n` training images, drawn by `seed`, are held out and stand where the test set stood.
+
+        He et al. 2015 choose on a 45k/5k split of the training images, section 4.2.  Raises UsageError unless both
+        parts have an image.
+        """
+        total = len(self.train_labels)
+        if not 1 <= n < total:
+            raise UsageError(f"validation n={n}: {self.name} has {total} training images; give 1 to {total - 1}")
+        order = np.random.default_rng(seed).permutation(total)
+        held, kept = np.sort(order[:n]), np.sort(order[n:])
+        note = f"{self.name}: tested on {n} training images held out with seed {seed}, not on the test set"
+        return replace(
+            self,
+            train_images=self.train_images[kept],
+            train_labels=self.train_labels[kept],
+            test_images=self.train_images[held],
+            test_labels=self.train_labels[held],
+            notes=[*self.notes, note],
+        )

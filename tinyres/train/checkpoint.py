@@ -1,0 +1,139 @@
+"""Files of weights and checkpoints: safetensors with arrays, and beside them JSON texts that say what they are.
+
+    network         {"name": "resnet20", "shortcut": "A", "num_classes": 10}, or null for a network of one's own
+    normalisation   {"mean": ..., "scale": ...}: the network was fed (images / 255 - mean) * scale
+    run             in a checkpoint, everything else that a resumed run needs
+    crc32           over all of this, since the format itself does not notice a flipped bit
+
+The momentum of the parameter NAME is the array momentum/NAME; the rest are the network's own arrays.
+"""
+
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinyres import models
+from tinyres.errors import CheckpointError, UsageError
+from tinyres.nn import Module
+from tinyres.weights import load_file, save_safetensors
+
+MOMENTUM = "momentum/"
+OPTIONS = {"name", "shortcut", "num_classes"}
+
+
+class Contents(NamedTuple):
+    """What a file of ours holds, as it lies there."""
+
+    arrays: dict[str, np.ndarray]
+    momentum: dict[str, np.ndarray]  # by the name of the parameter
+    texts: dict[str, Any]
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], momentum: dict[str, np.ndarray], texts: dict[str, Any]) -> None:
+    """Writes all or nothing.  Raises CheckpointError where that cannot be done; the old file is then as it was."""
+    everything = arrays | {MOMENTUM + name: array for name, array in momentum.items()}
+    metadata = {key: json.dumps(value, allow_nan=False) for key, value in texts.items()}
+    save_safetensors(path, everything, metadata | {"crc32": _crc32(everything, metadata)})
+
+
+def read(path: Path) -> Contents:
+    """Reads what `write` wrote.  Raises CheckpointError for a file that is missing, damaged or from elsewhere."""
+    arrays, metadata = load_file(path)
+    crc32 = metadata.pop("crc32", None)
+    if crc32 is None:
+        raise CheckpointError(f"{path} was not written by tinyres; `tinyres import-weights` reads such files")
+    if crc32 != _crc32(arrays, metadata):
+        raise CheckpointError(f"{path} is damaged: its checksum is not the one that it was written with")
+    try:
+        texts = {key: json.loads(text) for key, text in metadata.items()}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    momentum = {name.removeprefix(MOMENTUM): arrays.pop(name) for name in list(arrays) if name.startswith(MOMENTUM)}
+    return Contents(arrays, momentum, texts)
+
+
+def _crc32(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    value = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        value = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), value)
+        value = zlib.crc32(array.data, value)
+    return f"{value:08x}"
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+def build_network(name: str, **options: Any) -> Module:
+    """A network by name: those of `models.NAMES`, and ``resnetD`` and ``plainD`` for any depth D = 6n + 2.
+
+    Raises UsageError for a name, a depth or an option that does not exist."""
+    match = re.fullmatch(r"(resnet|plain)(\d{1,6})", name)
+    if match is None or name in models.NAMES:
+        return models.build(name, **options)
+    if match[1] == "plain" and "shortcut" in options:
+        raise UsageError(f"{name} has no shortcuts, so it takes no option shortcut")
+    return (models.resnet if match[1] == "resnet" else models.plain)(int(match[2]), **options)
+
+
+def save_network(
+    path: Path, model: Module, network: dict[str, Any] | None, mean: np.ndarray, scale: np.ndarray,
+    result: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Writes a network's weights and what is needed to use them: its name and options, and its normalisation.
+
+    ``result`` is for the reader of the file: what was reached, and on which data.  Raises CheckpointError."""
+    texts = {"network": network, "normalisation": normalisation_text(mean, scale), "result": result}
+    write(path, model.state_dict(), {}, texts)
+
+
+def normalisation_text(mean: np.ndarray, scale: np.ndarray) -> dict[str, Any]:
+    return {"mean": np.asarray(mean).tolist(), "scale": np.asarray(scale).tolist()}
+
+
+class Loaded(NamedTuple):
+    """A network from a file, its (mean, scale), and the data set that it was trained on, if that is known."""
+
+    model: Module
+    mean: np.ndarray
+    scale: np.ndarray
+    network: dict[str, Any]
+    data: str | None
+
+
+def load_network(path: Path) -> Loaded:
+    """The network in a checkpoint, in ``best.safetensors`` or in a file from ``tinyres import-weights``.
+
+    Raises CheckpointError for a file that cannot be read or does not say which network it holds."""
+    arrays, _, texts = read(path)
+    network = texts.get("network")
+    if network is None:
+        raise CheckpointError(f"{path} does not say which network it holds; in Python, use load_state_dict()")
+    # What a file asks to be built must be as large as the file: every layer has an array.
+    depth = re.search(r"\d+$", str(network.get("name"))) if isinstance(network, dict) else None
+    if (
+        depth is None or not set(network) <= OPTIONS or len(depth[0]) > 6 or int(depth[0]) > len(arrays)
+        or network.get("num_classes") not in [len(array) for array in arrays.values() if array.ndim]
+    ):  # fmt: skip
+        raise CheckpointError(f"{path} holds {len(arrays)} arrays, which are not those of the network that it names")
+    try:
+        model = build_network(**network)
+        model.load_state_dict(arrays)
+        mean, scale = (_normaliser(texts["normalisation"][key]) for key in ("mean", "scale"))
+        result = texts.get("result") or texts.get("run", {}).get("settings") or {}
+        return Loaded(model, mean, scale, network, result.get("data"))
+    except (CheckpointError, UsageError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} lacks the normalisation of its network, or it is damaged ({error})") from error
+
+
+def _normaliser(value: Any) -> np.ndarray:
+    array = np.asarray(value, np.float32)
+    if array.ndim not in (0, 3) or not np.isfinite(array).all():
+        raise ValueError(f"shape {array.shape}")
+    return array

@@ -1,0 +1,58 @@
+"""How good a network is on images that it was not trained on."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinyres import functional as F
+from tinyres.autograd import detect_anomaly, no_grad
+from tinyres.data import Loader
+from tinyres.errors import NonFiniteError
+from tinyres.kernels import dispatch
+from tinyres.nn import Module
+from tinyres.tensor import Tensor
+
+
+class Evaluation(NamedTuple):
+    """Mean cross-entropy, top-1 error in per cent, and of how many images."""
+
+    loss: float
+    error: float
+    images: int
+
+
+def evaluate(
+    model: Module, images: np.ndarray, labels: np.ndarray, mean: Any = 0.0, scale: Any = 1.0, batch_size: int = 250,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Evaluation:  # fmt: skip
+    """Loss and error of ``model`` in evaluation mode on uint8 images (N, C, H, W), fed (images / 255 - mean) * scale.
+
+    ``on_batch(done, of)`` is called after each batch.  The model's mode is left as it was.  Raises NonFiniteError, with
+    the operation that made it, for a NaN or an infinity."""
+    loader = Loader(images, labels, batch_size, shuffle=False, augment=False, mean=mean, scale=scale,
+                    crop_flip=dispatch.current().crop_flip)  # fmt: skip
+    loss, wrong, training = 0.0, 0, model.training
+    model.eval()
+    try:
+        with no_grad():
+            for done, (x, y) in enumerate(loader, 1):
+                logits = model(Tensor(x))
+                batch_loss = F.cross_entropy(logits, y).item()
+                if not math.isfinite(batch_loss):
+                    with detect_anomaly():
+                        model(Tensor(x))
+                    raise NonFiniteError(f"the loss is {batch_loss}", op="CrossEntropy")
+                loss += batch_loss * len(y)
+                wrong += count_wrong(logits, y)
+                if on_batch:
+                    on_batch(done, len(loader))
+    finally:
+        model.train(training)
+    return Evaluation(loss / len(labels), 100 * wrong / len(labels), len(labels))
+
+
+def count_wrong(logits: Tensor, labels: np.ndarray) -> int:
+    """How many rows of logits (N, K) have their highest value elsewhere than at the label."""
+    return int((logits.numpy().argmax(axis=1) != labels).sum())

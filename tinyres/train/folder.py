@@ -1,0 +1,92 @@
+"""The folder of a run: its files, and who else ran there.
+
+    last.safetensors    the checkpoint to resume from; the one file that decides where a run is
+    best.safetensors    the network after the epoch with the lowest error, written before the checkpoint that counts it:
+                        a run that is killed between the two repeats the epoch's end and writes the same bytes again
+    metrics.jsonl       one line an epoch; a copy of what the checkpoint holds, as is
+    curves.png          its picture
+    config.json         the settings, and for each process that worked here its command, versions and machine
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tinyres
+from tinyres.errors import UsageError
+from tinyres.files import write_atomically
+from tinyres.kernels.arrays import threads
+from tinyres.train.curves import write_curves
+
+CURVES_EVERY = 30.0  # seconds: drawing takes one of them
+
+
+class RunFolder:
+    """Makes the folder and knows the files in it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.last, self.best = self.path / "last.safetensors", self.path / "best.safetensors"
+        self.metrics, self.curves = self.path / "metrics.jsonl", self.path / "curves.png"
+        self.config = self.path / "config.json"
+        self.drawn = -CURVES_EVERY
+
+    def open(self, resume: bool) -> None:
+        """Makes the folder ready.  Raises UsageError if another run is in it that is not to be resumed."""
+        files = (self.last, self.best, self.metrics, self.curves, self.config)
+        there = [file.name for file in files if file.exists()]
+        if there and not resume:
+            raise UsageError(
+                f"{self.path} already holds a run ({', '.join(there)}), and nothing was changed; "
+                "go on with it by --resume (in Python fit(resume=True)), or choose another folder by --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            for left in self.path.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Notes the settings and adds this process to those that have worked here."""
+        try:
+            processes = list(json.loads(self.config.read_text())["processes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            processes = []
+        config = {"settings": settings, "processes": [*processes, this_process()]}
+        write_atomically(self.config, (json.dumps(config, indent=2) + "\n").encode())
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def draw(
+        self, title: str, lines: list[dict[str, Any]], held_out: str, warn: Callable[[str], None], now: bool
+    ) -> None:
+        """Draws the curves, if that was not done just before or must be ``now``."""
+        if not lines or (time.monotonic() - self.drawn < CURVES_EVERY and not now):
+            return
+        try:
+            write_curves(self.curves, title, lines, held_out)
+        except ImportError as error:
+            if self.drawn < 0:
+                warn(f"no curves.png: {error} (pip install matplotlib)")
+        self.drawn = time.monotonic()
+
+
+def this_process() -> dict[str, Any]:
+    """What may explain a difference between two runs of the same settings."""
+    return {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "backend": tinyres.get_backend(),
+        "threads": threads(),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "tinyres": tinyres.__version__,
+    }

@@ -1,0 +1,89 @@
+"""What a run shows while it goes on: a live bar on a terminal, plain lines elsewhere (a file, a pipe, a CI log)."""
+
+import sys
+import time
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """``75`` as ``1:15``, ``3675`` as ``1:01:15``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Silent:
+    """Shows nothing: the base of the others, and what tests and notebooks may ask for."""
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends the display."""
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+
+    def step(self, where: str, done: int, steps: int, numbers: str, left: float | None) -> None:
+        """After each step: ``done`` of ``steps`` of the epoch called ``where``; ``left`` is in seconds, for the run."""
+
+
+class Lines(Silent):
+    """One line an epoch, and within a long epoch one every ten seconds."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every = every
+        self.printed = time.monotonic()
+
+    def message(self, text: str) -> None:
+        print(text, flush=True)
+        self.printed = time.monotonic()
+
+    def step(self, where: str, done: int, steps: int, numbers: str, left: float | None) -> None:
+        if time.monotonic() - self.printed >= self.every:
+            to_go = "" if left is None else f"  {duration(left)} left"
+            self.message(f"{where}  step {done}/{steps}  {numbers}{to_go}".rstrip())
+
+
+class Bar(Silent):
+    """A live bar for the epoch that is running, below the lines of the epochs that are done."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.console = Console(highlight=False)
+        self.bar: Any = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"), TextColumn("[cyan]{task.fields[left]}"),
+            console=self.console, transient=True, refresh_per_second=5,
+        )  # fmt: skip
+        self.task: Any = None
+
+    def __enter__(self) -> "Bar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def message(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def step(self, where: str, done: int, steps: int, numbers: str, left: float | None) -> None:
+        to_go = "" if left is None else f"{duration(left)} left"
+        if self.task is None:
+            self.task = self.bar.add_task(where, total=steps, numbers="", left="")
+        self.bar.update(self.task, description=where, completed=done, total=steps, numbers=numbers, left=to_go)
+
+
+def for_terminal() -> Silent:
+    """The bar where standard output is a terminal that can move its cursor and rich is installed, lines elsewhere."""
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+        except ImportError:
+            return Lines()
+        if not Console().is_dumb_terminal:
+            return Bar()
+    return Lines()

@@ -1,0 +1,56 @@
+"""Where a training run is: the part of a checkpoint that is not arrays."""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from tinyres.errors import CheckpointError, UsageError
+
+
+@dataclass
+class State:
+    """The sums are those of the epoch that is running."""
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps of the next epoch done
+    images: int = 0
+    wrong: int = 0
+    loss: float = 0.0  # summed over the images
+    seconds: float = 0.0
+    lines: list = field(default_factory=list)  # those of metrics.jsonl
+    generator: dict = field(default_factory=dict)  # of `tinyres.random`
+
+    def text(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> State:
+    """The state that ``State.text`` gave.  Raises CheckpointError for one that no such run could be in."""
+    try:
+        state = State(**text)
+    except TypeError as error:
+        raise CheckpointError(f"it does not say where the run was ({error})") from error
+    numbers = [number for line in state.lines if type(line) is dict for number in line.values()]
+    if (
+        any(type(getattr(state, item.name)) is not item.type for item in fields(state))
+        or not (0 <= state.epoch <= epochs and 0 <= state.step <= steps and len(state.lines) == state.epoch)
+        or not (0 <= state.wrong <= state.images and (state.images > 0) == (state.step > 0))
+        or not all(math.isfinite(number) for number in (state.loss, state.seconds))
+        or any(type(line) is not dict or set(line) != line_keys for line in state.lines)
+        or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    ):
+        raise CheckpointError("its place in the run or its metrics are impossible")
+    return state
+
+
+def check_same(saved: Any, now: dict[str, Any], where: object) -> None:
+    """Raises UsageError, naming each difference, unless a run is resumed with the settings that it began with."""
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{where}: its checkpoint has no settings")
+    different = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
+    if different:
+        listed = "; ".join(f"{key} was {saved.get(key)!r} and is {now.get(key)!r} now" for key in different)
+        raise UsageError(
+            f"{where} cannot be resumed with other settings: {listed}. "
+            "Give the run's own, or start another run in another folder"
+        )

@@ -1,0 +1,338 @@
+"""`Trainer`: trains a network by a recipe, shows how it goes, and can be killed at any moment.
+
+A run that is killed and resumed gives the same bits as one that was not: all that a step depends on (weights, momentum,
+place in the data, random state, the epoch's sums so far) is in one checkpoint, and that is written whole or not at all.
+"""
+
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from tinyres import functional as F
+from tinyres.autograd import detect_anomaly
+from tinyres.data import Dataset, Loader
+from tinyres.errors import CheckpointError, NonFiniteError, UsageError
+from tinyres.kernels import dispatch
+from tinyres.nn import Module
+from tinyres.optim import SGD
+from tinyres.random import default_generator, manual_seed
+from tinyres.tensor import Tensor
+from tinyres.train import checkpoint, progress
+from tinyres.train.evaluation import Evaluation, count_wrong, evaluate
+from tinyres.train.folder import RunFolder
+from tinyres.train.recipes import BATCH_SIZE, MOMENTUM, RECIPES, WEIGHT_DECAY, depth_of
+from tinyres.train.state import State, check_same, parse_state
+
+
+class Trainer:
+    """Trains ``model`` on ``dataset``: ``Trainer("resnet20", tr.data.load("cifar10"), out="runs/first").fit()``.
+
+    model: a network, or the name of one, or {"name": "resnet20", "shortcut": "B"}.  Named networks are built here,
+        after `manual_seed(seed)`, and their files can be used by ``tinyres eval``.
+    recipe: a name in `RECIPES`.  epochs, lr: by default the recipe's, lr in proportion to the batch size.
+    seed: of the initial weights (of a named network), the order of the images and the augmentation.
+    augment: whether to crop and mirror.  validation: how many training images to hold out and to test on instead.
+    out: the folder for checkpoints, metrics and curves; nothing is kept without one.
+    save_every: seconds between checkpoints within an epoch.  options: what a command wants to find in the checkpoint.
+    display: see `progress`; by default a bar on a terminal and lines elsewhere.
+
+    Raises UsageError for settings without meaning."""
+
+    def __init__(
+        self, model: Module | str | dict[str, Any], dataset: Dataset, recipe: str = "onecycle", *,
+        epochs: int | None = None, batch_size: int = BATCH_SIZE, lr: float | None = None, seed: int = 0,
+        augment: bool = True, validation: int = 0, out: str | os.PathLike[str] | None = None, save_every: float = 60.0,
+        options: Sequence[str] = (), display: progress.Silent | None = None,
+    ) -> None:  # fmt: skip
+        if recipe not in RECIPES:
+            raise UsageError(f"no recipe is called {recipe!r}; there are {', '.join(RECIPES)}")
+        self.recipe = RECIPES[recipe]
+        self.held_out = "validation" if validation else "test"
+        self.dataset = dataset.split_validation(validation) if validation else dataset
+        available = len(self.dataset.train_labels)
+        _check("batch_size", batch_size, 1 <= batch_size <= available, f"from 1 to the {available} training images")
+        self.lr = self.recipe.lr * batch_size / BATCH_SIZE if lr is None else lr
+        _check("lr", self.lr, 0 < self.lr < math.inf, "a number above 0")
+        _check("seed", seed, seed >= 0, "a whole number, 0 or more")
+        _check("save_every", save_every, save_every >= 0, "seconds, 0 or more")
+        self.mean, self.scale = self.recipe.normalisation(self.dataset.train_images)
+        self.seed, self.save_every, self.options = seed, save_every, list(options)
+        self.loader = Loader(
+            self.dataset.train_images, self.dataset.train_labels, batch_size, augment=augment, mean=self.mean,
+            scale=self.scale, seed=seed, drop_last=True, crop_flip=dispatch.current().crop_flip,
+        )  # fmt: skip
+        self.steps = len(self.loader)
+        self.epochs = self.recipe.default_epochs(dataset.name, self.steps) if epochs is None else epochs
+        _check("epochs", self.epochs, self.epochs >= 1, "1 or more")
+
+        self.network: dict[str, Any] | None = None
+        if isinstance(model, Module):
+            self.model = model
+        else:
+            named = {"name": model} if isinstance(model, str) else model
+            self.network = {**named, "num_classes": len(dataset.classes)}
+            manual_seed(seed)
+            self.model = checkpoint.build_network(**self.network)
+        self.optimizer = SGD(self.model.parameters(), self.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        total, depth = self.epochs * self.steps, depth_of(self.model)
+        self.schedule = self.recipe.make_schedule(self.optimizer, self.lr, total, depth)
+        self.folder = None if out is None else RunFolder(out)
+        self.display = progress.for_terminal() if display is None else display
+        self.state = State()
+        self.settings = {
+            "network": self.network or type(self.model).__name__, "data": dataset.name, "training images": available,
+            f"{self.held_out} images": len(self.dataset.test_labels), "data crc32": _crc32(self.dataset),
+            "recipe": recipe, "epochs": self.epochs, "batch size": batch_size, "lr": self.lr, "seed": seed,
+            "augment": augment, "backend": dispatch.get_backend(),
+        }  # fmt: skip
+        self._stop = False
+        self._saved = self._test_seconds = 0.0
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def fit(self, resume: bool = False) -> list[dict[str, Any]]:
+        """Trains to the end, or with ``resume`` from the last checkpoint in ``out`` to the end; returns the lines of
+        ``metrics.jsonl``.
+
+        Ctrl-C saves after the step that is running and raises KeyboardInterrupt.  Raises NonFiniteError, and leaves the
+        last checkpoint as it was, at the first NaN or infinity; CheckpointError for a checkpoint that cannot be used;
+        UsageError for a folder in which another run is, and for other settings than those of the run to be resumed."""
+        with self._interruptible(), self.display, warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's about overflow: here it is an error with a name
+            self._open(resume)
+            self.model.train()
+            while self.state.epoch < self.epochs:
+                if self.state.step < self.steps:
+                    self._train_epoch()
+                self._finish_epoch()
+            self._draw(now=True)
+        return self.state.lines
+
+    def evaluate(self) -> Evaluation:
+        """Loss and error on the images that are held out."""
+        data = self.dataset
+        return evaluate(self.model, data.test_images, data.test_labels, self.mean, self.scale, on_batch=self._tested)
+
+    def best(self) -> dict[str, Any] | None:
+        """The line of the epoch with the lowest error on the images that are held out, the first of equals."""
+        return min(self.state.lines, key=lambda line: line[f"{self.held_out}_error"], default=None)
+
+    def _train_epoch(self) -> None:
+        state = self.state
+        self.loader.load_state_dict({"seed": self.seed, "epoch": state.epoch, "batch": state.step})
+        began = time.perf_counter()
+        for images, labels in self.loader:
+            self._train_step(images, labels)
+            now = time.perf_counter()
+            state.seconds, began = state.seconds + now - began, now
+            self.display.step(self._where(), state.step, self.steps, self._numbers(), self._seconds_left())
+            self._stop_or_save()
+
+    def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Forward, backward, update.  The update is left out if the loss or a gradient is not finite."""
+        state, random = self.state, default_generator().bit_generator.state
+        self.schedule.set_step(state.epoch * self.steps + state.step)
+        logits = self.model(Tensor(images))
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
+        if not (math.isfinite(loss.item()) and all(map(_finite, gradients))):
+            default_generator().bit_generator.state = random
+            self._name_the_culprit(images, labels)
+        self.optimizer.step()
+        state.step += 1
+        state.images += len(labels)
+        state.wrong += count_wrong(logits, labels)
+        state.loss += loss.item() * len(labels)
+
+    def _finish_epoch(self) -> None:
+        """Tests, and writes what an epoch leaves: the best network first, then the checkpoint that knows of it."""
+        self._check_weights()
+        state, began = self.state, time.perf_counter()
+        try:
+            held_out = self.evaluate()
+        except NonFiniteError as error:
+            raise NonFiniteError(self._advice(f"testing failed: {error}"), error.op) from error
+        self._test_seconds = time.perf_counter() - began
+        line = self._line(held_out)
+        state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line])
+        if self.folder:
+            if self.best() is line:
+                result = {"data": self.dataset.name} | {k: v for k, v in line.items() if "second" not in k}
+                checkpoint.save_network(self.folder.best, self.model, self.network, self.mean, self.scale, result)
+            self._save()
+            self.folder.write_metrics(state.lines)
+            self._draw(now=False)
+        self.display.message(
+            f"{self._where(state.epoch)}  loss {line['train_loss']:.4f}  error {line['train_error']:.2f} %  "
+            f"{self.held_out} loss {held_out.loss:.4f}  error {held_out.error:.2f} %  lr {line['lr']:.4g}  "
+            f"{line['images_per_second']:.0f} images/s  {progress.duration(line['seconds'])}"
+        )
+
+    def _line(self, held_out: Evaluation) -> dict[str, Any]:
+        """The line of ``metrics.jsonl`` for the epoch that is running."""
+        state, images = self.state, max(self.state.images, 1)
+        return {
+            "epoch": state.epoch + 1, "train_loss": state.loss / images, "train_error": 100 * state.wrong / images,
+            f"{self.held_out}_loss": held_out.loss, f"{self.held_out}_error": held_out.error,
+            "lr": self.schedule.lr_at((state.epoch + 1) * self.steps - 1),
+            "images_per_second": round(images / max(state.seconds, 1e-9), 1), "seconds": round(state.seconds, 2),
+        }  # fmt: skip
+
+    # --- saving and resuming ------------------------------------------------------------------------------------------
+
+    def _open(self, resume: bool) -> None:
+        if not self.folder:
+            if resume:
+                raise UsageError("to resume, a run needs the folder that it was in: out=...")
+            return
+        self.folder.open(resume)
+        if resume and self.folder.last.exists():
+            self._restore()
+            here = f"going on in {self._where()} after step {self.state.step} of {self.steps}"
+            done = "all epochs are done"
+            self.display.message(f"{self.folder.path}: {here if self.state.epoch < self.epochs else done}")
+            self.folder.write_metrics(self.state.lines)
+            self._saved = time.monotonic()
+        else:
+            if resume:
+                self.display.message(f"{self.folder.path}: no checkpoint yet, so the run starts from the beginning")
+            self._save()
+        self.folder.write_config(self.settings)
+
+    def _save(self) -> None:
+        """Writes the checkpoint, unless a weight is no longer a number: then the last good one stays."""
+        if not self.folder:
+            return
+        self._check_weights()
+        buffers = self.optimizer.state_dict()["momentum_buffers"]
+        momentum = {name: buffers[i] for i, (name, _) in enumerate(self.model.named_parameters()) if i in buffers}
+        self.state.generator = default_generator().bit_generator.state  # type: ignore[assignment]
+        run = {"settings": self.settings, "options": self.options, "state": self.state.text()}
+        normalisation = checkpoint.normalisation_text(self.mean, self.scale)
+        texts = {"network": self.network, "normalisation": normalisation, "run": run}
+        checkpoint.write(self.folder.last, self.model.state_dict(), momentum, texts)
+        self._saved = time.monotonic()
+
+    def _restore(self) -> None:
+        assert self.folder
+        path = self.folder.last
+        arrays, momentum, texts = checkpoint.read(path)
+        run = texts.get("run")
+        if not isinstance(run, dict):
+            raise CheckpointError(f"{path} is not the checkpoint of a run: it holds a network alone")
+        check_same(run.get("settings"), self.settings, self.folder.path)
+        positions = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
+        try:
+            state = parse_state(run.get("state"), self.epochs, self.steps, set(self._line(Evaluation(0, 0, 0))))
+            buffers = {positions[name]: array for name, array in momentum.items()}
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "momentum_buffers": buffers})
+            self.model.load_state_dict(arrays)
+            default_generator().bit_generator.state = state.generator
+        except (CheckpointError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{path} does not fit this run, or it is damaged: {error}") from error
+        self.state = state
+
+    def _draw(self, now: bool) -> None:
+        if self.folder:
+            network = self.network["name"] if self.network else type(self.model).__name__
+            title = f"{network} on {self.dataset.name}, {self.recipe.name}, {self.epochs} epochs"
+            self.folder.draw(title, self.state.lines, self.held_out, self.display.message, now)
+
+    # --- stopping -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Lets the first Ctrl-C wait for the end of a step, and a second one not."""
+
+        def note(*_: object) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
+            yield
+            return
+        self._stop = False
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _stop_or_save(self) -> None:
+        if self._stop or time.monotonic() - self._saved >= self.save_every:
+            self._save()
+        if self._stop:
+            self._draw(now=True)
+            raise KeyboardInterrupt
+
+    def _tested(self, done: int, of: int) -> None:
+        """After each batch of a test: nothing has changed since the last step, so the run can stop here."""
+        self.display.step(f"{self._where()}, {self.held_out}", done, of, "", None)
+        if self._stop:
+            self._stop_or_save()
+
+    # --- what went wrong ----------------------------------------------------------------------------------------------
+
+    def _name_the_culprit(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Runs a step's passes again, with every result looked at."""
+        try:
+            with detect_anomaly():
+                F.cross_entropy(self.model(Tensor(images)), labels).backward()
+        except NonFiniteError as error:
+            raise NonFiniteError(self._advice(str(error)), error.op) from error
+        raise NonFiniteError(self._advice("the loss or a gradient is not finite"), "CrossEntropy")
+
+    def _check_weights(self) -> None:
+        for name, array in self.model.state_dict().items():
+            if not _finite(array):
+                raise NonFiniteError(self._advice(f"the update made a NaN or an infinity in {name}"), "SGD")
+
+    def _advice(self, what: str) -> str:
+        kept = f"; {self.folder.last} is the last good checkpoint" if self.folder else ""
+        where = f"{self._where()}, step {self.state.step + 1}"
+        return f"{where}: {what.rstrip('.')}. Try a lower learning rate than {self.lr:g}{kept}"
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    def _where(self, epoch: int | None = None) -> str:
+        return f"epoch {self.state.epoch + 1 if epoch is None else epoch:{len(str(self.epochs))}}/{self.epochs}"
+
+    def _numbers(self) -> str:
+        state = self.state
+        return (f"loss {state.loss / state.images:.4f}  error {100 * state.wrong / state.images:.2f} %  "
+                f"{state.images / max(state.seconds, 1e-9):.0f} images/s")  # fmt: skip
+
+    def _seconds_left(self) -> float:
+        state = self.state
+        steps = (self.epochs - state.epoch) * self.steps - state.step
+        return steps * state.seconds / state.step + (self.epochs - state.epoch) * self._test_seconds
+
+
+def _check(name: str, value: Any, good: bool, expected: str) -> None:
+    if not good:
+        raise UsageError(f"{name} is {value!r}; expected {expected}")
+
+
+def _finite(array: Any) -> bool:
+    return bool(np.isfinite(array).all())
+
+
+def _crc32(data: Dataset) -> int:
+    """Tells data sets of the same name and size apart."""
+    value = 0
+    for array in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    return value
