@@ -51,7 +51,7 @@ def add_data_dir(parser: Any) -> None:
 
 def add_backend(parser: Any) -> None:
     parser.add_argument("--backend", metavar="NAME", help="the kernels that run: see tinyres info (default: "
-                        "$TINYRES_BACKEND, or the fastest that runs here)")  # fmt: skip
+                        "$TINYRES_BACKEND, or the one that tinyres info marks)")  # fmt: skip
 
 
 def add_shortcut(parser: Any) -> None:
