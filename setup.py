@@ -25,7 +25,7 @@ setup(
     package_dir={"tinyres.kernels": "kernels", "tinyres.benchmarks": "benchmarks"},
     package_data={"tinyres": ["py.typed"]},
     install_requires=[
-        "numpy>=1.26",
+        "numpy>=2.0",
         "threadpoolctl>=3.1",  # one BLAS thread each, while the kernels' own threads run
         "numba>=0.60",
         "safetensors>=0.4",

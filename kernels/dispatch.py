@@ -18,7 +18,7 @@ BACKENDS = {
     "numpy": ("tinyres.kernels.reference", "NumPy: the reference, on any machine"),
     "numba": ("tinyres.kernels.cpu", "Numba: SIMD code compiled for this machine's CPU, on all cores"),
 }
-DEFAULT = "numpy"
+PREFERRED = ("numba", "numpy")  # the default is the first that can run here
 
 _record: dict[tuple[str, str, str], int] = {}  # (backend, kernel, reason) -> how often the reference ran instead
 _strict = False
@@ -69,14 +69,14 @@ def _load(name: str) -> Backend:
 
 
 def current() -> Backend:
-    """The backend in use: the last `use_backend`, else ``TINYRES_BACKEND``, else the default."""
+    """The backend in use: the last `use_backend`, else ``TINYRES_BACKEND``, else the first of `PREFERRED` that can run."""
     global _current
     if _current is None:
-        name = os.environ.get("TINYRES_BACKEND") or DEFAULT
+        name = os.environ.get("TINYRES_BACKEND")
         try:
-            _current = _load(name)
+            _current = _load(name or next(name for name in PREFERRED if not _reason(name)))
         except BackendError as error:
-            raise BackendError(f"{error} It was named by TINYRES_BACKEND." if name != DEFAULT else str(error)) from None
+            raise BackendError(f"{error} It was named by TINYRES_BACKEND.") from None
     return _current
 
 
@@ -123,14 +123,15 @@ class strict:
 
 def available_backends() -> dict[str, str]:
     """Every backend's name, and "" if it can run here, else why not."""
-    found = {}
-    for name in BACKENDS:
-        try:
-            _load(name)
-            found[name] = ""
-        except BackendError as error:
-            found[name] = str(error.__cause__ or error)
-    return found
+    return {name: _reason(name) for name in BACKENDS}
+
+
+def _reason(name: str) -> str:
+    try:
+        _load(name)
+    except BackendError as error:
+        return str(error.__cause__ or error)
+    return ""
 
 
 def explain_dispatch() -> list[tuple[str, str, str, int]]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 PAGE = 4096
-HUGE = 1 << 22  # bytes from which huge pages pay
+HUGE = 1 << 21  # bytes from which huge pages pay
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 _guard = threading.Lock()  # for _held and _owners

@@ -23,9 +23,7 @@ def set_algorithm(name: str | None) -> None:
     _asked = None if name is None else _known(name, "the algorithm")
 
 
-def algorithm(
-    kind: str, n: int, c: int, f: int, size: Pair, kernel: Pair = (3, 3), stride: Pair = (1, 1)
-) -> str:
+def algorithm(kind: str, n: int, c: int, f: int, size: Pair, kernel: Pair = (3, 3), stride: Pair = (1, 1)) -> str:
     """The algorithm of one of `PASSES` of a convolution of N images, C to F channels, ``size`` the map that it writes
     (the gradients: that of x for the input's, that of y for the weights')."""
     if kind not in PASSES:

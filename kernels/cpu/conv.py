@@ -7,20 +7,18 @@ than 1 or one for each channel, and Numba without its compiler (NUMBA_DISABLE_JI
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from tinyres.kernels.arrays import Pair, channels_first, channels_last, output_size
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cpu import choose, conv_depthwise, conv_direct, simd, winograd
-from tinyres.kernels.cpu.buffers import empty
+from tinyres.kernels.cpu import buffers, choose, conv_depthwise, conv_direct, runtime, simd, winograd
 
 Shape = tuple[int, ...]
 
 
 def _check(a: Any, b: Any, w_shape: Shape, channels: int, dilation: Pair, groups: int) -> bool:
     """Raises `Unsupported`, or tells whether the convolution is depthwise."""
-    if numba.config.DISABLE_JIT:
+    if runtime.config.DISABLE_JIT:
         raise Unsupported("NUMBA_DISABLE_JIT is set")
     if a.dtype != np.float32 or b.dtype != np.float32:
         raise Unsupported(f"dtype {a.dtype}, not float32")
@@ -46,7 +44,7 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     if min(size) < 1:
         raise Unsupported("an empty array")
     if depthwise:
-        y = empty((n, *size, c), np.float32)
+        y = buffers.empty((n, *size, c), np.float32)
         conv_depthwise.correlate(x, w, kernel, stride, padding, y, lanes)
         return channels_first(y)
     step_f, step_c, step_row, step_column = w.strides
@@ -54,16 +52,14 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     m = choose.tile("forward", n, c, f, size, kernel, stride)
     if m:
         return channels_first(winograd.convolve(x, w.ctypes.data, taps, f, size, padding, m, lanes))
-    y = empty((n, *size, f), np.float32)
+    y = buffers.empty((n, *size, f), np.float32)
     steps = (4 * size[0] * size[1] * f, 4 * size[1] * f, 4 * f)
     whole = conv_direct.Class(kernel, padding, size, w.ctypes.data, 0)
     conv_direct.correlate(x, [whole], taps, stride, f, y.ctypes.data, steps, lanes)
     return channels_first(y)
 
 
-def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+def conv2d_backward_input(dy: Any, w: Any, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
     """dx: at stride 1 a convolution with the filters turned around, at others one for each class of pixels."""
     (n, c, height, width), f, kernel = x_shape, w.shape[0], w.shape[2:]
     depthwise = _check(dy, w, w.shape, c, dilation, groups)
@@ -71,7 +67,7 @@ def conv2d_backward_input(
         raise Unsupported("an empty array")
     lanes, dy = simd.host_lanes(), channels_last(dy)
     if depthwise:
-        dx = empty((n, height, width, c), np.float32)
+        dx = buffers.empty((n, height, width, c), np.float32)
         conv_depthwise.correlate_back(dy, w, kernel, stride, padding, dx, lanes)
         return channels_first(dx)
     step_f, step_c, step_row, step_column = w.strides
@@ -81,7 +77,7 @@ def conv2d_backward_input(
         margin = (2 - padding[0], 2 - padding[1])
         taps = (step_f, step_c, -step_row, -step_column)
         return channels_first(winograd.convolve(dy, last, taps, c, (height, width), margin, m, lanes))
-    dx = empty((n, height, width, c), np.float32)
+    dx = buffers.empty((n, height, width, c), np.float32)
     classes = []
     for row, rows, taps_down, last_down, top in conv_direct.input_classes(height, kernel[0], stride[0], padding[0]):
         for column, columns, taps_across, last_across, left in conv_direct.input_classes(
@@ -97,9 +93,7 @@ def conv2d_backward_input(
     return channels_first(dx)
 
 
-def conv2d_backward_weight(
-    dy: Any, x: Any, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+def conv2d_backward_weight(dy: Any, x: Any, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
     """dw, in one contiguous (F, C / groups, KH, KW) array."""
     depthwise = _check(dy, x, w_shape, x.shape[1], dilation, groups)
     lanes, dy, x, kernel = simd.host_lanes(), channels_last(dy), channels_last(x), w_shape[2:]

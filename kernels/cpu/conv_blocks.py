@@ -35,7 +35,7 @@ def dot_block(
         x, x_row, x_pixel, w, y, y_pixel, rows, taps = args[3:]
         zero = constant(width, 0.0)
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(wide)] for _ in range(count)]
-        for slot in sum(sums, []):
+        for slot in (slot for of_pixel in sums for slot in of_pixel):
             builder.store(zero, slot)
         step = ir.Constant(I64, 4 * width * wide)
         with cgutils.for_range(builder, rows) as row:

@@ -14,8 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tinyres.kernels.arrays import Pair, threads
-from tinyres.kernels.cpu import simd
-from tinyres.kernels.cpu.buffers import empty
+from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.conv_blocks import pad_rows, unpad
 from tinyres.kernels.cpu.conv_direct import input_classes
 from tinyres.kernels.cpu.simd import I64, constant, fma, get_float, load, offset, set_float, store, unpack
@@ -77,7 +76,8 @@ def product_sum(typing: Any, lanes: Any, a: Any, a_step: Any, b: Any, b_step: An
         with cgutils.for_range(builder, fours) as four:
             for k, total in enumerate(totals):
                 add(builder.add(builder.shl(four.index, ir.Constant(I64, 2)), ir.Constant(I64, k)), total)
-        with cgutils.for_range_slice(builder, builder.shl(fours, ir.Constant(I64, 2)), count, ir.Constant(I64, 1), I64) as (t, _):
+        done, one = builder.shl(fours, ir.Constant(I64, 2)), ir.Constant(I64, 1)
+        with cgutils.for_range_slice(builder, done, count, one, I64) as (t, _):
             add(t, totals[0])
         low, high = (builder.fadd(builder.load(totals[k]), builder.load(totals[k + 1])) for k in (0, 2))
         store(builder, builder.fadd(low, high), out)
@@ -97,7 +97,8 @@ def _job(lanes: int) -> Any:
         ) = unpack(parameters, 25)  # fmt: skip
         image, first = index // strips, index % strips * strip
         rows = min(strip, oh - first)
-        pad_rows(scratch, across, cp, x + 4 * image * h * width * c, h, width, c, first * sh - top, left, (rows - 1) * sh + kh)
+        of = x + 4 * image * h * width * c
+        pad_rows(scratch, across, cp, of, h, width, c, first * sh - top, left, (rows - 1) * sh + kh)
         block, packed = scratch + temporary, scratch + temporary + 4 * PIXELS * lanes
         line, pixel = 4 * across * cp, 4 * cp
         for k in range(0, cp, lanes):
@@ -200,12 +201,12 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
     strips = -(-oh // strip)
     parts = min(n * strips, 2 * threads())
     dy_at = _up(4 * ((strip - 1) * stride[0] + kh) * across * cp, 64)
-    sums = empty((parts, kh, kw, cp), np.float32)
+    sums = buffers.empty((parts, kh, kw, cp), np.float32)
     parameters = [
         x.ctypes.data, dy.ctypes.data, sums.ctypes.data, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, strip, strips,
         across, dy_at, n * strips, parts,
     ]  # fmt: skip
     simd.run(_weight_job(lanes), parameters, parts, dy_at + 4 * strip * ow * cp)
-    dw = empty((c, 1, kh, kw), np.float32)
+    dw = buffers.empty((c, 1, kh, kw), np.float32)
     np.sum(sums[..., :c], axis=0, out=dw[:, 0].transpose(1, 2, 0))
     return dw

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyres.kernels.arrays import Pair, threads
-from tinyres.kernels.cpu import simd
-from tinyres.kernels.cpu.buffers import empty
+from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
 from tinyres.kernels.cpu.simd import copy, get_float, prefetch_read, prefetch_write, set_float, unpack
 
@@ -30,13 +29,17 @@ def _pack_job(lanes: int) -> Any:
 
     def job(parameters: int, index: int, scratch: int) -> None:
         w, to, kh, kw, c, f, fp, step_c, step_f, step_row, step_column = unpack(parameters, 11)
-        for g in range(fp):
-            block = g // (2 * lanes) * (2 * lanes)
+        for block in range(0, fp, 2 * lanes):
             wide = min(2 * lanes, fp - block)
-            for tap in range(kh * kw):
-                at = w + index * step_c + tap // kw * step_row + tap % kw * step_column + g * step_f
-                value = get_float(at) if g < f else np.float32(0)
-                set_float(to + 4 * (block * kh * kw * c + (tap * c + index) * wide + g - block), value)
+            start = to + 4 * (block * kh * kw * c + index * wide)
+            for g in range(wide):
+                for row in range(kh):
+                    for column in range(kw):
+                        value = np.float32(0)
+                        if block + g < f:
+                            at = w + index * step_c + row * step_row + column * step_column + (block + g) * step_f
+                            value = get_float(at)
+                        set_float(start + 4 * ((row * kw + column) * c * wide + g), value)
 
     return simd.compiled_job(job)
 
@@ -114,6 +117,7 @@ def _weight_job(lanes: int) -> Any:
             dy_next = dy + 4 * (image * oh + first + rows) * ow * f
             dy_bytes = min(4 * rows * ow * f, dy + 4 * n * oh * ow * f - dy_next)
             piece, pieces = 0, kh * -(-fp // (2 * lanes)) * (kp // high)
+            b_line, b_step = 4 * ow * fp, 4 * fp
             for row in range(kh):
                 for g in range(0, fp, 2 * lanes):
                     b = cotangents + 4 * g
@@ -123,19 +127,15 @@ def _weight_job(lanes: int) -> Any:
                             prefetch_read(x_next + x_bytes * piece // pieces, x_next + x_bytes * (piece + 1) // pieces)
                             prefetch_read(dy_next + dy_bytes * piece // pieces, dy_next + dy_bytes * (piece + 1) // pieces)
                             piece += 1
-                            a = scratch + row * line + 4 * k
-                            outer_block(
-                                lanes, high, 2, a, sh * line, step, b, 4 * ow * fp, 4 * fp, rows, ow, out + 4 * k * fp, 4 * fp
-                            )
+                            a, to = scratch + row * line + 4 * k, out + 4 * k * fp
+                            outer_block(lanes, high, 2, a, sh * line, step, b, b_line, b_step, rows, ow, to, 4 * fp)
                     else:
                         for k in range(0, kp, twice):
                             prefetch_read(x_next + x_bytes * piece // pieces, x_next + x_bytes * (piece + 2) // pieces)
                             prefetch_read(dy_next + dy_bytes * piece // pieces, dy_next + dy_bytes * (piece + 2) // pieces)
                             piece += 2
-                            a = scratch + row * line + 4 * k
-                            outer_block(
-                                lanes, twice, 1, a, sh * line, step, b, 4 * ow * fp, 4 * fp, rows, ow, out + 4 * k * fp, 4 * fp
-                            )
+                            a, to = scratch + row * line + 4 * k, out + 4 * k * fp
+                            outer_block(lanes, twice, 1, a, sh * line, step, b, b_line, b_step, rows, ow, to, 4 * fp)
 
     return simd.compiled_job(job)
 
@@ -213,7 +213,7 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
     strips = -(-oh // strip)
     parts = min(n * strips, 2 * threads())
     dy_at = _up(4 * (((strip - 1) * stride[0] + kh) * padded_width * c + kp), 64)  # blocks read up to kp floats of the last
-    memory, dw = simd.workspace(4 * parts * kh * kp * fp), empty((f, c, kh, kw), np.float32)
+    memory, dw = simd.workspace(4 * parts * kh * kp * fp), buffers.empty((f, c, kh, kw), np.float32)
     sums = memory.ctypes.data
     parameters = [
         x.ctypes.data, dy.ctypes.data, sums, n, h, width, c, kh, kp, *stride, *padding, oh, ow, f, fp, strip, strips,
@@ -235,5 +235,6 @@ def input_classes(size: int, kernel: int, stride: int, padding: int) -> list[tup
     for r in range(min(stride, size)):
         a0 = (r + padding) % stride
         taps = len(range(a0, kernel, stride))
-        classes.append((r, -(-(size - r) // stride), taps, a0 + stride * (taps - 1), taps - 1 - (r + padding - a0) // stride))
+        count, e = -(-(size - r) // stride), (r + padding - a0) // stride
+        classes.append((r, count, taps, a0 + stride * (taps - 1), taps - 1 - e))
     return classes

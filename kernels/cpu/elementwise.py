@@ -37,9 +37,15 @@ def add_relu(x: Array, y: Array) -> Array:
 
 def accumulate(total: Array, x: Array) -> None:
     check(total, x)
-    if total.shape != x.shape or total.ndim != 4 or not total.transpose(0, 2, 3, 1).flags.c_contiguous:
-        raise Unsupported("arrays that are not images of one shape, channels last")
-    _accumulate(chunks(total.size), [total, channels_last(x)], [total.size])
+    if total.shape != x.shape or not total.flags.writeable:
+        raise Unsupported("arrays of different shapes, or a total that is read-only")
+    if total.flags.c_contiguous:
+        x = np.ascontiguousarray(x)
+    elif total.ndim == 4 and total.transpose(0, 2, 3, 1).flags.c_contiguous:
+        x = channels_last(x)
+    else:
+        raise Unsupported("a total with gaps in memory")
+    _accumulate(chunks(total.size), [total, x], [total.size])
 
 
 def _map(kernel: Kernel, *inputs: Array) -> Array:

@@ -33,6 +33,7 @@ from tinyres.kernels.cpu import buffers
 CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
 SPINS = 2000  # looks at the counter, about 20 us, before the caller lets others have its core
 WORDS = np.dtype(np.int64)
+DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 I64 = ir.IntType(64)
 intrinsic: Any = numba.extending.intrinsic  # (its own type makes callers pass the typing context)
 config: Any = numba.config
@@ -202,9 +203,9 @@ def check(*arrays: np.ndarray | None) -> None:
     """Raises Unsupported for what no kernel here does."""
     if config.DISABLE_JIT:
         raise Unsupported("the JIT is off (NUMBA_DISABLE_JIT)")
-    dtypes = {str(a.dtype) for a in arrays if a is not None}
-    if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
-        raise Unsupported("of dtype " + " and ".join(sorted(dtypes)))
+    dtypes = {a.dtype for a in arrays if a is not None}
+    if len(dtypes) > 1 or not dtypes <= DTYPES:
+        raise Unsupported("of dtype " + " and ".join(sorted(map(str, dtypes))))
 
 
 def chunks(size: int) -> int:

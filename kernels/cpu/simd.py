@@ -23,10 +23,11 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from tinyres.kernels.arrays import threads
-from tinyres.kernels.cpu.buffers import HUGE, empty
+from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.runtime import spread
 
 I1, I32, I64, F32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
+LARGE = 1 << 22  # bytes: the least that surely has pages of 2 MB in it, however it is aligned
 JOB = types.void(types.intp, types.intp, types.intp)  # the signature of a job
 
 
@@ -191,13 +192,15 @@ def workspace(size: int) -> np.ndarray:
 
     It is asked for in pieces of 4 MB, for which the system uses pages of 2 MB: in pages of 4 KB, which lie anywhere, half
     a megabyte of transformed weights would meet itself in the sets of a 1 MB cache (measured: a tenth of the time)."""
-    return empty((max(size, HUGE),), np.uint8)
+    return buffers.empty((max(size, LARGE),), np.uint8)
 
 
 def run(job: Any, parameters: list[int], count: int, scratch_size: int) -> None:
     """job(parameters, i, scratch) for i in 0 .. count - 1, over the threads.  ``scratch_size`` is in bytes a thread; the
     memory comes aligned to cache lines, in large pages, with whatever was in it."""
-    spread(job.address, np.array(parameters, np.int64), count, max(scratch_size, HUGE // threads()) if scratch_size else 0)
+    if scratch_size:
+        scratch_size = max(scratch_size, LARGE // threads())
+    spread(job.address, np.array(parameters, np.int64), count, scratch_size)
 
 
 @functools.cache

@@ -31,6 +31,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/DATA-MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in its folder; its own options hold, "
                         "and none but --save-every and --data-dir may be given another value")  # fmt: skip
+    parser.add_argument("--profile", action="store_true", help="measure the steps, and show at the end where their time "
+                        "went: by kernel, and by layer forward and backward")  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -65,6 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
         trainer.fit(resume=arguments.resume)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; what was done is in {out}. Go on with:\n{resume_command(out)}") from None
+    if trainer.profile:
+        print(f"{trainer.profile.table('kernel')}\n\n{trainer.profile.table('layer', 'pass')}\n")
     best = trainer.best()
     assert best
     print(f"best {trainer.held_out} error: {best[f'{trainer.held_out}_error']:.2f} % after epoch {best['epoch']}, in "
@@ -83,6 +87,7 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
         dataset.limit(given.get("limit_train"), given.get("limit_test")),
         augment="no_augment" not in given,
         out=out,
+        profile=given.get("profile", False),
         options=command_line({**given, "backend": tinyres.get_backend()}),
         **{name: given[name] for name in names if name in given},
     )
@@ -107,7 +112,7 @@ def command_line(given: dict[str, Any]) -> list[str]:
     """The options as they would be typed."""
     words = []
     for key, value in given.items():
-        if key not in ("command", "run", "out", "resume"):
+        if key not in ("command", "run", "out", "resume", "profile"):
             words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return words
 

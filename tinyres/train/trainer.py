@@ -12,12 +12,13 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from tinyres import functional as F
+from tinyres import profiler
 from tinyres.autograd import detect_anomaly
 from tinyres.data import Dataset, Loader
 from tinyres.errors import CheckpointError, NonFiniteError, UsageError
@@ -44,6 +45,7 @@ class Trainer:
     out: the folder for checkpoints, metrics and curves; nothing is kept without one.
     save_every: seconds between checkpoints within an epoch.  options: what a command wants to find in the checkpoint.
     display: see `progress`; by default a bar on a terminal and lines elsewhere.
+    profile: whether to measure the steps' kernels, in the attribute ``profile`` (see `tinyres.profiler`).
 
     Raises UsageError for settings without meaning."""
 
@@ -51,7 +53,7 @@ class Trainer:
         self, model: Module | str | dict[str, Any], dataset: Dataset, recipe: str = "onecycle", *,
         epochs: int | None = None, batch_size: int = BATCH_SIZE, lr: float | None = None, seed: int = 0,
         augment: bool = True, validation: int = 0, out: str | os.PathLike[str] | None = None, save_every: float = 60.0,
-        options: Sequence[str] = (), display: progress.Silent | None = None,
+        options: Sequence[str] = (), display: progress.Silent | None = None, profile: bool = False,
     ) -> None:  # fmt: skip
         if recipe not in RECIPES:
             raise UsageError(f"no recipe is called {recipe!r}; there are {', '.join(RECIPES)}")
@@ -82,6 +84,7 @@ class Trainer:
             self.network = {**named, "num_classes": len(dataset.classes)}
             manual_seed(seed)
             self.model = checkpoint.build_network(**self.network)
+        self.profile = profiler.profile(self.model) if profile else None
         self.optimizer = SGD(self.model.parameters(), self.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
         total, depth = self.epochs * self.steps, depth_of(self.model)
         self.schedule = self.recipe.make_schedule(self.optimizer, self.lr, total, depth)
@@ -131,7 +134,8 @@ class Trainer:
         self.loader.load_state_dict({"seed": self.seed, "epoch": state.epoch, "batch": state.step})
         began = time.perf_counter()
         for images, labels in self.loader:
-            self._train_step(images, labels)
+            with self.profile or nullcontext():
+                self._train_step(images, labels)
             now = time.perf_counter()
             state.seconds, began = state.seconds + now - began, now
             self.display.step(self._where(), state.step, self.steps, self._numbers(), self._seconds_left())
