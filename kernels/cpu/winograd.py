@@ -29,7 +29,7 @@ from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, s
 from tinyres.kernels.cpu.winograd_math import transform
 
 CACHE = 150_000  # bytes of V and M in a job, beside U in a second-level cache of 1 MB
-WEIGHT_CACHE = 150_000  # the same for the weight gradient, whose sums are read and written once for each job
+WEIGHT_CACHE = 220_000  # the same for the weight gradient, whose sums are read and written once for each job
 Taps = tuple[int, int, int, int]  # byte strides of weights along what is summed over, what comes out, rows, columns
 
 

@@ -17,6 +17,8 @@ result's root mean square, as root mean square and largest: 29 and 485 for them,
 entries in B^T and A^T are still exact.  (Barabasz et al. 2018, arXiv 1803.10986, on why such points do better.)
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numba import types
@@ -57,34 +59,46 @@ def matrices(m: int) -> dict[str, Matrix]:
     }
 
 
-def emit_product(builder: Any, matrix: Matrix, values: list[Any]) -> list[Any]:
-    """matrix @ values as vector instructions.
+def row_groups(matrix: Matrix) -> list[tuple[int, ...]]:
+    """The rows that share work, see `emit_rows`, in groups; each row in one of them."""
+    count = len(matrix)
+    if any(_mirrored(a, b) for a, b in zip(transposed(matrix), transposed(matrix)[1:], strict=False)):
+        return [tuple(range(0, count, 2)), tuple(range(1, count, 2))]
+    seconds = [i for i in range(1, count) if _mirrored(matrix[i - 1], matrix[i])]
+    return [(i, i + 1) if i + 1 in seconds else (i,) for i in range(count) if i not in seconds]
+
+
+def emit_rows(builder: Any, matrix: Matrix, rows: Sequence[int], value: Callable[[int], Any]) -> list[Any]:
+    """The elements ``rows`` of matrix @ values as vector instructions; ``value(j)`` emits element j of the values.
 
     The points come in pairs p, -p, so that rows (of B^T, G, A) or columns (of A^T, G^T) do: they differ in the signs of
-    every other element.  Such pairs share their even and odd parts: B^T at m = 4 takes 12 instructions, not 20."""
-    columns = transposed(matrix)
-    values, columns = list(values), list(columns)
-    for j in range(len(values) - 1):  # columns u + v, u - v: add and subtract the values first
-        a, b = columns[j], columns[j + 1]
-        if sum(map(bool, a)) > 1 and a != b and all(p == q * (-1) ** i for i, (p, q) in enumerate(zip(a, b, strict=True))):
-            both, apart = builder.fadd(values[j], values[j + 1]), builder.fsub(values[j], values[j + 1])
-            values[j], values[j + 1] = both, apart
-            columns[j] = tuple(p if i % 2 == 0 else 0 for i, p in enumerate(a))
-            columns[j + 1] = tuple(0 if i % 2 == 0 else p for i, p in enumerate(a))
-    rows, results = transposed(tuple(columns)), []
-    for i, row in enumerate(rows):
-        before = rows[i - 1] if i else None
-        if before and _mirrored(before, row):
-            parts = [[(f if j % 2 == odd else 0.0) for j, f in enumerate(before)] for odd in (0, 1)]
-            factor = _common(parts[1])
-            even = scaled_sum(builder, list(zip(parts[0], values, strict=True)))
-            odd = scaled_sum(builder, [(f / factor, v) for f, v in zip(parts[1], values, strict=True)])
-            if factor == 1:
-                results[-1:] = [builder.fadd(even, odd), builder.fsub(even, odd)]
-            else:
-                results[-1:] = [fma(builder, odd, constant(odd.type.count, f), even) for f in (factor, -factor)]
+    every other element.  Such rows share their even and odd parts, such columns the sum and the difference of what they
+    multiply: B^T at m = 4 takes 12 instructions, not 20."""
+    columns, terms = transposed(matrix), []  # terms: a column, and what emits the value that it multiplies
+    for j, column in enumerate(columns):
+        if j and _mirrored(columns[j - 1], column):
+            even = tuple(0.0 if i % 2 else f for i, f in enumerate(columns[j - 1]))
+            odd = tuple(f if i % 2 else 0.0 for i, f in enumerate(columns[j - 1]))
+            pair = functools.cache(lambda j=j: (value(j - 1), value(j)))
+            terms[-1:] = [(even, lambda pair=pair: builder.fadd(*pair())), (odd, lambda pair=pair: builder.fsub(*pair()))]
         else:
-            results.append(scaled_sum(builder, list(zip(row, values, strict=True))))
+            terms.append((column, lambda j=j: value(j)))
+    values = [emit() if any(column[i] for i in rows) else None for column, emit in terms]
+    kept, results = transposed(tuple(column for column, _ in terms)), []
+    for i in rows:
+        if i - 1 in rows and _mirrored(kept[i - 1], kept[i]):
+            continue
+        if i + 1 in rows and _mirrored(kept[i], kept[i + 1]):
+            even, odd = (tuple(0.0 if j % 2 != part else f for j, f in enumerate(kept[i])) for part in (0, 1))
+            factor = _common(odd)
+            a = scaled_sum(builder, list(zip(even, values, strict=True)))
+            b = scaled_sum(builder, [(f / factor, v) for f, v in zip(odd, values, strict=True)])
+            if factor == 1:
+                results += [builder.fadd(a, b), builder.fsub(a, b)]
+            else:
+                results += [fma(builder, b, constant(b.type.count, f), a) for f in (factor, -factor)]
+        else:
+            results.append(scaled_sum(builder, list(zip(kept[i], values, strict=True))))
     return results
 
 
@@ -94,7 +108,7 @@ def _mirrored(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return same and any(a[::2]) and any(a[1::2])
 
 
-def _common(row: list[float]) -> float:
+def _common(row: tuple[float, ...]) -> float:
     """An element of the row by which the others divide without rounding in float32, so that it may be applied last."""
     elements = [f for f in row if f]
     exact = [d for d in elements if all(float(float32(f / d)) * d == f for f in elements)]
@@ -113,16 +127,17 @@ def transform(
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, row, pixel, target, target_row, target_pixel = args[3:]
-        size = len(matrix[0])
-        columns = []
-        for j in range(size):
-            at = offset(builder, source, pixel, j)
-            column = [load(builder, width, offset(builder, at, row, i)) for i in range(size)]
-            columns.append(emit_product(builder, matrix, column))
-        for i in range(len(matrix)):
-            at = offset(builder, target, target_row, i)
-            for j, value in enumerate(emit_product(builder, matrix, [c[i] for c in columns])):
-                store(builder, value, offset(builder, at, target_pixel, j))
+        for rows in row_groups(matrix):  # one group after the other: all at once would not fit into the registers
+            columns = []
+            for j in range(len(matrix[0])):
+                at = offset(builder, source, pixel, j)
+                columns.append(
+                    emit_rows(builder, matrix, rows, lambda i, at=at: load(builder, width, offset(builder, at, row, i)))
+                )
+            for i, of_row in zip(rows, zip(*columns, strict=True), strict=True):
+                at = offset(builder, target, target_row, i)
+                for j, value in enumerate(emit_rows(builder, matrix, range(len(matrix)), of_row.__getitem__)):
+                    store(builder, value, offset(builder, at, target_pixel, j))
         return context.get_dummy_value()
 
     return types.void(lanes, m, name, *[types.intp] * 6), emit
