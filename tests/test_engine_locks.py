@@ -4,6 +4,7 @@ gradient."""
 import gc
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_a_memory_map_can_be_trained_on(tmp_path):
     lambda x: F.batch_norm_relu(x, np.zeros(3), np.ones(3), training=True),
     lambda x: F.batch_norm_relu(x.reshape(-1, 3), np.zeros(3), np.ones(3), training=True),
     lambda x: F.conv2d(x, np.ones((2, 3, 1, 1))), lambda x: F.log_softmax(x.reshape(2, -1)),
-], ids=["relu", "relu6", "add_relu", "max_pool2d", "batch_norm_relu", "batch_norm_relu 2-D", "conv2d", "log_softmax"])  # fmt: skip
+], ids=["relu", "relu6", "add_relu", "max_pool2d", "bn_relu", "bn_relu 2-D", "conv2d", "log_softmax"])  # fmt: skip
 def test_results_are_writable_once_the_graph_is_walked(operation):
     y = operation(leaf(2, 3, 4, 4))
     y.backward(np.ones(y.shape))
@@ -236,3 +237,26 @@ def test_a_graph_left_over_at_the_end_of_the_process_is_silent():
         "sys.left = z = x * x\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_thread_finds_its_arrays_unlocked_when_its_backward_returns():
+    """Also while other threads are locking theirs."""
+    refused, interval = [], sys.getswitchinterval()
+
+    def work():
+        x = leaf(3)
+        for _ in range(400):
+            (x * x).sum().backward()
+            if not x.data.flags.writeable:
+                refused.append(x)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not refused and not autograd._locked

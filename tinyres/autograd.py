@@ -14,7 +14,6 @@ import itertools
 import threading
 import traceback
 import weakref
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -71,8 +70,9 @@ def detect_anomaly() -> _Setting:
 # --- arrays that a graph still needs ---------------------------------------------------------------------------------
 
 _locked: dict[int, "_Lock"] = {}  # by id of the array
-_lock_guard = threading.Lock()
-_to_unlock: deque[list[np.ndarray]] = deque()
+_lock_guard = threading.RLock()
+_to_unlock: list[np.ndarray] = []
+_busy = False  # whether the thread that holds the guard is changing the table
 
 
 class _Lock:
@@ -86,16 +86,21 @@ class _Lock:
 def _lock(arrays: tuple[Any, ...]) -> list[np.ndarray]:
     """Makes arrays, and those that they are views of, read-only until `_unlock`: a write between forward and backward
     fails instead of giving wrong gradients.  Returns what was locked.  (CuPy arrays have no such protection.)"""
+    global _busy
     taken = []
     with _lock_guard:
-        for array in arrays:
-            while isinstance(array, np.ndarray):
-                if id(array) in _locked or (array.flags.writeable and _may_become_writable(array)):
-                    lock = _locked.get(id(array)) or _locked.setdefault(id(array), _Lock(array))
-                    lock.holders += 1
-                    taken.append(array)
-                array = array.base
-    _unlock([])  # what could not be unlocked meanwhile
+        _busy = True
+        try:
+            for array in arrays:
+                while isinstance(array, np.ndarray):
+                    if id(array) in _locked or (array.flags.writeable and _may_become_writable(array)):
+                        lock = _locked.get(id(array)) or _locked.setdefault(id(array), _Lock(array))
+                        lock.holders += 1
+                        taken.append(array)
+                    array = array.base
+        finally:
+            _busy = False
+        _unlock([])  # what came meanwhile
     return taken
 
 
@@ -111,16 +116,19 @@ def _may_become_writable(array: np.ndarray) -> bool:
 
 
 def _unlock(taken: list[np.ndarray]) -> None:
-    """Undoes `_lock`.  The garbage collector may call this in the midst of `_lock`, in the same thread: then it cannot
-    wait, and leaves the work to whoever holds the guard."""
-    _to_unlock.append(taken)
-    while _to_unlock and _lock_guard.acquire(blocking=False):
+    """Undoes `_lock`.  The garbage collector may call this in the midst of `_lock` or of itself, in the same thread: then
+    the work is left to the call that was interrupted."""
+    global _busy
+    with _lock_guard:
+        _to_unlock.extend(reversed(taken))
+        if _busy:
+            return
+        _busy = True
         try:
             while _to_unlock:
-                for array in reversed(_to_unlock.popleft()):
-                    _let_go(array)
+                _let_go(_to_unlock.pop(0))
         finally:
-            _lock_guard.release()
+            _busy = False
 
 
 def _let_go(array: np.ndarray) -> None:
@@ -151,6 +159,7 @@ class Node:
     """One applied operation: the ``ctx`` of its forward and backward, and its place in the graph."""
 
     def __init__(self, function: "type[Function]", needs: tuple[bool, ...], record: bool) -> None:
+        self._taken: list[np.ndarray] = []
         self.function = function
         self.kernels: Any = dispatch.current()
         self.needs_input_grad = needs
@@ -161,7 +170,6 @@ class Node:
         self.output: tuple[Any, Any] = (None, None)  # shape and dtype
         self.where = _caller() if getattr(_state, "anomaly", False) else ""
         self._record = record
-        self._taken: list[np.ndarray] = []
 
     def save(self, *arrays: Any) -> Any:
         """Keeps arrays for the backward pass (``ctx.saved``) and returns them, a single one as itself."""

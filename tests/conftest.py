@@ -1,0 +1,22 @@
+"""What all tests share: tinyres is importable from a bare checkout, and every test leaves the process as it found it."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("tinyres") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+@pytest.fixture(autouse=True)
+def same_backend_and_seed():
+    """The backend and the default generator after a test are those before it."""
+    import tinyres as tr
+    from tinyres.kernels import dispatch
+
+    backend, state = dispatch._current, tr.default_generator().bit_generator.state
+    yield
+    dispatch._current = backend
+    tr.default_generator().bit_generator.state = state

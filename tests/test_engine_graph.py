@@ -1,0 +1,165 @@
+"""The graph: what is recorded, in which thread, and what is freed on the way."""
+
+import gc
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import tinyres as tr
+import tinyres.functional as F
+from tinyres import autograd
+from tinyres.errors import GraphError
+
+
+def leaf(*values):
+    return tr.tensor(np.array(values, np.float64), requires_grad=True)
+
+
+# --- what is recorded ---
+
+
+def test_nothing_is_recorded_under_no_grad():
+    x = leaf(1.0)
+    with tr.no_grad():
+        assert not tr.is_grad_enabled()
+        y = x * 2
+        with tr.no_grad():
+            pass
+        assert not tr.is_grad_enabled()
+    assert tr.is_grad_enabled() and not y.requires_grad and y.is_leaf
+    with pytest.raises(ZeroDivisionError), tr.no_grad():
+        raise ZeroDivisionError
+    assert tr.is_grad_enabled()
+
+
+def test_no_grad_decorates_functions():
+    x = leaf(1.0)
+
+    @tr.no_grad()
+    def double(x):
+        "Twice x."
+        return x * 2
+
+    assert not double(x).requires_grad and double.__doc__ == "Twice x." and (x * 2).requires_grad
+
+
+def test_no_grad_is_of_its_thread():
+    seen = []
+    with tr.no_grad():
+        thread = threading.Thread(target=lambda: seen.append((tr.is_grad_enabled(), (leaf(1.0) * 2).requires_grad)))
+        thread.start()
+        thread.join()
+    assert seen == [(True, True)]
+
+
+def test_threads_walk_their_own_graphs_over_shared_weights():
+    w, errors = leaf(*np.arange(50.0)), []
+
+    def work():
+        try:
+            for _ in range(30):
+                x = leaf(*np.ones(50))
+                (w * x * w).sum().backward()
+                np.testing.assert_array_equal(x.grad, w.data**2)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and w.data.flags.writeable and not autograd._locked
+
+
+def test_detach_cuts_the_graph_and_shares_the_array():
+    x = leaf(1.0, 2.0)
+    y = x * 2
+    assert y.detach().data is y.data
+    (y.detach() * x).sum().backward()
+    np.testing.assert_array_equal(x.grad, y.data)
+
+
+def test_retain_grad_keeps_the_gradient_in_between():
+    x = leaf(1.0, 2.0)
+    y, loss = x * 3, None
+    y.retain_grad()
+    loss = (y * y).sum()
+    loss.retain_grad()
+    loss.backward()
+    np.testing.assert_array_equal(y.grad, 2 * y.data)
+    assert loss.grad == 1
+    with pytest.raises(GraphError, match="does not require"):
+        tr.tensor([1.0]).retain_grad()
+
+
+def test_without_retain_grad_there_is_none_in_between():
+    x = leaf(1.0)
+    y = x * 3
+    (y * y).backward()
+    assert y.grad is None
+
+
+# --- what is freed ---
+
+
+def test_what_was_kept_dies_on_the_way_back():
+    alive = []
+
+    class Probe(autograd.Function):
+        """Looks, in its backward pass, at what a later operation had kept."""
+
+        @staticmethod
+        def forward(ctx, a):
+            return a * 1
+
+        @staticmethod
+        def backward(ctx, dy):
+            gc.collect()
+            alive.append(kept() is not None)
+            return dy
+
+    x = leaf(1.0, 2.0)
+    hidden = Probe.apply(x)
+    big = tr.tensor(np.ones(2)) * 5
+    kept = weakref.ref(big.data)
+    y = (hidden * big).sum()
+    del big
+    assert kept() is not None
+    y.backward()
+    assert alive == [False]
+
+
+def test_a_dropped_graph_lets_go_of_its_arrays():
+    x = leaf(1.0, 2.0)
+    y = (x * x).relu() * x
+    kept = weakref.ref(y.node.saved[0])
+    del y
+    gc.collect()
+    assert kept() is None and x.data.flags.writeable
+
+
+def test_memory_does_not_grow_over_steps():
+    x, w = tr.tensor(np.ones((4, 3, 8, 8))), tr.tensor(np.ones((3, 3, 3, 3)), requires_grad=True)
+    mean, var = np.zeros(3), np.ones(3)
+
+    def step():
+        y = F.batch_norm_relu(F.conv2d(x, w, padding=1), mean, var, training=True)
+        (F.add_relu(y, y) * y).sum().backward()
+        w.grad = None
+
+    for _ in range(5):
+        step()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    gc.disable()
+    try:
+        for _ in range(200):  # one forgotten node a step would be ten blocks a step
+            step()
+        assert gc.collect() == 0, "the engine makes cycles, which only the collector frees"
+    finally:
+        gc.enable()
+    assert sys.getallocatedblocks() - before < 1000 and not autograd._locked

@@ -1,0 +1,378 @@
+"""The kernels themselves, arrays in and arrays out, against loops: at sizes around the edges of blocks, and with every
+array that `np.empty` hands out filled with NaN and fenced, so that an element left unwritten, or written beside, shows."""
+
+import inspect
+import itertools
+
+import naive
+import numpy as np
+import pytest
+from backends import BACKENDS, require, running, tolerance
+from cases import LAYOUTS
+
+import tinyres as tr
+from tinyres.kernels import contract, dispatch, reference
+
+EDGES = (1, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025)
+FENCE = 64
+rng = np.random.default_rng(5)
+
+
+class Fenced:
+    """`np.empty` that returns NaN between two fences."""
+
+    def __init__(self):
+        self.empty, self.fences = np.empty, []
+
+    def __call__(self, shape, dtype=float, order="C", **_):
+        dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(shape)
+        size = int(np.prod(shape, dtype=int))
+        memory = self.empty(size + 2 * FENCE, dtype)
+        memory[...] = np.nan if dtype.kind == "f" else 77
+        memory[:FENCE] = memory[FENCE + size :] = 77
+        self.fences += [memory[:FENCE], memory[FENCE + size :]]
+        return memory[FENCE : FENCE + size].reshape(shape, order=order)
+
+    def like(self, a, dtype=None, order="K", **_):
+        axes = np.argsort([-abs(s) for s in a.strides], kind="stable")  # a's axes from the outermost inwards
+        out = self(tuple(a.shape[i] for i in axes), dtype or a.dtype)
+        return out.transpose(np.argsort(axes)) if a.ndim else out.reshape(a.shape)
+
+    def check(self):
+        assert self.fences, "nothing was allocated by np.empty: this test sees nothing"
+        assert all((fence == 77).all() for fence in self.fences), "a kernel wrote beside its array"
+
+
+@pytest.fixture
+def fenced(monkeypatch):
+    allocator = Fenced()
+    monkeypatch.setattr(np, "empty", allocator)
+    monkeypatch.setattr(np, "empty_like", allocator.like)
+    return allocator
+
+
+def draw(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def close(got, want, factor=1.0):
+    assert isinstance(got, np.ndarray) and got.dtype == np.float32 and got.shape == np.shape(want)
+    np.testing.assert_allclose(got, want, **tolerance("float32", np.asarray(want), factor))
+
+
+def check_conv2d(kernels, x_shape, w_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    x, w, geometry = draw(*x_shape), draw(*w_shape), (stride, padding, dilation, groups)
+    y = kernels.conv2d(x, w, *geometry)
+    close(y, naive.conv2d(x.astype(float), w.astype(float), None, *geometry), 4)
+    dy = draw(*y.shape)
+    dx, dw = naive.conv2d_backward(dy.astype(float), x.astype(float), w.astype(float), *geometry)
+    close(kernels.conv2d_backward_input(dy, w, x.shape, *geometry), dx, 4)
+    close(kernels.conv2d_backward_weight(dy, x, w.shape, *geometry), dw, 4)
+
+
+def check_batch_norm(kernels, shape, training=True, residual=False, relu=False):
+    c, eps = shape[1], 1e-5
+    x, weight, bias = draw(*shape), 1 + 0.1 * draw(c), draw(c)
+    r = draw(*shape) if residual else None
+    if training:
+        y, mean, var = kernels.batch_norm(x, weight, bias, eps, r, relu)
+        exact = x.astype(float)
+        close(mean, exact.mean(axis=(0, 2, 3)))
+        close(var, exact.var(axis=(0, 2, 3)))
+    else:
+        mean, var = draw(c), np.exp(draw(c))
+        y = kernels.batch_norm_inference(x, weight, bias, mean, var, eps, r, relu)
+    close(y, naive.batch_norm(x.astype(float), weight, bias, mean.astype(float), var.astype(float), eps, r, relu), 10)
+    dy = draw(*shape)
+    dz = dy * (y > 0) if relu else dy
+    got = kernels.batch_norm_backward(dy, x, y if relu else None, weight, mean, var, eps, training, residual)
+    want = naive.batch_norm_backward(
+        dz.astype(float), x.astype(float), weight, mean.astype(float), var.astype(float), eps, training
+    )
+    for a, b in zip(got[:3], want, strict=True):
+        close(a, b, 20)
+    assert (got[3] is None) == (not residual)
+    if residual:
+        np.testing.assert_array_equal(got[3], dz)
+
+
+def check_pool(kernels, shape, kernel, stride, padding, ties=False):
+    x = np.round(draw(*shape)) if ties else draw(*shape)
+    y, index = kernels.max_pool2d(x, kernel, stride, padding)
+    close(y, naive.max_pool2d(x, kernel, stride, padding))
+    assert index.shape == y.shape and index.dtype.kind in "iu"
+    dy = draw(*y.shape)
+    close(
+        kernels.max_pool2d_backward(dy, index, x.shape, kernel, stride, padding),
+        naive.max_pool2d_backward(dy, x, kernel, stride, padding),
+    )
+    close(kernels.avg_pool2d(x, kernel, stride, padding), naive.avg_pool2d(x.astype(float), kernel, stride, padding))
+    close(
+        kernels.avg_pool2d_backward(dy, x.shape, kernel, stride, padding),
+        naive.avg_pool2d_backward(dy.astype(float), x.shape, kernel, stride, padding),
+    )
+
+
+def check_elementwise(kernels, shape):
+    x, y, dy = 4 * draw(*shape), draw(*shape), draw(*shape)
+    close(kernels.relu(x), np.where(x > 0, x, 0))
+    close(kernels.relu6(x), np.clip(x, 0, 6))
+    close(kernels.add_relu(x, y), np.where(x + y > 0, x + y, 0))
+    close(kernels.relu_backward(dy, kernels.relu(x)), np.where(x > 0, dy, 0))
+    close(kernels.relu6_backward(dy, kernels.relu6(x)), np.where((x > 0) & (x < 6), dy, 0))
+
+
+def check_accumulate(kernels, shape):
+    """Whatever the memory of the two looks like; the second stays as it is."""
+    for total_layout, layout in itertools.product(LAYOUTS.values(), repeat=2):
+        total, x = total_layout(draw(*shape)), layout(draw(*shape))
+        before, kept = total.astype(float), x.copy()
+        assert kernels.accumulate(total, x) is None
+        close(total, before + x)
+        np.testing.assert_array_equal(x, kept)
+
+
+def check_linear(kernels, n, i, o):
+    x, w, b, dy = draw(n, i), draw(o, i), draw(o), draw(n, o)
+    x64, w64, dy64 = (a.astype(float) for a in (x, w, dy))
+    y = np.array([[(row * column).sum() for column in w64] for row in x64])
+    close(kernels.linear(x, w, None), y, 4)
+    close(kernels.linear(x, w, b), y + b, 4)
+    close(kernels.linear_backward_input(dy, w), sum(dy64[:, k, None] * w64[k] for k in range(o)), 4)
+    close(kernels.linear_backward_weight(dy, x), sum(dy64[k, :, None] * x64[k] for k in range(n)), 4)
+    close(kernels.linear_backward_bias(dy), dy64.sum(axis=0), 4)
+
+
+def check_loss(kernels, n, k, smoothing):
+    logits, labels, d = 4 * draw(n, k), rng.integers(0, k, n), draw(n)
+    losses, log_probs = kernels.cross_entropy(logits, labels, smoothing)
+    close(losses, naive.cross_entropy(logits, labels, smoothing, "none"), 4)
+    close(log_probs, naive.log_softmax(logits), 4)
+    close(kernels.cross_entropy_backward(d, log_probs, labels, smoothing),
+          naive.cross_entropy_backward(d, logits, labels, smoothing), 4)  # fmt: skip
+
+
+def check_shortcut(kernels, shape, out_channels, stride):
+    x = draw(*shape)
+    close(kernels.global_avg_pool2d(x), x.astype(float).mean(axis=(2, 3)))
+    d = draw(*shape[:2])
+    close(kernels.global_avg_pool2d_backward(d, shape), np.broadcast_to(d[..., None, None], shape) / (shape[2] * shape[3]))
+    y = kernels.subsample_pad(x, out_channels, stride)
+    close(y, naive.subsample_pad(x, out_channels, stride))
+    dy, dx, before = draw(*y.shape), np.zeros(shape), (out_channels - shape[1]) // 2
+    dx[:, :, ::stride, ::stride] = dy[:, before : before + shape[1]]
+    close(kernels.subsample_pad_backward(dy, shape, stride), dx)
+
+
+def check_crop_flip(kernels, n, size, pad):
+    images = rng.integers(0, 256, (n, 3, size, size), np.uint8)
+    offsets, flips = rng.integers(0, 2 * pad + 1, (n, 2)), rng.random(n) < 0.5
+    mean, scale = draw(3, 1, 1), np.exp(draw(3, 1, 1))
+    want = np.zeros(images.shape)
+    for k, (down, right) in enumerate(offsets):
+        for i in range(size):
+            for j in range(size):
+                row, column = i + down - pad, (size - 1 - j if flips[k] else j) + right - pad
+                if 0 <= row < size and 0 <= column < size:
+                    want[k, :, i, j] = (images[k, :, row, column] / 255 - mean[:, 0, 0]) * scale[:, 0, 0]
+    close(kernels.crop_flip(images, offsets, flips, pad, mean, scale), want)
+
+
+# name of the check -> the arguments that it is run with.  Sizes are at the edges of vectors, and of the reference's blocks:
+# 65,536 elements elementwise, 512 KB of columns in a convolution.
+CHECKS = {
+    "conv2d channels": (check_conv2d, [((1, c, 3, 3), (2, c, 3, 3), (1, 1), (1, 1)) for c in EDGES[:7]]),
+    "conv2d filters": (check_conv2d, [((2, 2, 3, 4), (f, 2, 3, 3), (2, 2), (1, 1)) for f in EDGES[:7]]),
+    "conv2d images": (check_conv2d, [((n, 3, 4, 4), (2, 3, 3, 3), (1, 1), (1, 1)) for n in (1, 2, 3, 5, 31, 33)]),
+    "conv2d blocks": (check_conv2d, [((3, 32, 21, 22), (2, 32, 3, 3), (s, s), (1, 1)) for s in (1, 2)]),
+    "conv2d width": (check_conv2d, [((1, 1, 1, n), (1, 1, 1, 3), (1, s), (0, 1)) for n in EDGES[1:] for s in (1, 2)]),
+    "conv2d 1x1": (check_conv2d, [((3, c, 5, 5), (c, c, 1, 1), (s, s)) for c in (1, 31, 33) for s in (1, 2)]),
+    "conv2d groups": (
+        check_conv2d,
+        [((2, c, 4, 5), (c, 1, 3, 3), (s, s), (1, 1), (1, 1), c) for c in (1, 31, 33) for s in (1, 2)],
+    ),
+    "batch_norm channels": (check_batch_norm, [((2, c, 2, 3),) for c in EDGES]),
+    "batch_norm images": (check_batch_norm, [((n, 3, 1, 2),) for n in EDGES]),
+    "batch_norm blocks": (check_batch_norm, [((3, 16, 40, 40), True, True, True), ((9, 16, 32, 32), False, True, True)]),
+    "batch_norm kinds": (
+        check_batch_norm,
+        [((4, 5, 3, 3), training, residual, relu)
+         for training in (True, False) for residual in (False, True) for relu in (False, True)],
+    ),
+    "pool": (
+        check_pool,
+        [((2, c, 5, 6), k, s, p) for c in (1, 31, 33)
+         for k, s, p in (((2, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((3, 2), (1, 2), (1, 0)))]
+        + [((3, 2, 6, 6), (3, 3), (2, 2), (1, 1), True)],
+    ),
+    "elementwise": (
+        check_elementwise,
+        [(s,) for s in (*((n,) for n in EDGES), (1 << 16,), ((1 << 16) + 1,), (3, 40000), (2, 3, 33, 1), (70, 1025))],
+    ),
+    "linear": (check_linear, [(1, 1, 1), *((n, 33, 10) for n in (31, 128, 129)), (2, 1025, 3), (3, 2, 1023)]),
+    "loss": (check_loss, [(n, k, e) for n, k in ((1, 1), (1, 31), (33, 10), (129, 3), (2, 1025)) for e in (0.0, 0.1)]),
+    "shortcut": (
+        check_shortcut,
+        [((2, c, h, h + 1), c + more, s) for c in (1, 31, 33) for h in (1, 7, 8) for more in (0, 1, 32) for s in (1, 2)],
+    ),
+    "crop_flip": (check_crop_flip, [(1, 8, 0), (3, 32, 4), (33, 5, 2)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(33,), (7, 1025), (2, 3, 5, 7), (1 << 17,)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_accumulating_adds_in_place_whatever_the_layouts(backend, shape):
+    require(backend)
+    with tr.use_backend(backend):  # not strict: a total with gaps in memory may go to the reference
+        check_accumulate(dispatch.current(), shape)
+    contiguous = draw(*shape), draw(*shape)
+    with running(backend, "accumulate", "float32"):
+        dispatch.current().accumulate(*contiguous)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_kernel_agrees_with_loops_at_the_edges_of_blocks(name, backend, fenced):
+    check, sizes = CHECKS[name]
+    with running(backend, name, "float32"):
+        for arguments in sizes:
+            check(dispatch.current(), *arguments)
+        fenced.check()
+
+
+def check_update(kernels, momentum, nesterov, sizes):
+    params, grads, buffers = ([draw(n) for n in sizes] for _ in range(3))
+    buffers = buffers if momentum else []
+    old = [[a.astype(float) for a in group] for group in (params, grads, buffers)]
+    kernels.sgd(params, grads, buffers, 0.1, momentum, 1e-2, nesterov)
+    for i, (p, g) in enumerate(zip(*old[:2], strict=True)):
+        np.testing.assert_array_equal(grads[i], g)
+        g = g + 1e-2 * p
+        if momentum:
+            v = momentum * old[2][i] + g
+            close(buffers[i], v)
+            g = g + momentum * v if nesterov else v
+        close(params[i], p - 0.1 * g)
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_update_writes_parameters_and_buffers_and_leaves_gradients_alone(backend, momentum, nesterov):
+    with running(backend, "sgd", "float32"):
+        for sizes in ((1,), (33, 1025), (128, 3, 1)):
+            check_update(dispatch.current(), momentum, nesterov, sizes)
+
+
+def test_the_reference_has_every_kernel_of_the_contract_with_its_arguments():
+    assert set(contract.NAMES) == set(reference.__all__)
+    for name in contract.NAMES:
+        promised = list(inspect.signature(getattr(contract.Kernels, name)).parameters)[1:]
+        assert list(inspect.signature(getattr(reference, name)).parameters) == promised, name
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "numpy"])
+def test_a_backend_has_no_kernel_that_the_contract_does_not_know(backend):
+    require(backend)
+    import importlib
+
+    module = importlib.import_module(dispatch.BACKENDS[backend][0])
+    for name in getattr(module, "__all__", ()):
+        assert name in contract.NAMES, name
+        arguments = list(inspect.signature(getattr(module, name)).parameters)
+        assert arguments == list(inspect.signature(getattr(reference, name)).parameters), name
+
+
+def test_the_fences_are_seen_to_fail(fenced):
+    a = np.empty((3, 4), np.float32)
+    assert np.isnan(a).all() and np.isnan(np.empty_like(a.T)).all()
+    a.base[FENCE - 1] = 0  # one element before the array
+    with pytest.raises(AssertionError, match="beside"):
+        fenced.check()
+
+
+def test_results_lie_channels_last():
+    """So that the next kernel finds channels side by side."""
+    x, w = draw(2, 3, 6, 6), draw(4, 3, 3, 3)
+    for y in (
+        reference.conv2d(x, w, (1, 1), (1, 1), (1, 1), 1),
+        reference.conv2d_backward_input(draw(2, 4, 6, 6), w, x.shape, (1, 1), (1, 1), (1, 1), 1),
+        reference.batch_norm(x, draw(3), draw(3), 1e-5, None, True)[0],
+        reference.max_pool2d(x, (2, 2), (2, 2), (0, 0))[0],
+        reference.avg_pool2d(x, (2, 2), (2, 2), (0, 0)),
+        reference.subsample_pad(x, 8, 2),
+    ):
+        assert y.transpose(0, 2, 3, 1).flags.c_contiguous
+        assert reference.relu(y).transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sum_over_a_long_column_keeps_its_precision(channels):
+    """A batch norm of (N, C) sums N numbers one below the other."""
+    x = (100 + rng.standard_normal((100_000, channels, 1, 1))).astype(np.float32)
+    one = np.ones(channels, np.float32)
+    _, mean, var = reference.batch_norm(x, one, one, 1e-5, None, False)
+    np.testing.assert_allclose(mean, x.mean(axis=(0, 2, 3), dtype=float), rtol=1e-5)
+    np.testing.assert_allclose(var, x.var(axis=(0, 2, 3), dtype=float), rtol=1e-5)
+
+
+def test_batch_norm_has_no_cancellation_where_the_mean_is_large():
+    x = (1e4 + rng.standard_normal((8, 2, 8, 8))).astype(np.float32)
+    one = np.ones(2, np.float32)
+    y, _, var = reference.batch_norm(x, one, 0 * one, 1e-5, None, False)
+    np.testing.assert_allclose(var, x.var(axis=(0, 2, 3), dtype=float), rtol=1e-3)
+    np.testing.assert_allclose(y.var(axis=(0, 2, 3)), 1, rtol=1e-3)
+
+
+def test_a_kernel_result_does_not_depend_on_the_number_of_threads():
+    """Blocks are fixed, so the sums are added in one order."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    script = (
+        "import hashlib, numpy as np\n"
+        "from tinyres.kernels import reference as r\n"
+        "g = np.random.default_rng(0)\n"
+        "x, w, dy = (g.standard_normal(s).astype('f') for s in ((9, 16, 20, 20), (16, 16, 3, 3), (9, 16, 20, 20)))\n"
+        "a = (1, 1), (1, 1), (1, 1), 1\n"
+        "out = [r.conv2d(x, w, *a), r.conv2d_backward_input(dy, w, x.shape, *a),\n"
+        "       r.conv2d_backward_weight(dy, x, w.shape, *a),\n"
+        "       *r.batch_norm(x, w[0, :, 0, 0], w[0, :, 0, 0], 1e-5, dy, True), r.relu(x)]\n"
+        "print(hashlib.sha256(b''.join(np.ascontiguousarray(o).tobytes() for o in out)).hexdigest())\n"
+    )
+    root = str(Path(tr.__file__).parent.parent)
+    digests = set()
+    for threads in ("1", "3"):
+        env = {**os.environ, "TINYRES_THREADS": threads, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_result_is_not_overwritten_by_later_calls(backend):
+    """Also when only a view of it, or something that took over its memory, is kept: kernels may reuse what was let go."""
+    require(backend)
+    x, w, c = draw(4, 16, 20, 20), draw(16, 16, 3, 3), draw(16)
+
+    def results():
+        kernels, geometry = dispatch.current(), ((1, 1), (1, 1), (1, 1), 1)
+        y = kernels.conv2d(x, w, *geometry)
+        z, mean, var = kernels.batch_norm(y, c, c, 1e-5, x, True)
+        dx, _, _, residual = kernels.batch_norm_backward(x, y, z, c, mean, var, 1e-5, True, True)
+        yield from (y, z, dx, residual, kernels.relu(x), kernels.add_relu(x, y))
+        yield kernels.conv2d_backward_input(x, w, x.shape, *geometry)
+        yield kernels.max_pool2d(x, (2, 2), (2, 2), (0, 0))[0]
+
+    with tr.use_backend(backend):
+        kept = list(results())
+        views = [y[1:, :, ::2] for y in results()]
+        views += [memoryview(y.transpose(0, 2, 3, 1)) for y in results()]
+        views += [np.asarray(memoryview(y.transpose(0, 2, 3, 1))) for y in results()]
+        copies = [np.array(a) for a in (*kept, *views)]
+        for _ in range(3):
+            for y in results():
+                y[...] = np.nan
+        for a, copy in zip((*kept, *views), copies, strict=True):
+            np.testing.assert_array_equal(a, copy)
