@@ -3,7 +3,8 @@ names; what it lacks, or refuses by raising `Unsupported`, the reference does.
 
 Arrays are float32 or float64, all of one dtype in a call, with any strides; they may be read-only and are not written to
 unless it says so.  Images are (N, C, H, W) to the caller, whatever their memory looks like; results are laid out
-channels-last, as the (N, C, H, W) view of a contiguous (N, H, W, C) array.  Results are new arrays.  ``stride``,
+channels-last, as the (N, C, H, W) view of a contiguous (N, H, W, C) array; the reference's elementwise kernels keep the layout that they
+are given.  Results are new arrays.  ``stride``,
 ``padding``, ``dilation`` and pooling windows are (height, width) pairs.  Arguments have been checked by the caller.
 
 Costs: with M = N * OH * OW output pixels, a convolution takes 2 M F C KH KW / groups floating-point operations, and so
@@ -83,13 +84,13 @@ class Kernels(Protocol):
         """max(x, 0)."""
 
     def relu_backward(self, dy: Array, y: Array) -> Array:
-        """dy where y > 0, else 0."""
+        """dy * (y > 0): an infinity or a NaN in dy is not hidden where y is 0."""
 
     def relu6(self, x: Array) -> Array:
         """min(max(x, 0), 6)."""
 
     def relu6_backward(self, dy: Array, y: Array) -> Array:
-        """dy where 0 < y < 6, else 0."""
+        """dy * (0 < y < 6)"""
 
     def add_relu(self, x: Array, y: Array) -> Array:
         """max(x + y, 0), the join that ends a residual block: 3 arrays moved, where two kernels move 5."""

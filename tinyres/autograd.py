@@ -85,7 +85,8 @@ class _Lock:
 
 def _lock(arrays: tuple[Any, ...]) -> list[np.ndarray]:
     """Makes arrays, and those that they are views of, read-only until `_unlock`: a write between forward and backward
-    fails instead of giving wrong gradients.  Returns what was locked.  (CuPy arrays have no such protection.)"""
+    fails instead of giving wrong gradients.  Returns what was locked.  Two things escape: CuPy arrays, which have no such
+    protection, and a view that somebody took before the array was locked."""
     global _busy
     taken = []
     with _lock_guard:

@@ -1,8 +1,8 @@
 """Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the addition and the ReLU that may follow.
 
 Arrays are viewed as (N, H, W*C) rows, and a vector of C channels is repeated W times to match: NumPy then runs along
-long rows instead of stopping every C elements.  Sums are taken per block in the arrays' own precision, over at most a few
-hundred rows, and added up in float64.
+long rows instead of stopping every C elements.  Sums are taken per block of about 65,536 elements in the arrays' own
+precision, and added up in float64.
 """
 
 from collections.abc import Callable

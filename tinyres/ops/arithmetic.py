@@ -119,7 +119,7 @@ class Pow(Function):
         if not isinstance(exponent, numbers.Real):
             raise ShapeError(f"pow: the exponent must be a number, got {type(exponent).__name__}.")
         ctx.save(a)
-        ctx.exponent = float(exponent)
+        ctx.exponent = int(exponent) if isinstance(exponent, numbers.Integral) else float(exponent)
         return a**ctx.exponent
 
     @staticmethod

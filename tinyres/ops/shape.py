@@ -10,7 +10,7 @@ from tinyres.ops.check import fail
 
 def _axes(op: str, x: Any, dim: Any) -> tuple[int, ...]:
     """``dim`` as a tuple of axes from 0 up, each once."""
-    dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    dims = range(x.ndim) if dim is None else (dim,) if hasattr(dim, "__index__") else tuple(dim)
     axes = tuple(d + x.ndim if d < 0 else d for d in dims)
     if any(not 0 <= d < x.ndim for d in axes) or len(set(axes)) != len(axes):
         fail(op, f"dim={dim!r} must name axes of x, each once.", x=x)
