@@ -7,6 +7,7 @@ asked (a dtype, groups), the reference does it, and `explain_dispatch` tells; in
 import functools
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -132,6 +133,12 @@ def _reason(name: str) -> str:
     except BackendError as error:
         return str(error.__cause__ or error)
     return ""
+
+
+def empty_cache() -> int:
+    """Gives the memory that the kernels keep for their next results back to the system; returns how many bytes."""
+    buffers = sys.modules.get("tinyres.kernels.cpu.buffers")
+    return buffers.trim() if buffers else 0
 
 
 def explain_dispatch() -> list[tuple[str, str, str, int]]:

@@ -31,7 +31,8 @@ from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
 
 CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
-SPINS = 2000  # looks at the counter, about 20 us, before the caller lets others have its core
+SPINS = 2000  # looks at the counter, some 10 us, before the caller lets others have its core
+PATIENCE = 10_000  # looks for the next job, some 50 us, before a helper goes to sleep: to wake it takes about as long
 WORDS = np.dtype(np.int64)
 DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 I64 = ir.IntType(64)
@@ -113,6 +114,12 @@ def _work(job: int, parameters: int, count: int, progress: int, scratch: int) ->
         _add(progress + 8, 1)
 
 
+@njit(types.void(*[types.int64] * 4), nogil=True, cache=True)
+def _work_alone(job: int, parameters: int, count: int, scratch: int) -> None:
+    for index in range(count):
+        _call(job, parameters, index, scratch)
+
+
 @njit(types.boolean(types.int64, types.int64), nogil=True, cache=True)
 def _finished(progress: int, count: int) -> bool:
     for _ in range(SPINS):  # noqa: SIM110
@@ -121,20 +128,76 @@ def _finished(progress: int, count: int) -> bool:
     return False
 
 
-@functools.cache
-def _helpers() -> SimpleQueue:
-    """The queue on which all threads but the caller's wait for work."""
-    queue: SimpleQueue = SimpleQueue()
+# A helper's slot is eight numbers: its state, and the five arguments of `_work`.
+ASLEEP, READY, CLAIMED, POSTED, BUSY = range(5)
 
-    def wait() -> None:
+
+@intrinsic
+def _change(typing: Any, state: Any, old: Any, new: Any) -> Any:
+    """Writes ``new`` to an address if ``old`` stands there, atomically, and says whether it did."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(place, args[1], args[2], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(*[types.int64] * 3), emit
+
+
+@njit(types.void(types.int64), nogil=True, cache=True)
+def _serve(slot: int) -> None:
+    """A helper's life until it falls asleep: does what is posted to its slot."""
+    job = pointer(slot, types.int64)
+    _change(slot, ASLEEP, READY)
+    looks = 0
+    while looks < PATIENCE or not _change(slot, READY, ASLEEP):
+        if _add(slot, 0) == POSTED and _change(slot, POSTED, BUSY):
+            _work(job[1], job[2], job[3], job[4], job[5])
+            _change(slot, BUSY, READY)
+            looks = 0
+        looks += 1
+
+
+@njit(types.boolean(types.int64), nogil=True, cache=True)
+def _claim(slot: int) -> bool:
+    return _change(slot, READY, CLAIMED)
+
+
+@njit(types.void(*[types.int64] * 6), nogil=True, cache=True)
+def _post(slot: int, job: int, parameters: int, count: int, progress: int, scratch: int) -> None:
+    own = pointer(slot, types.int64)
+    own[1], own[2], own[3], own[4], own[5] = job, parameters, count, progress, scratch
+    _change(slot, CLAIMED, POSTED)
+
+
+class _Helpers:
+    """All threads but the caller's.  A helper looks out for a next job for a while, since in training one follows on the
+    other; then it sleeps on a queue."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue = SimpleQueue()
+        self.slots = np.zeros((threads() - 1, 8), WORDS)
+        self.addresses = [address(slot) for slot in self.slots]
+        self.kept: list[Any] = [None] * len(self.slots)  # what each slot's last job may look at, until its next job
+        for i in range(len(self.slots)):
+            threading.Thread(target=self._live, args=(i,), name=f"tinyres-kernels-{i}", daemon=True).start()
+
+    def _live(self, i: int) -> None:
         while True:
-            arguments, _ = queue.get()
+            arguments, _ = self.queue.get()
             _work(*arguments)
+            if self.queue.empty():
+                _serve(self.addresses[i])
 
-    for i in range(threads() - 1):
-        threading.Thread(target=wait, name=f"tinyres-kernels-{i}", daemon=True).start()
-    return queue
+    def post(self, i: int, arguments: tuple[int, ...], keep: Any) -> None:
+        """Gives a job to helper i if it is looking out, or else to the first who wakes up."""
+        if i < len(self.kept) and _claim(self.addresses[i]):
+            self.kept[i] = keep
+            _post(self.addresses[i], *arguments)
+        else:
+            self.queue.put((arguments, keep))
 
+
+_helpers = functools.cache(_Helpers)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has none of its parent's threads
@@ -148,18 +211,21 @@ def spread(job: int, parameters: np.ndarray, count: int, scratch_size: int = 0, 
     """Calls ``job(parameters, i, scratch)`` for i in range(count) and returns when all are done.
 
     ``job`` is an address, ``parameters`` a contiguous array, ``scratch_size`` in bytes a thread; scratch comes aligned to
-    64 bytes and with any content.  Any thread may call this at any time.  A helper that wakes up late finds nothing left
-    to take and touches only `progress`, which its message keeps alive."""
+    64 bytes and with any content.  Any thread may call this at any time.  A helper that comes late finds nothing left to
+    take and touches only `progress`, which is kept alive for it."""
     helpers = min(threads(), count // 2) - 1 if parallel else 0
     size = -(-scratch_size // buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets
     scratch = buffers.empty(((max(helpers, 0) + 1) * size,), np.uint8) if scratch_size else None
+    own = address(scratch)
+    if helpers <= 0:
+        _work_alone(job, parameters.ctypes.data, count, own)
+        return
     progress = np.zeros(2, WORDS)
     fixed = (job, parameters.ctypes.data, count, progress.ctypes.data)
-    own = address(scratch)
     for i in range(helpers):
-        _helpers().put(((*fixed, own + (i + 1) * size if scratch_size else 0), (parameters, progress, scratch)))
+        _helpers().post(i, (*fixed, own + (i + 1) * size if scratch_size else 0), (parameters, progress, scratch))
     _work(*fixed, own)
-    while helpers > 0 and not _finished(fixed[3], count):
+    while not _finished(fixed[3], count):
         time.sleep(0)
 
 
