@@ -75,7 +75,10 @@ def step(name: str, configuration: str, images: Any, labels: Any, training: bool
     if "channels_last" in configuration:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    run = torch.compile(model, dynamic=False) if "compile" in configuration else model
+    run = model
+    if "compile" in configuration:
+        torch._dynamo.reset()  # else the ninth network of a process would silently run uncompiled
+        run = torch.compile(model, dynamic=False)
 
     def train() -> object:
         optimizer.zero_grad()

@@ -24,7 +24,7 @@ tinyres.data.shapes = functools.partial(tinyres.data.shapes, n_train=64, n_test=
 from tinyres.cli import main
 sys.exit(main())
 """
-TRAIN = ["train", "--data", "shapes", "--model", "resnet8", "--epochs", "6", "--batch-size", "16", "--backend", "numpy"]
+TRAIN = ["train", "--data", "shapes", "--model", "resnet8", "--epochs", "6", "--batch-size", "16"]
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -61,6 +61,7 @@ def outcome(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run on the default backend of this machine: with Numba, the compiled kernels."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     assert "\x1b" not in finish(*TRAIN, "--out", str(folder))
     return outcome(folder)
