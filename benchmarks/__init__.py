@@ -5,6 +5,7 @@
     peers     the same networks in PyTorch, in each of its configurations
     steps     whole training steps and inference        (tinyres bench train)
     layers    each kernel at the layers of the networks  (tinyres bench ops)
+    floors    a step's time by kernel, beside its floor  (tinyres bench profile)
     memory    peak memory of a step, in a process of its own
     report    tables, JSON, comparison of two results
     plots     pictures of a result

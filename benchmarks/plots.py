@@ -12,14 +12,16 @@ def draw(result: dict[str, Any], folder: str | Path) -> list[Path]:
     import matplotlib.figure
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    charts = {"layers": _layers, "roofline": _roofline} if result["benchmark"] == "ops" else {result["benchmark"]: _steps}
+    charts: dict[str, Any] = {
+        "ops": {"layers": _layers, "roofline": _roofline}, "train": {"train": _steps}, "inference": {"inference": _steps},
+    }.get(result["benchmark"], {})  # fmt: skip
     paths = []
     for name, chart in charts.items():
         figure = matplotlib.figure.Figure(figsize=(11, 5), layout="constrained")
         chart(figure.subplots(), result)
         machine = result["machine"]
         figure.suptitle(f"{machine['processor']}, {machine['threads']} threads", fontsize=9, color="0.4")
+        folder.mkdir(parents=True, exist_ok=True)
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=120)
     return paths

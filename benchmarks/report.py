@@ -22,7 +22,7 @@ def load(path: str | Path) -> dict[str, Any]:
         result = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no benchmark result: {error}") from None
-    if not isinstance(result, dict) or result.get("benchmark") not in ("train", "inference", "ops"):
+    if not isinstance(result, dict) or result.get("benchmark") not in ("train", "inference", "ops", "profile"):
         raise UsageError(f"{path} is no benchmark result; `tinyres bench train --out FILE` writes one.")
     return result
 
@@ -31,6 +31,8 @@ def _times(result: dict[str, Any]) -> dict[str, float]:
     """Median seconds by what was measured."""
     if result["benchmark"] == "ops":
         return {f"{r['case']}, {r['row']}": r["median_seconds"] for r in result["rows"]}
+    if result["benchmark"] == "profile":
+        return {r["kernel"]: r["seconds"] for r in result["rows"]} | {"a step": result["seconds"]}
     return {
         f"{c['model']} batch {c['batch']}, {r['row']}": r["median_seconds"] for c in result["cases"] for r in c["rows"]
     }

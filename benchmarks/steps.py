@@ -1,6 +1,7 @@
 """Whole training steps and inference of the CIFAR networks, ours beside PyTorch's configurations, interleaved."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from statistics import median
 from typing import Any
 
@@ -11,8 +12,9 @@ import tinyres.functional as F
 from tinyres.benchmarks import machine, memory, peers, timing
 
 
-def make_step(model: str, batch: int, row: str, training: bool = True) -> Callable[[], object]:
-    """One step of ``model`` on ``batch`` random images, by a backend of ours or one of PyTorch's configurations."""
+def make_step(model: str, batch: int, row: str | None, training: bool = True) -> Callable[[], object]:
+    """One step of ``model`` on ``batch`` random images, by a backend of ours (None: the one in use when the step runs) or
+    one of PyTorch's configurations."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, 3, 32, 32), np.float32)
     labels = rng.integers(0, 10, batch)
@@ -23,8 +25,11 @@ def make_step(model: str, batch: int, row: str, training: bool = True) -> Callab
     optimizer = tr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     x = tr.tensor(images)
 
+    def backend() -> Any:
+        return tr.use_backend(row) if row else nullcontext()
+
     def train() -> object:
-        with tr.use_backend(row), tr.strict():
+        with backend(), tr.strict():
             optimizer.zero_grad()
             loss = F.cross_entropy(net(x), labels)
             loss.backward()
@@ -32,7 +37,7 @@ def make_step(model: str, batch: int, row: str, training: bool = True) -> Callab
         return loss
 
     def infer() -> object:
-        with tr.use_backend(row), tr.strict(), tr.no_grad():
+        with backend(), tr.strict(), tr.no_grad():
             return net(x)
 
     return train if training else infer

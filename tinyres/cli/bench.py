@@ -27,6 +27,13 @@ def add(commands: Any) -> None:
     ops = kinds.add_parser("ops", help="each kernel at the layers of the networks", **same)
     ops.add_argument("--batch-size", type=whole(1), default=128, metavar="N", help="(default: 128)")
     ops.set_defaults(run=run_ops)
+    profile = kinds.add_parser("profile", help="a step's time by kernel, beside the machine's limits", allow_abbrev=False)
+    profile.add_argument("--model", default="resnet20", help="(default: resnet20)")
+    profile.add_argument("--batch-size", type=whole(1), default=128, metavar="N", help="(default: 128)")
+    profile.add_argument("--backend", default=None, metavar="NAME", help="(default: the one that tinyres info marks)")
+    profile.add_argument("--rounds", type=whole(1), default=10, metavar="N", help="steps to measure (default: 10)")
+    profile.add_argument("--out", metavar="FILE", help="write the result there as JSON")
+    profile.set_defaults(run=run_profile)
     for kind in (train, ops):
         kind.add_argument("--backends", type=names, metavar="A,B", help="(default: all CPU backends that run here)")
         kind.add_argument("--rounds", type=whole(1), default=10, metavar="N", help="(default: 10)")
@@ -66,6 +73,15 @@ def run_ops(arguments: argparse.Namespace) -> None:
     finish(layers.run(arguments.batch_size, backends(arguments), arguments.rounds, with_torch(arguments)), arguments.out)
 
 
+def run_profile(arguments: argparse.Namespace) -> None:
+    from tinyres.benchmarks import floors
+
+    tinyres.models.build(arguments.model)
+    print(floors.HEADER)
+    backend = arguments.backend or tinyres.get_backend()
+    finish(floors.run(arguments.model, arguments.batch_size, backend, arguments.rounds), arguments.out)
+
+
 def run_compare(arguments: argparse.Namespace) -> None:
     from tinyres.benchmarks import report
 
@@ -102,5 +118,5 @@ def finish(result: dict[str, Any], out: str | None) -> None:
         if not out.endswith(".json"):
             raise UsageError(f"--out must name a .json file, got {out!r}")
         path = report.save(result, out)
-        pictures = plots.draw(result, path.parent / path.stem)
+        pictures = plots.draw(result, path.with_suffix(""))
         print(f"written: {', '.join(map(str, [path, *pictures]))}")
