@@ -4,6 +4,7 @@ Users ask with `algorithm` and `describe`, and overrule with `set_algorithm` or 
 which is "auto" (the choice below), "direct", "winograd2" or "winograd4".  Winograd does 3x3 at stride 1 only.
 """
 
+import functools
 import os
 
 from tinyres.kernels.arrays import Pair
@@ -31,7 +32,7 @@ def algorithm(kind: str, n: int, c: int, f: int, size: Pair, kernel: Pair = (3, 
     asked = _asked or _known(os.environ.get("TINYRES_CONV") or "auto", "TINYRES_CONV")
     if kernel != (3, 3) or stride != (1, 1):
         return "direct"
-    return asked if asked != "auto" else min(_TILES, key=lambda name: _cost(_TILES[name], n, c, f, size))
+    return asked if asked != "auto" else _cheapest(kind, n, c, f, size)
 
 
 def tile(kind: str, n: int, c: int, f: int, size: Pair, kernel: Pair, stride: Pair) -> int:
@@ -50,18 +51,30 @@ def describe(n: int, c: int, f: int, size: Pair, kernel: Pair = (3, 3), stride: 
     return f"{layer}: " + ", ".join(f"{kind.replace('_', ' ')} {name}" for kind, name in names.items())
 
 
-def _cost(m: int, n: int, c: int, f: int, size: Pair) -> float:
-    """Estimated vector instructions, up to a constant, in the unit of one multiply-add for 16 floats.
+@functools.cache
+def _cheapest(kind: str, n: int, c: int, f: int, size: Pair) -> str:
+    return min(_TILES, key=lambda name: _cost(kind, _TILES[name], n, c, f, size))
 
-    Direct: 9 C F a pixel, 16 to a vector.  Winograd, for a tile: (m + 2)^2 C F, and the transforms of C and F channels,
-    measured in cycles (two multiply-adds each) for a vector of 16 channels on Zen 5; plus the filters' transforms."""
-    fp = -(-f // 16) * 16
+
+# For each pair of channels, whatever the images are: packing or transforming its filter, or summing and transforming back
+# its gradient.  In multiply-adds of vectors, of which a Zen 5 core does two in a cycle; measured there at 16 lanes.
+_ONCE = {"filter": {0: 58, 2: 25, 4: 40}, "gradient": {0: 100, 2: 80, 4: 190}}
+_TRANSFORM = {2: 180, 4: 400}  # the same for a vector of 16 channels of a tile: both its transforms, halved
+_FAR = 1 << 23  # bytes of transformed filters from which they take three times as long: they come from beyond the core
+
+
+def _cost(kind: str, m: int, n: int, c: int, f: int, size: Pair) -> float:
+    """Estimated time in multiply-adds of vectors of 16 floats.
+
+    Direct: 9 C F a pixel.  Winograd: (m + 2)^2 C F a tile, of which 8 are done at a time, and the transforms."""
+    cp, fp = -(-c // 16) * 16, -(-f // 16) * 16
+    once = _ONCE["gradient" if kind == "backward_weight" else "filter"][m] * c * fp
     if m == 0:
-        return n * size[0] * size[1] * 9 * c * fp / 16
+        return n * size[0] * size[1] * 9 * c * fp / 16 / 0.8 + once
     tiles = n * -(-size[0] // m) * -(-size[1] // m)
-    cp = -(-c // 16) * 16
-    a_vector = 2 * (200 if m == 4 else 90)
-    return tiles * ((m + 2) ** 2 * c * fp + a_vector * (cp + fp)) / 16 + 2 * 300 * c * fp / 16
+    points = (m + 2) ** 2
+    once *= 3 if 4 * points * c * fp > _FAR else 1
+    return -(-tiles // 8) * 8 * points * c * fp / 16 / 0.9 + tiles * _TRANSFORM[m] * (cp + fp) / 16 + once
 
 
 def _known(name: str, what: str) -> str:

@@ -45,7 +45,7 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
         raise Unsupported("an empty array")
     if depthwise:
         y = buffers.empty((n, *size, c), np.float32)
-        conv_depthwise.correlate(x, w, kernel, stride, padding, y, lanes)
+        conv_depthwise.correlate(x, w, stride, padding, y, lanes)
         return channels_first(y)
     step_f, step_c, step_row, step_column = w.strides
     taps = (step_c, step_f, step_row, step_column)
@@ -68,7 +68,7 @@ def conv2d_backward_input(dy: Any, w: Any, x_shape: Shape, stride: Pair, padding
     lanes, dy = simd.host_lanes(), channels_last(dy)
     if depthwise:
         dx = buffers.empty((n, height, width, c), np.float32)
-        conv_depthwise.correlate_back(dy, w, kernel, stride, padding, dx, lanes)
+        conv_depthwise.correlate_back(dy, w, stride, padding, dx, lanes)
         return channels_first(dx)
     step_f, step_c, step_row, step_column = w.strides
     m = choose.tile("backward_input", n, f, c, (height, width), kernel, stride)

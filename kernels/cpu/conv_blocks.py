@@ -60,23 +60,27 @@ def dot_block(
 
 @intrinsic(prefer_literal=True)
 def outer_block(
-    typing: Any, lanes: Any, rows: Any, vectors: Any, a: Any, a_line: Any, a_step: Any, b: Any, b_line: Any, b_step: Any,
-    lines: Any, count: Any, out: Any, out_row: Any,
+    typing: Any, lanes: Any, groups: Any, rows: Any, vectors: Any, a: Any, a_group: Any, a_line: Any, a_step: Any, b: Any,
+    b_line: Any, b_step: Any, lines: Any, count: Any, out: Any, out_group: Any, out_row: Any,
 ) -> Any:  # fmt: skip
-    """out[r, v] += sum over l < lines, t < count of a[l, t, r] * b[l, t, v], for ``rows`` floats r, ``vectors`` vectors v.
+    """out[g, r, v] += sum over l < lines, t < count of a[l, t, g, r] * b[l, t, v], for ``groups`` g of ``rows`` floats r and
+    ``vectors`` vectors v.
 
-    a[l, t, r] is the float at a + l * a_line + t * a_step + 4 r, b[l, t, v] begins at b + l * b_line + t * b_step +
-    4 * lanes * v, out[r, v] at out + r * out_row + 4 * lanes * v."""
-    width, high, wide = lanes.literal_value, rows.literal_value, vectors.literal_value
+    a[l, t, g, r] is the float at a + g * a_group + l * a_line + t * a_step + 4 r, b[l, t, v] begins at b + l * b_line +
+    t * b_step + 4 * lanes * v, out[g, r, v] at out + g * out_group + r * out_row + 4 * lanes * v."""
+    width, wide = lanes.literal_value, vectors.literal_value
+    places = [(g, r) for g in range(groups.literal_value) for r in range(rows.literal_value)]
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_line, a_step, b, b_line, b_step, lines, count, out, out_row = args[3:]
-        vector = ir.Constant(I64, 4 * width)
-        targets = [[offset(builder, offset(builder, out, out_row, r), vector, v) for v in range(wide)] for r in range(high)]
-        sums = [[cgutils.alloca_once(builder, constant(width, 0.0).type) for _ in range(wide)] for _ in range(high)]
-        for r in range(high):
-            for v in range(wide):
-                builder.store(load(builder, width, targets[r][v]), sums[r][v])
+        a, a_group, a_line, a_step, b, b_line, b_step, lines, count, out, out_group, out_row = args[4:]
+        vector, number = ir.Constant(I64, 4 * width), ir.Constant(I64, 4)
+        targets, sums = [], []
+        for group, r in places:
+            row = offset(builder, offset(builder, out, out_group, group), out_row, r)
+            targets.append([offset(builder, row, vector, v) for v in range(wide)])
+            sums.append([cgutils.alloca_once(builder, constant(width, 0.0).type) for _ in range(wide)])
+            for target, total in zip(targets[-1], sums[-1], strict=True):
+                builder.store(load(builder, width, target), total)
         with cgutils.for_range(builder, lines) as line:
             a_on = builder.add(a, builder.mul(line.index, a_line))
             b_on = builder.add(b, builder.mul(line.index, b_line))
@@ -84,16 +88,17 @@ def outer_block(
                 a_now = builder.add(a_on, builder.mul(t.index, a_step))
                 b_now = builder.add(b_on, builder.mul(t.index, b_step))
                 factors = [load(builder, width, offset(builder, b_now, vector, v)) for v in range(wide)]
-                for r in range(high):
-                    value = broadcast(builder, width, offset(builder, a_now, ir.Constant(I64, 4), r))
-                    for v in range(wide):
-                        builder.store(fma(builder, value, factors[v], builder.load(sums[r][v])), sums[r][v])
-        for r in range(high):
-            for v in range(wide):
-                store(builder, builder.load(sums[r][v]), targets[r][v])
+                for (group, r), totals in zip(places, sums, strict=True):
+                    at = offset(builder, offset(builder, a_now, a_group, group), number, r)
+                    value = broadcast(builder, width, at)
+                    for factor, total in zip(factors, totals, strict=True):
+                        builder.store(fma(builder, value, factor, builder.load(total)), total)
+        for of_row, totals in zip(targets, sums, strict=True):
+            for target, total in zip(of_row, totals, strict=True):
+                store(builder, builder.load(total), target)
         return context.get_dummy_value()
 
-    return types.void(lanes, rows, vectors, *[types.intp] * 10), emit
+    return types.void(lanes, groups, rows, vectors, *[types.intp] * 12), emit
 
 
 @intrinsic(prefer_literal=True)
@@ -121,7 +126,8 @@ def pad_rows(
     """Rows first .. first + rows - 1 of one image, surrounded by zeros, as (rows, width, channels) floats.
 
     The image at ``source`` is (h, w, c); rows outside it are zeros, ``left`` zero pixels precede a row's first (if it is
-    negative, the row's first -left pixels are left out), and the places after its last pixel and channel are zeros.
+    negative, the row's first -left pixels are left out), and zero pixels follow its last.  Channels from c on are left as
+    they are: what is computed from them belongs to channels that nobody keeps.
     Cost: each byte read and written once, in the cache; about one load and one store for every 9 F / lanes multiply-adds
     of a 3x3 convolution."""
     pixel = 4 * channels
@@ -139,7 +145,6 @@ def pad_rows(
         else:
             for j in range(inside):
                 copy(to + (lead + j) * pixel, source + 4 * (i * w + skip + j) * c, 4 * c)
-                clear(to + (lead + j) * pixel + 4 * c, pixel - 4 * c)
         clear(to + (lead + inside) * pixel, (width - lead - inside) * pixel)
 
 

@@ -17,10 +17,11 @@ from tinyres.kernels.arrays import Pair, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.conv_blocks import pad_rows, unpad
 from tinyres.kernels.cpu.conv_direct import input_classes
-from tinyres.kernels.cpu.simd import I64, constant, fma, get_float, load, offset, set_float, store, unpack
+from tinyres.kernels.cpu.simd import I64, constant, fma, load, offset, prefetch_read, prefetch_write, store, unpack
 
-PIXELS = 4  # output pixels at a time: independent sums that hide the latency of a multiply-add
-CACHE = 32_000  # bytes of padded input rows in a job
+PIXELS = 8  # output pixels at a time: independent sums that hide the latency of a multiply-add
+CACHE = 200_000  # bytes of padded input rows in a job
+WEIGHT_CACHE = 64_000  # the same and the rows of dy for the weight gradient
 
 
 @intrinsic(prefer_literal=True)
@@ -56,34 +57,39 @@ def tap_block(
 
 
 @intrinsic(prefer_literal=True)
-def product_sum(typing: Any, lanes: Any, a: Any, a_step: Any, b: Any, b_step: Any, count: Any, out: Any) -> Any:
-    """out += sum over t < count of a[t] * b[t], all of them vectors, a[t] at a + t * a_step."""
+def product_sum(
+    typing: Any, lanes: Any, a: Any, a_line: Any, a_step: Any, b: Any, b_line: Any, b_step: Any, lines: Any, count: Any,
+    out: Any,
+) -> Any:  # fmt: skip
+    """out += sum over l < lines, t < count of a[l, t] * b[l, t], all of them vectors, a[l, t] at a + l a_line + t a_step."""
     width = lanes.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, a, a_step, b, b_step, count, out = args
-        totals = [cgutils.alloca_once_value(builder, constant(width, 0.0)) for _ in range(4)]
-        builder.store(load(builder, width, out), totals[0])
-        for total in totals[1:]:
-            builder.store(constant(width, 0.0), total)
+        _, a, a_line, a_step, b, b_line, b_step, lines, count, out = args
+        zero, one, two = constant(width, 0.0), ir.Constant(I64, 1), ir.Constant(I64, 2)
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]  # hide the latency of a multiply-add
+        for total in totals:
+            builder.store(zero, total)
 
         def add(t: Any, total: Any) -> None:
-            left = load(builder, width, builder.add(a, builder.mul(t, a_step)))
-            right = load(builder, width, builder.add(b, builder.mul(t, b_step)))
+            left = load(builder, width, builder.add(a_on, builder.mul(t, a_step)))
+            right = load(builder, width, builder.add(b_on, builder.mul(t, b_step)))
             builder.store(fma(builder, left, right, builder.load(total)), total)
 
-        fours = builder.lshr(count, ir.Constant(I64, 2))
-        with cgutils.for_range(builder, fours) as four:
-            for k, total in enumerate(totals):
-                add(builder.add(builder.shl(four.index, ir.Constant(I64, 2)), ir.Constant(I64, k)), total)
-        done, one = builder.shl(fours, ir.Constant(I64, 2)), ir.Constant(I64, 1)
-        with cgutils.for_range_slice(builder, done, count, one, I64) as (t, _):
-            add(t, totals[0])
+        fours = builder.lshr(count, two)
+        with cgutils.for_range(builder, lines) as line:
+            a_on = builder.add(a, builder.mul(line.index, a_line))
+            b_on = builder.add(b, builder.mul(line.index, b_line))
+            with cgutils.for_range(builder, fours) as four:
+                for k, total in enumerate(totals):
+                    add(builder.add(builder.shl(four.index, two), ir.Constant(I64, k)), total)
+            with cgutils.for_range_slice(builder, builder.shl(fours, two), count, one, I64) as (t, _):
+                add(t, totals[0])
         low, high = (builder.fadd(builder.load(totals[k]), builder.load(totals[k + 1])) for k in (0, 2))
-        store(builder, builder.fadd(low, high), out)
+        store(builder, builder.fadd(load(builder, width, out), builder.fadd(low, high)), out)
         return context.get_dummy_value()
 
-    return types.void(lanes, *[types.intp] * 6), emit
+    return types.void(lanes, *[types.intp] * 9), emit
 
 
 @functools.cache
@@ -92,29 +98,30 @@ def _job(lanes: int) -> Any:
 
     def job(parameters: int, index: int, scratch: int) -> None:
         (
-            x, w, y, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, y_image, y_row, y_pixel, strip, strips, across,
-            temporary, step_c, step_row, step_column,
-        ) = unpack(parameters, 25)  # fmt: skip
+            x, w, y, n, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, y_image, y_row, y_pixel, strip, strips, across,
+            temporary,
+        ) = unpack(parameters, 23)  # fmt: skip
         image, first = index // strips, index % strips * strip
         rows = min(strip, oh - first)
         of = x + 4 * image * h * width * c
         pad_rows(scratch, across, cp, of, h, width, c, first * sh - top, left, (rows - 1) * sh + kh)
-        block, packed = scratch + temporary, scratch + temporary + 4 * PIXELS * lanes
-        line, pixel = 4 * across * cp, 4 * cp
-        for k in range(0, cp, lanes):
-            for tap in range(kh * kw):
-                for lane in range(lanes):
-                    value = np.float32(0)
-                    if k + lane < c:
-                        value = get_float(w + (k + lane) * step_c + tap // kw * step_row + tap % kw * step_column)
-                    set_float(packed + 4 * (tap * lanes + lane), value)
-            for i in range(rows):
+        block, line, pixel = scratch + temporary, 4 * across * cp, 4 * cp
+        ahead = of + 4 * ((first + rows) * sh - top) * width * c  # memory fetches the next job's inputs meanwhile
+        size = min(4 * rows * sh * width * c, x + 4 * n * h * width * c - ahead)
+        piece, pieces = 0, rows * (cp // lanes)
+        for i in range(rows):
+            to_row = y + image * y_image + (first + i) * y_row
+            for k in range(0, cp, lanes):
+                prefetch_read(ahead + size * piece // pieces, ahead + size * (piece + 1) // pieces)
+                piece += 1
+                if i + 1 < rows:
+                    prefetch_write(to_row + y_row + y_row * k // cp, to_row + y_row + y_row * (k + lanes) // cp)
                 for j in range(0, ow, PIXELS):
                     source = scratch + i * sh * line + j * sw * pixel + 4 * k
-                    at = y + image * y_image + (first + i) * y_row + j * y_pixel + 4 * k
+                    at = to_row + j * y_pixel + 4 * k
                     whole = j + PIXELS <= ow and k + lanes <= c
                     to, to_step = (at, y_pixel) if whole else (block, 4 * lanes)
-                    tap_block(lanes, PIXELS, source, line, sw * pixel, pixel, packed, 4 * lanes, to, to_step, kh, kw)
+                    tap_block(lanes, PIXELS, source, line, sw * pixel, pixel, w + 4 * k, pixel, to, to_step, kh, kw)
                     if not whole:
                         unpad(at, 0, y_pixel // 4, block, PIXELS, lanes, 1, min(PIXELS, ow - j), min(lanes, c - k))
 
@@ -127,8 +134,8 @@ def _weight_job(lanes: int) -> Any:
 
     def job(parameters: int, index: int, scratch: int) -> None:
         (
-            x, dy, sums, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, strip, strips, across, dy_at, blocks, parts,
-        ) = unpack(parameters, 21)  # fmt: skip
+            x, dy, sums, n, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, strip, strips, across, dy_at, blocks, parts,
+        ) = unpack(parameters, 22)  # fmt: skip
         sums += 4 * index * kh * kw * cp
         simd.clear(sums, 4 * kh * kw * cp)
         for block in range(index * blocks // parts, (index + 1) * blocks // parts):
@@ -136,13 +143,23 @@ def _weight_job(lanes: int) -> Any:
             rows = min(strip, oh - first)
             of = x + 4 * image * h * width * c
             pad_rows(scratch, across, cp, of, h, width, c, first * sh - top, left, (rows - 1) * sh + kh)
-            pad_rows(scratch + dy_at, ow, cp, dy + 4 * image * oh * ow * c, oh, ow, c, first, 0, rows)
-            for tap in range(kh * kw):
-                for k in range(0, 4 * cp, 4 * lanes):
-                    for i in range(rows):
-                        a = scratch + 4 * ((i * sh + tap // kw) * across + tap % kw) * cp + k
-                        b = scratch + dy_at + 4 * i * ow * cp + k
-                        product_sum(lanes, a, 4 * sw * cp, b, 4 * cp, ow, sums + 4 * tap * cp + k)
+            cotangents = dy + 4 * (image * oh + first) * ow * c
+            if c != cp:
+                pad_rows(scratch + dy_at, ow, cp, dy + 4 * image * oh * ow * c, oh, ow, c, first, 0, rows)
+                cotangents = scratch + dy_at
+            x_next = of + 4 * ((first + rows) * sh - top) * width * c
+            x_bytes = min(4 * rows * sh * width * c, x + 4 * n * h * width * c - x_next)
+            dy_next = dy + 4 * (image * oh + first + rows) * ow * c
+            dy_bytes = min(4 * rows * ow * c, dy + 4 * n * oh * ow * c - dy_next)
+            line, pixel, piece, pieces = 4 * across * cp, 4 * cp, 0, kh * kw * (cp // lanes)
+            for k in range(0, 4 * cp, 4 * lanes):
+                for tap in range(kh * kw):
+                    prefetch_read(x_next + x_bytes * piece // pieces, x_next + x_bytes * (piece + 1) // pieces)
+                    prefetch_read(dy_next + dy_bytes * piece // pieces, dy_next + dy_bytes * (piece + 1) // pieces)
+                    piece += 1
+                    a, b = scratch + tap // kw * line + tap % kw * pixel + k, cotangents + k
+                    to = sums + tap * pixel + k
+                    product_sum(lanes, a, sh * line, sw * pixel, b, ow * pixel, pixel, rows, ow, to)
 
     return simd.compiled_job(job)
 
@@ -151,45 +168,43 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _strip(n: int, rows: int, bytes_a_row: int) -> int:
-    return max(1, min(rows, CACHE // bytes_a_row, -(-n * rows // (2 * threads()))))
+def _strip(n: int, rows: int, bytes_a_row: int, cache: int) -> int:
+    return max(1, min(rows, cache // bytes_a_row, -(-n * rows // (2 * threads()))))
 
 
-def _run(
-    x: Any, w: int, steps: tuple[int, int, int], kernel: Pair, stride: Pair, padding: Pair, size: Pair, y: int,
-    y_steps: tuple[int, int, int], lanes: int,
-) -> None:  # fmt: skip
-    """As `conv_direct.correlate`; ``steps`` are the byte strides of the weights: channels, rows, columns."""
-    (n, h, width, c), (kh, kw), (oh, ow) = x.shape, kernel, size
+def _run(x: Any, w: Any, stride: Pair, padding: Pair, size: Pair, y: int, y_steps: tuple[int, int, int], lanes: int) -> None:
+    """As `conv_direct.correlate` for one class; w (C, KH, KW)."""
+    (n, h, width, c), (kh, kw), (oh, ow) = x.shape, w.shape[1:], size
     cp = _up(c, lanes)
+    packed = buffers.empty((kh, kw, cp), np.float32)
+    packed[..., :c] = w.transpose(1, 2, 0)
     across = (_up(ow, PIXELS) - 1) * stride[1] + max(kw, 1)
-    strip = _strip(n, oh, 4 * stride[0] * across * cp)
+    strip = _strip(n, oh, 4 * stride[0] * across * cp, CACHE)
     strips = -(-oh // strip)
     temporary = _up(4 * ((strip - 1) * stride[0] + max(kh, 1)) * across * cp, 64)
     parameters = [
-        x.ctypes.data, w, y, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, *y_steps, strip, strips, across, temporary,
-        *steps,
+        x.ctypes.data, packed.ctypes.data, y, n, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, *y_steps, strip, strips,
+        across, temporary,
     ]  # fmt: skip
-    simd.run(_job(lanes), parameters, n * strips, temporary + 4 * (PIXELS + kh * kw) * lanes)
+    simd.run(_job(lanes), parameters, n * strips, temporary + 4 * PIXELS * lanes)
 
 
-def correlate(x: Any, w: Any, kernel: Pair, stride: Pair, padding: Pair, y: Any, lanes: int) -> None:
+def correlate(x: Any, w: Any, stride: Pair, padding: Pair, y: Any, lanes: int) -> None:
     """x (N, H, W, C), w (C, 1, KH, KW) -> y (N, OH, OW, C)."""
-    steps = (w.strides[0], w.strides[2], w.strides[3])
-    _run(x, w.ctypes.data, steps, kernel, stride, padding, y.shape[1:3], y.ctypes.data, y.strides[:3], lanes)
+    _run(x, w[:, 0], stride, padding, y.shape[1:3], y.ctypes.data, y.strides[:3], lanes)
 
 
-def correlate_back(dy: Any, w: Any, kernel: Pair, stride: Pair, padding: Pair, dx: Any, lanes: int) -> None:
+def correlate_back(dy: Any, w: Any, stride: Pair, padding: Pair, dx: Any, lanes: int) -> None:
     """dy (N, OH, OW, C), w (C, 1, KH, KW) -> dx (N, H, W, C), one convolution for each class of pixels."""
-    (_, height, width, _), (step_c, _, step_row, step_column) = dx.shape, w.strides
-    for row, rows, taps_down, last_down, top in input_classes(height, kernel[0], stride[0], padding[0]):
-        for column, columns, taps_across, last_across, left in input_classes(width, kernel[1], stride[1], padding[1]):
-            taps = (taps_down, taps_across) if taps_down and taps_across else (0, 0)
-            first = w.ctypes.data + last_down * step_row + last_across * step_column
-            steps = (step_c, -stride[0] * step_row, -stride[1] * step_column)
-            lattice = (dx.strides[0], stride[0] * dx.strides[1], stride[1] * dx.strides[2])
+    _, height, width, _ = dx.shape
+    lattice = (dx.strides[0], stride[0] * dx.strides[1], stride[1] * dx.strides[2])
+    for row, rows, down, last_down, top in input_classes(height, w.shape[2], stride[0], padding[0]):
+        for column, columns, across, last_across, left in input_classes(width, w.shape[3], stride[1], padding[1]):
+            taps = w[:, 0, last_down % stride[0] :: stride[0], last_across % stride[1] :: stride[1]]
+            if not down or not across:
+                taps = taps[:, :0, :0]
             to = dx.ctypes.data + row * dx.strides[1] + column * dx.strides[2]
-            _run(dy, first, steps, taps, (1, 1), (top, left), (rows, columns), to, lattice, lanes)
+            _run(dy, taps[:, ::-1, ::-1], (1, 1), (top, left), (rows, columns), to, lattice, lanes)
 
 
 def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, lanes: int) -> Any:
@@ -197,14 +212,14 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
     (n, h, width, c), (_, oh, ow, _), (kh, kw) = x.shape, dy.shape, kernel
     cp = _up(c, lanes)
     across = (ow - 1) * stride[1] + kw
-    strip = _strip(n, oh, 4 * (stride[0] * across + ow) * cp)
+    strip = _strip(n, oh, 4 * (stride[0] * across + ow) * cp, WEIGHT_CACHE)
     strips = -(-oh // strip)
     parts = min(n * strips, 2 * threads())
     dy_at = _up(4 * ((strip - 1) * stride[0] + kh) * across * cp, 64)
     sums = buffers.empty((parts, kh, kw, cp), np.float32)
     parameters = [
-        x.ctypes.data, dy.ctypes.data, sums.ctypes.data, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, strip, strips,
-        across, dy_at, n * strips, parts,
+        x.ctypes.data, dy.ctypes.data, sums.ctypes.data, n, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, strip,
+        strips, across, dy_at, n * strips, parts,
     ]  # fmt: skip
     simd.run(_weight_job(lanes), parameters, parts, dy_at + 4 * strip * ow * cp)
     dw = buffers.empty((c, 1, kh, kw), np.float32)

@@ -19,7 +19,8 @@ from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
 from tinyres.kernels.cpu.simd import copy, get_float, prefetch_read, prefetch_write, set_float, unpack
 
-CACHE = 32_000  # bytes of padded input rows in a job
+CACHE = 64_000  # bytes of padded input rows in a job
+WEIGHT_CACHE = 32_000  # the same and the rows of dy for the weight gradient
 Taps = tuple[int, int, int, int]  # byte strides of weights along what is summed over, what comes out, rows, columns
 
 
@@ -75,8 +76,8 @@ def _job(lanes: int) -> Any:
                             if ahead + part <= x + 4 * n * h * w * c:
                                 prefetch_read(ahead + part * j // ow, ahead + part * min(j + block, ow) // ow)
                             if i + 1 < rows:
-                                at = to_row + y_row + j * y_pixel
-                                prefetch_write(at, at + min(block, ow - j) * y_pixel)
+                                at = to_row + y_row
+                                prefetch_write(at + y_row * j // ow, at + y_row * min(j + block, ow) // ow)
                         at = to_row + j * y_pixel + 4 * g
                         whole = j + block <= ow and g + wide <= f
                         to = at if whole else scratch + temporary
@@ -93,8 +94,10 @@ def _job(lanes: int) -> Any:
 
 
 @functools.cache
-def _weight_job(lanes: int) -> Any:
-    """Job i: dw (KH, KW * C, F), each extent rounded up, summed over one part of the blocks of output rows."""
+def _weight_job(lanes: int, narrow: int) -> Any:
+    """Job i: dw (KH, KW * C, F), each extent rounded up, summed over one part of the blocks of output rows.
+
+    ``narrow`` is 1 for 3x3 kernels over 3 channels, a network's first layer, where blocks of 16 would be half empty."""
     high, twice = ROWS[lanes], 2 * ROWS[lanes]
 
     def job(parameters: int, index: int, scratch: int) -> None:
@@ -118,6 +121,14 @@ def _weight_job(lanes: int) -> Any:
             dy_bytes = min(4 * rows * ow * f, dy + 4 * n * oh * ow * f - dy_next)
             piece, pieces = 0, kh * -(-fp // (2 * lanes)) * (kp // high)
             b_line, b_step = 4 * ow * fp, 4 * fp
+            if narrow:  # the three rows of taps at once: 27 sums
+                for i in range(rows):
+                    prefetch_read(x_next + x_bytes * i // rows, x_next + x_bytes * (i + 1) // rows)
+                    prefetch_read(dy_next + dy_bytes * i // rows, dy_next + dy_bytes * (i + 1) // rows)
+                    for g in range(0, fp, lanes):
+                        a, b, to = scratch + i * sh * line, cotangents + i * b_line + 4 * g, sums + 4 * g
+                        outer_block(lanes, 3, 9, 1, a, line, 0, step, b, 0, b_step, 1, ow, to, 4 * kp * fp, 4 * fp)
+                continue
             for row in range(kh):
                 for g in range(0, fp, 2 * lanes):
                     b = cotangents + 4 * g
@@ -128,14 +139,16 @@ def _weight_job(lanes: int) -> Any:
                             prefetch_read(dy_next + dy_bytes * piece // pieces, dy_next + dy_bytes * (piece + 1) // pieces)
                             piece += 1
                             a, to = scratch + row * line + 4 * k, out + 4 * k * fp
-                            outer_block(lanes, high, 2, a, sh * line, step, b, b_line, b_step, rows, ow, to, 4 * fp)
+                            outer_block(lanes, 1, high, 2, a, 0, sh * line, step, b, b_line, b_step, rows, ow, to, 0, 4 * fp)
                     else:
                         for k in range(0, kp, twice):
                             prefetch_read(x_next + x_bytes * piece // pieces, x_next + x_bytes * (piece + 2) // pieces)
                             prefetch_read(dy_next + dy_bytes * piece // pieces, dy_next + dy_bytes * (piece + 2) // pieces)
                             piece += 2
                             a, to = scratch + row * line + 4 * k, out + 4 * k * fp
-                            outer_block(lanes, twice, 1, a, sh * line, step, b, b_line, b_step, rows, ow, to, 4 * fp)
+                            outer_block(
+                                lanes, 1, twice, 1, a, 0, sh * line, step, b, b_line, b_step, rows, ow, to, 0, 4 * fp
+                            )
 
     return simd.compiled_job(job)
 
@@ -160,10 +173,10 @@ def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _strip(n: int, rows: int, bytes_a_row: int) -> int:
+def _strip(n: int, rows: int, bytes_a_row: int, cache: int) -> int:
     """Output rows in a job: what fits the cache, and fewer where few images would leave threads idle."""
     enough = -(-n * rows // (2 * threads()))
-    return max(1, min(rows, CACHE // bytes_a_row, enough))
+    return max(1, min(rows, cache // bytes_a_row, enough))
 
 
 class Class(NamedTuple):
@@ -195,7 +208,7 @@ def correlate(
     oh, ow = (max(k.size[axis] for k in classes) for axis in (0, 1))
     kh, kw = (max(max(k.kernel[axis] for k in classes), 1) for axis in (0, 1))
     across = (_up(ow, 2 * PIXELS[lanes]) - 1) * stride[1] + kw
-    strip = _strip(n, oh, 4 * stride[0] * across * c)
+    strip = _strip(n, oh, 4 * stride[0] * across * c, CACHE)
     temporary = _up(4 * ((strip - 1) * stride[0] + kh) * across * c, 64)
     parameters = [
         x.ctypes.data, memory.ctypes.data, y, n, h, width, c, *stride, filters, fp, *y_steps, strip, -(-oh // strip), across,
@@ -209,7 +222,7 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
     (n, h, width, c), (_, oh, ow, f), (kh, kw) = x.shape, dy.shape, kernel
     fp, kp = _up(f, lanes), _up(kw * c, 2 * ROWS[lanes])
     padded_width = (ow - 1) * stride[1] + kw
-    strip = _strip(n, oh, 4 * (stride[0] * padded_width * c + ow * fp))
+    strip = _strip(n, oh, 4 * (stride[0] * padded_width * c + ow * fp), WEIGHT_CACHE)
     strips = -(-oh // strip)
     parts = min(n * strips, 2 * threads())
     dy_at = _up(4 * (((strip - 1) * stride[0] + kh) * padded_width * c + kp), 64)  # blocks read up to kp floats of the last
@@ -219,7 +232,9 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
         x.ctypes.data, dy.ctypes.data, sums, n, h, width, c, kh, kp, *stride, *padding, oh, ow, f, fp, strip, strips,
         padded_width, dy_at, n * strips, parts,
     ]  # fmt: skip
-    simd.run(_weight_job(lanes), parameters, parts, dy_at + 4 * strip * ow * fp)
+    simd.run(
+        _weight_job(lanes, int((kh, kw, c) == (3, 3, 3) and lanes == 16)), parameters, parts, dy_at + 4 * strip * ow * fp
+    )
     simd.run(_weight_end_job(lanes), [sums, dw.ctypes.data, c, kh, kw, f, kp, fp, parts], kh * kw, 4 * lanes)
     return dw
 

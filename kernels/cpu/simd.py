@@ -10,7 +10,7 @@ integers: Numba's cache knows such closures apart by the integers' values.  They
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,21 @@ def scaled_sum(builder: Any, terms: list[tuple[float, Any]]) -> Any:
         else:
             total = fma(builder, value, constant(value.type.count, factor), total)
     return total
+
+
+def call(builder: Any, name: str, emit: Callable[..., None], args: Sequence[Any]) -> None:
+    """Call a function of integers that ``emit(builder, *args)`` writes, one for each name and module.
+
+    Not inlined: the compiler spills half as many registers in it as in the middle of a job."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [I64] * len(args)), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inside = ir.IRBuilder(function.append_basic_block())
+        emit(inside, *function.args)
+        inside.ret_void()
+    builder.call(function, args)
 
 
 # --- intrinsics for the code of jobs ---

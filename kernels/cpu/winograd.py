@@ -8,13 +8,15 @@ A job takes some rows of tiles of an image, or a few small images, in three stag
 
 U is the transformed weights, made once a call.  Lanes are channels in 1 and 3, filters in 2.  Costs for one output pixel:
 2 (m + 2)^2 / m^2 C F floating-point operations in stage 2 (direct: 18 C F), about 9 C + 6 F in the others at m = 4, and
-4 C + 4 F bytes of memory.  At 16 channels stage 2 is two thirds of the time, at 64 nine tenths.
+4 C + 4 F bytes of memory, which is asked for ahead of its use, spread over stage 2.  Measured on a Zen 5 core at 16 / 32 /
+64 channels, m = 4, cycles a tile: padding 65 / 125 / 320, stage 1 115 / 190 / 420, stage 2 400 / 1210 / 4760 (at the peak
+288 / 1152 / 4608), stage 3 90 / 150 / 490: 400 to 730 GFLOP/s a core, counted as direct convolution, of a peak of 238.
 
 The weight gradient adds, over tiles, the outer products of V and of dM = A dy A^T for each point, and transforms the sums.
 The input gradient is a convolution of dy with the filters turned by 180 degrees and F and C exchanged.
 
 Rounding: with normal inputs the largest error that tests/test_cpu_conv_values.py sees, in units of 2^-24 times the root
-mean square of the exact result, is about 20 for direct sums, 30 at m = 2 and 100 at m = 4.
+mean square of the exact result, is about 60 for direct sums, 45 at m = 2 and 180 at m = 4.
 """
 
 import functools
@@ -29,7 +31,8 @@ from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, s
 from tinyres.kernels.cpu.winograd_math import transform
 
 CACHE = 150_000  # bytes of V and M in a job, beside U in a second-level cache of 1 MB
-WEIGHT_CACHE = 220_000  # the same for the weight gradient, whose sums are read and written once for each job
+WEIGHT_CACHE = 150_000  # the same for the weight gradient, whose sums are read and written once for each job
+SUMS = 700_000  # bytes of sums in a job of the weight gradient: for more channels, the filters are split among jobs
 Taps = tuple[int, int, int, int]  # byte strides of weights along what is summed over, what comes out, rows, columns
 
 
@@ -165,15 +168,16 @@ def _weight_job(lanes: int, m: int) -> Any:
                 prefetch_read(x_next + x_bytes * point // points, x_next + x_bytes * (point + 1) // points)
                 prefetch_read(dy_next + dy_bytes * point // points, dy_next + dy_bytes * (point + 1) // points)
                 a, b, out = v + point * v_step, cotangents + point * m_step, sums + 4 * point * cp * fs
+                row = 4 * fs  # bytes
                 for g in range(0, fs, 2 * lanes):
                     if fs - g >= 2 * lanes:
                         for k in range(0, cp, high):
                             to = out + 4 * (k * fs + g)
-                            outer_block(lanes, high, 2, a + 4 * k, 0, 4 * cp, b + 4 * g, 0, 4 * fs, 1, tiles, to, 4 * fs)
+                            outer_block(lanes, 1, high, 2, a + 4 * k, 0, 0, 4 * cp, b + 4 * g, 0, row, 1, tiles, to, 0, row)
                     else:
                         for k in range(0, cp, twice):
                             to = out + 4 * (k * fs + g)
-                            outer_block(lanes, twice, 1, a + 4 * k, 0, 4 * cp, b + 4 * g, 0, 4 * fs, 1, tiles, to, 4 * fs)
+                            outer_block(lanes, 1, twice, 1, a + 4 * k, 0, 0, 4 * cp, b + 4 * g, 0, row, 1, tiles, to, 0, row)
 
     return simd.compiled_job(job)
 
@@ -247,7 +251,9 @@ def weight_gradient(dy: Any, x: Any, padding: Pair, m: int, lanes: int) -> Any:
     """dy (N, OH, OW, F), x (N, H, W, C), both contiguous -> dw (F, C, 3, 3)."""
     (n, h, width, c), (_, oh, ow, f) = x.shape, dy.shape
     cp, fp = _up(c, 2 * ROWS[lanes]), _up(f, lanes)
-    splits = 2 if fp % (4 * lanes) == 0 else 1
+    splits = 1
+    while 4 * (m + 2) ** 2 * cp * fp // splits > SUMS and fp // splits % (4 * lanes) == 0:
+        splits *= 2
     b = _Blocks(n, (oh, ow), m, lanes, cp, fp // splits, max(cp, fp), WEIGHT_CACHE)
     parts = max(1, min(b.count, threads() * 2 // splits))
     points = (m + 2) ** 2

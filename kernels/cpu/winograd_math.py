@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from numpy import float32
 from numpy.polynomial import polynomial
 
-from tinyres.kernels.cpu.simd import constant, fma, load, offset, scaled_sum, store
+from tinyres.kernels.cpu.simd import call, constant, fma, load, offset, scaled_sum, store
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -125,19 +125,22 @@ def transform(
     Element (i, j) of the source is the vector at source + i * row + j * pixel; likewise the target."""
     width, matrix = lanes.literal_value, matrices(m.literal_value)[name.literal_value]
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, row, pixel, target, target_row, target_pixel = args[3:]
-        for rows in row_groups(matrix):  # one group after the other: all at once would not fit into the registers
+    def product(builder: Any, source: Any, row: Any, pixel: Any, target: Any, target_row: Any, target_pixel: Any) -> None:
+        size = len(matrix[0])
+        # what 32 registers cannot hold between the two products is made group by group, from values loaded again
+        for rows in row_groups(matrix) if len(matrix) * size > 30 else [tuple(range(len(matrix)))]:
             columns = []
-            for j in range(len(matrix[0])):
+            for j in range(size):
                 at = offset(builder, source, pixel, j)
-                columns.append(
-                    emit_rows(builder, matrix, rows, lambda i, at=at: load(builder, width, offset(builder, at, row, i)))
-                )
+                element = functools.cache(lambda i, at=at: load(builder, width, offset(builder, at, row, i)))
+                columns.append(emit_rows(builder, matrix, rows, element))
             for i, of_row in zip(rows, zip(*columns, strict=True), strict=True):
                 at = offset(builder, target, target_row, i)
                 for j, value in enumerate(emit_rows(builder, matrix, range(len(matrix)), of_row.__getitem__)):
                     store(builder, value, offset(builder, at, target_pixel, j))
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        call(builder, f"{name.literal_value}_{m.literal_value}_{width}", product, args[3:])
         return context.get_dummy_value()
 
     return types.void(lanes, m, name, *[types.intp] * 6), emit
