@@ -64,7 +64,7 @@ def limits(seconds: float = 1.0) -> dict[str, float]:
         "copy_gb_per_s": 2 * source.nbytes / _best(copy, seconds) / 1e9,
     }
     try:
-        from tinyres.kernels.cpu.simd import fma_peak
+        from tinyres.kernels.cpu.peak import fma_peak
     except ImportError:
         return found
     return {**found, "fma_peak_gflops": fma_peak() / 1e9}

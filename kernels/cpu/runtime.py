@@ -32,7 +32,7 @@ from tinyres.kernels.cpu import buffers
 
 CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
 SPINS = 2000  # looks at the counter, some 10 us, before the caller lets others have its core
-PATIENCE = 10_000  # looks for the next job, some 50 us, before a helper goes to sleep: to wake it takes about as long
+PATIENCE = 40_000  # looks for the next job, some 50 us, before a helper goes to sleep: to wake it takes about as long
 WORDS = np.dtype(np.int64)
 DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 I64 = ir.IntType(64)
