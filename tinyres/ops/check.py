@@ -3,7 +3,11 @@
 import operator
 from typing import Any, NoReturn
 
+import numpy as np
+
 from tinyres.errors import ShapeError
+
+FLOATS = ({np.dtype(np.float32)}, {np.dtype(np.float64)})
 
 
 def fail(op: str, rule: str, **arrays: Any) -> NoReturn:
@@ -14,8 +18,7 @@ def fail(op: str, rule: str, **arrays: Any) -> NoReturn:
 
 def floats(op: str, **arrays: Any) -> None:
     """All arrays are float32, or all are float64."""
-    kinds = {str(a.dtype) for a in arrays.values() if a is not None}
-    if not (kinds == {"float32"} or kinds == {"float64"}):
+    if {a.dtype for a in arrays.values() if a is not None} not in FLOATS:
         fail(op, "the arrays must all be float32, or all float64 (tensor(..., dtype=...) converts).", **arrays)
 
 
