@@ -46,7 +46,7 @@ def _steps(axes: Any, result: dict[str, Any]) -> None:
     _bars(axes, labels, rows, lambda label, row: speeds.get((label, row), 0))
     axes.set_ylabel("images a second")
     axes.set_title("One training step" if result["benchmark"] == "train" else "Inference", loc="left")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
 
 def _layers(axes: Any, result: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ def _layers(axes: Any, result: dict[str, Any]) -> None:
             axes.text(len(labels) - 0.5, result["limits"][key], text, ha="right", va="bottom", fontsize=8, color="0.3")
     axes.set_ylabel("GFLOP/s, counted as direct convolution")
     axes.set_title(f"3x3 convolutions, batch {result['batch']}", loc="left")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
 
 def _roofline(axes: Any, result: dict[str, Any]) -> None:
@@ -73,4 +73,4 @@ def _roofline(axes: Any, result: dict[str, Any]) -> None:
     axes.set_xlabel("floating-point operations for each byte that must move")
     axes.set_ylabel("GFLOP/s")
     axes.set_title("Roofline: copy bandwidth and multiply-add peak of this machine", loc="left")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
