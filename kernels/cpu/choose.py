@@ -7,7 +7,7 @@ which is "auto" (the choice below), "direct", "winograd2" or "winograd4".  Winog
 import functools
 import os
 
-from tinyres.kernels.arrays import Pair
+from tinyres.kernels.arrays import BackendError, Pair
 
 ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
 PASSES = ("forward", "backward_input", "backward_weight")
@@ -79,5 +79,5 @@ def _cost(kind: str, m: int, n: int, c: int, f: int, size: Pair) -> float:
 
 def _known(name: str, what: str) -> str:
     if name not in ALGORITHMS:
-        raise ValueError(f"{what} is {name!r}; it must be one of {', '.join(ALGORITHMS)}.")
+        raise BackendError(f"{what} is {name!r}; it must be one of {', '.join(ALGORITHMS)}.")
     return name

@@ -22,7 +22,7 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from tinyres.kernels.arrays import threads
+from tinyres.kernels.arrays import BackendError, threads
 from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.runtime import spread
 
@@ -39,7 +39,7 @@ def host_lanes() -> int:
     asked = os.environ.get("TINYRES_LANES", "")
     if asked:
         if asked not in ("4", "8", "16"):
-            raise ValueError(f"TINYRES_LANES is {asked!r}; it must be 4, 8 or 16.")
+            raise BackendError(f"TINYRES_LANES is {asked!r}; it must be 4, 8 or 16.")
         return int(asked)
     features = binding.get_host_cpu_features()
     return 16 if features.get("avx512f") else 8 if features.get("avx") else 4

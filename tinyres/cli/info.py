@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def algorithms() -> list[str]:
     """How the CPU kernels do the convolutions of ResNet-20 at batch 128."""
-    if tinyres.available_backends()["numba"]:
+    if tinyres.available_backends().get("numba", "none"):
         return []
     from tinyres.kernels.cpu import choose
 
