@@ -170,7 +170,7 @@ def others(batch: int) -> list[Case]:
 
 
 def run(
-    batch: int, backends: list[str], rounds: int, with_torch: bool, say: Callable[[str], None] = print
+    batch: int, backends: list[str], rounds: int, with_torch: bool, compiled: bool, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """The result of ``tinyres bench ops`` as a dict for JSON; ``say`` is told each line as it is ready."""
     rows: list[dict[str, Any]] = []
@@ -189,10 +189,13 @@ def run(
                 kernel = getattr(dispatch.current(), case.kernel)
             runs[name] = partial(kernel, *case.args)
         runs |= {name: case.torch(layout) for name, layout in layouts.items()}
+        if layouts and compiled:
+            torch._dynamo.reset()
+            runs["torch compile channels_last"] = torch.compile(case.torch(torch.channels_last))
         with tr.strict():
             flops, moved = cost(case.kernel, case.args, runs[backends[0]]())
             seconds = timing.interleaved(runs, rounds, shortest=0.01)
-        best = timing.best(seconds, list(layouts)) if layouts else None
+        best = timing.best(seconds, [name for name in seconds if name.startswith("torch")]) if layouts else None
         for name, times in seconds.items():
             middle = median(times)
             rows.append({
@@ -205,11 +208,11 @@ def run(
             "rounds": rounds, "rows": rows}  # fmt: skip
 
 
-HEADER = f"{'case':26} {'':20} {'ms':>8} {'GFLOP/s':>8} {'GB/s':>6} {'x best peer':>11}"
+HEADER = f"{'case':26} {'':28} {'ms':>8} {'GFLOP/s':>8} {'GB/s':>6} {'x best peer':>11}"
 
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table under `HEADER`."""
     times = f"{row['times_best_peer']:.2f}" if row["times_best_peer"] else "-"
-    return (f"{row['case']:26} {row['row']:20} {1e3 * row['median_seconds']:8.3f} {row['gflops']:8.1f} "
+    return (f"{row['case']:26} {row['row']:28} {1e3 * row['median_seconds']:8.3f} {row['gflops']:8.1f} "
             f"{row['gb_per_s']:6.1f} {times:>11}")  # fmt: skip

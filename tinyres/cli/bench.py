@@ -22,7 +22,6 @@ def add(commands: Any) -> None:
     train.add_argument("--models", type=names, default=["resnet20"], metavar="A,B", help="(default: resnet20)")
     train.add_argument("--batch-sizes", type=sizes, default=[128], metavar="N,M", help="(default: 128)")
     train.add_argument("--inference", action="store_true", help="forward in evaluation mode instead of training steps")
-    train.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes a minute a network")
     train.set_defaults(run=run_train)
     ops = kinds.add_parser("ops", help="each kernel at the layers of the networks", **same)
     ops.add_argument("--batch-size", type=whole(1), default=128, metavar="N", help="(default: 128)")
@@ -37,6 +36,7 @@ def add(commands: Any) -> None:
     for kind in (train, ops):
         kind.add_argument("--backends", type=names, metavar="A,B", help="(default: all CPU backends that run here)")
         kind.add_argument("--rounds", type=whole(1), default=10, metavar="N", help="(default: 10)")
+        kind.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
         kind.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
         kind.add_argument("--out", metavar="FILE", help="write the result there as JSON, and its pictures beside it")
     compare = kinds.add_parser("compare", help="what changed between two results", allow_abbrev=False)
@@ -70,7 +70,12 @@ def run_ops(arguments: argparse.Namespace) -> None:
     from tinyres.benchmarks import layers
 
     print(layers.HEADER)
-    finish(layers.run(arguments.batch_size, backends(arguments), arguments.rounds, with_torch(arguments)), arguments.out)
+    finish(
+        layers.run(
+            arguments.batch_size, backends(arguments), arguments.rounds, with_torch(arguments), not arguments.no_compile
+        ),
+        arguments.out,
+    )
 
 
 def run_profile(arguments: argparse.Namespace) -> None:
