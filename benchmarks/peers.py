@@ -14,6 +14,16 @@ def installed() -> bool:
     return True
 
 
+def compiled(function: Any) -> Any:
+    """``torch.compile`` of a function or network."""
+    import torch
+    import torch._inductor.config
+
+    torch._dynamo.reset()  # else the ninth of a process would silently run uncompiled
+    torch._inductor.config.compile_threads = 1  # a pool of compilers would start while others are being timed
+    return torch.compile(function, dynamic=False)
+
+
 def network(name: str) -> Any:
     """A torch module of ``resnetN`` (basic blocks, option A; ``resnet164``: bottlenecks with projections)."""
     import torch.nn.functional as F
@@ -75,10 +85,7 @@ def step(name: str, configuration: str, images: Any, labels: Any, training: bool
     if "channels_last" in configuration:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    run = model
-    if "compile" in configuration:
-        torch._dynamo.reset()  # else the ninth network of a process would silently run uncompiled
-        run = torch.compile(model, dynamic=False)
+    run = compiled(model) if "compile" in configuration else model
 
     def train() -> object:
         optimizer.zero_grad()
