@@ -12,6 +12,11 @@ import tinyres.functional as F
 from tinyres.benchmarks import machine, memory, peers, timing
 
 
+def network(name: str) -> Any:
+    """As in `peers`: option A, but projections in the bottleneck net."""
+    return tr.models.build(name, **({"shortcut": "B"} if name == "resnet164" else {}))
+
+
 def make_step(model: str, batch: int, row: str | None, training: bool = True) -> Callable[[], object]:
     """One step of ``model`` on ``batch`` random images, by a backend of ours (None: the one in use when the step runs) or
     one of PyTorch's configurations."""
@@ -21,7 +26,7 @@ def make_step(model: str, batch: int, row: str | None, training: bool = True) ->
     if row in peers.CONFIGURATIONS:
         return peers.step(model, row, images, labels, training)
     tr.manual_seed(0)
-    net = tr.models.build(model, **({"shortcut": "B"} if model == "resnet164" else {})).train(training)
+    net = network(model).train(training)
     optimizer = tr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     x = tr.tensor(images)
 
@@ -45,7 +50,7 @@ def make_step(model: str, batch: int, row: str | None, training: bool = True) ->
 
 def flops_per_image(model: str, training: bool) -> int:
     """Forward: two for each multiply-add.  Training: three times that, less the first layer's input gradient."""
-    summary = tr.nn.summary(tr.models.build(model, **({"shortcut": "B"} if model == "resnet164" else {})))
+    summary = tr.nn.summary(network(model))
     first = next(row.multiply_adds for row in summary.rows if row.multiply_adds)
     return 2 * (3 * summary.multiply_adds - first if training else summary.multiply_adds)
 
