@@ -2,7 +2,8 @@
 names; what it lacks, or refuses by raising `Unsupported`, the reference does.
 
 Arrays are float32 or float64, all of one dtype in a call, with any strides; they may be read-only and are not written to
-unless it says so.  Images are (N, C, H, W) to the caller, whatever their memory looks like.  Results are new arrays, laid
+unless it says so.  In mixed precision, images and their cotangents are float16 or bfloat16 (all of one dtype), while
+parameters, statistics, gradients of parameters, logits and losses stay float32 and sums are computed in float32.  Images are (N, C, H, W) to the caller, whatever their memory looks like.  Results are new arrays, laid
 out channels-last: the (N, C, H, W) view of a contiguous (N, H, W, C) array (only the reference's elementwise kernels keep
 the layout that they are given).  ``stride``, ``padding``, ``dilation`` and pooling windows are (height, width) pairs.
 Arguments have been checked by the caller.
@@ -78,6 +79,12 @@ class Kernels(Protocol):
         dweight = sum dz xhat, dx = weight / sqrt(var + eps) * (dz - (dbias + xhat dweight) / m) when ``training``,
         weight / sqrt(var + eps) * dz when not."""
 
+    def batch_norm_running(
+        self, running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, m: int
+    ) -> None:
+        """In place: the running statistics move by ``momentum`` towards those of a batch of m elements a channel, whose
+        biased variance becomes the unbiased one, var m / (m - 1)."""
+
     # --- elementwise: NaN stays NaN ---
 
     def relu(self, x: Array) -> Array:
@@ -135,14 +142,33 @@ class Kernels(Protocol):
     def cross_entropy_backward(self, dlosses: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
         """dlosses (N,) -> dlogits (N, K) = (p - q) * dlosses."""
 
+    def cross_entropy_mean(self, logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
+        """The same -> the mean of the losses, of shape (), and log p (N, K)."""
+
+    def cross_entropy_mean_backward(self, dloss: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
+        """dloss, of shape () -> dlogits (N, K) = (p - q) * dloss / N."""
+
     # --- the update, and the loader's augmentation ---
 
     def sgd(
-        self, params: list[Array], grads: list[Array], buffers: list[Array], lr: float, momentum: float,
-        weight_decay: float, nesterov: bool,
+        self, params: list[Array], grads: list[Array], buffers: list[Array], lr: Any, momentum: float,
+        weight_decay: float, nesterov: bool, skip: Array | None = None,
     ) -> None:  # fmt: skip
         """In place, over all parameters: g = grad + weight_decay p;  v = momentum v + g;  p -= lr v, or with ``nesterov``
-        p -= lr (g + momentum v).  Without momentum ``buffers`` is empty and p -= lr g.  Gradients stay as they are."""
+        p -= lr (g + momentum v).  Without momentum ``buffers`` is empty and p -= lr g.  Gradients stay as they are.
+
+        ``lr`` is a number, or a float32 array of shape () where the parameters live.  Where ``skip`` (int32, shape ()) is
+        not 0, nothing changes."""
+
+    def unscale(self, grads: list[Array], scale: Array) -> Array:
+        """In place, grads /= scale (float32, shape ()).  -> int32 of shape (): 1 if one is not finite, else 0."""
+
+    def update_scale(
+        self, scale: Array, good_steps: Array, found: Array, growth: float, backoff: float, interval: int
+    ) -> None:
+        """Dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740), in place on arrays of shape (): where
+        ``found``, scale *= backoff and good_steps (int32) is 0; else good_steps goes up by one, and at ``interval`` scale
+        *= growth and it starts again from 0."""
 
     def crop_flip(self, images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
         """images (N, C, H, W) uint8 -> float32 of the same shape: (images / 255 - mean) * scale, surrounded by ``pad``

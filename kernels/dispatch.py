@@ -18,6 +18,8 @@ from tinyres.kernels.contract import NAMES, Unsupported
 BACKENDS = {
     "numpy": ("tinyres.kernels.reference", "NumPy: the reference, on any machine"),
     "numba": ("tinyres.kernels.cpu", "Numba: SIMD code compiled for this machine's CPU, on all cores"),
+    "cupy": ("tinyres.kernels.cuda.on_gpu", "CuPy: CUDA C++ kernels on an NVIDIA GPU"),
+    "cuda-emulated": ("tinyres.kernels.cuda.on_host", "the CUDA C++ kernels, compiled for the CPU: to test and to read, slow"),
 }
 PREFERRED = ("numba", "numpy")  # the default is the first that can run here
 

@@ -257,7 +257,7 @@ def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> N
             if edge is None:
                 continue
             if not isinstance(edge, Node):
-                _accumulate(edge, dx)
+                _accumulate(edge, dx, node.function.fresh)
             elif edge not in table:
                 table[edge] = (dx, node.function.fresh)
                 heapq.heappush(heap, (-edge.rank, next(order), edge))
@@ -320,10 +320,10 @@ def _cotangents(node: Node, dy: Any) -> tuple[Any, ...]:
     return result
 
 
-def _accumulate(tensor: Any, gradient: Any) -> None:
-    """Adds to ``tensor.grad``.  The first one is copied, since it may be lent to others."""
+def _accumulate(tensor: Any, gradient: Any, owned: bool = False) -> None:
+    """Adds to ``tensor.grad``.  The first one is copied if it may be lent to others."""
     if tensor.grad is None:
-        tensor.grad = array_module(gradient).array(gradient)
+        tensor.grad = gradient if owned else array_module(gradient).array(gradient)
     else:
         tensor.grad += gradient
 

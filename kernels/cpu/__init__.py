@@ -1,6 +1,7 @@
 """Kernels for the CPU, compiled by Numba: SIMD code on channels-last memory, spread over the cores.
 
-The linear layer and the loss are the reference's own: they are matrix products and small arrays, which NumPy does well."""
+The linear layer, the loss and the running statistics are the reference's own: matrix products and small arrays, which NumPy
+does well."""
 
 from tinyres.kernels.cpu.augment import crop_flip
 from tinyres.kernels.cpu.conv import conv2d, conv2d_backward_input, conv2d_backward_weight
@@ -23,12 +24,19 @@ from tinyres.kernels.reference.linear import (
     linear_backward_input,
     linear_backward_weight,
 )
-from tinyres.kernels.reference.loss import cross_entropy, cross_entropy_backward
+from tinyres.kernels.reference.loss import (
+    cross_entropy,
+    cross_entropy_backward,
+    cross_entropy_mean,
+    cross_entropy_mean_backward,
+)
+from tinyres.kernels.reference.norm import batch_norm_running
+from tinyres.kernels.reference.update import unscale, update_scale
 
 __all__ = [
     "accumulate", "add_relu", "avg_pool2d", "avg_pool2d_backward", "batch_norm", "batch_norm_backward",
-    "batch_norm_inference", "conv2d", "conv2d_backward_input", "conv2d_backward_weight", "crop_flip", "cross_entropy",
-    "cross_entropy_backward", "global_avg_pool2d", "global_avg_pool2d_backward", "linear", "linear_backward_bias",
+    "batch_norm_inference", "batch_norm_running", "conv2d", "conv2d_backward_input", "conv2d_backward_weight", "crop_flip", "cross_entropy",
+    "cross_entropy_backward", "cross_entropy_mean", "cross_entropy_mean_backward", "global_avg_pool2d", "global_avg_pool2d_backward", "linear", "linear_backward_bias",
     "linear_backward_input", "linear_backward_weight", "max_pool2d", "max_pool2d_backward", "relu", "relu6",
-    "relu6_backward", "relu_backward", "sgd", "subsample_pad", "subsample_pad_backward",
+    "relu6_backward", "relu_backward", "sgd", "subsample_pad", "subsample_pad_backward", "unscale", "update_scale",
 ]  # fmt: skip

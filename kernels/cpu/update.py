@@ -15,14 +15,14 @@ Array = Any
 
 
 def sgd(
-    params: list[Array], grads: list[Array], buffers: list[Array], lr: float, momentum: float, weight_decay: float,
-    nesterov: bool,
+    params: list[Array], grads: list[Array], buffers: list[Array], lr: Any, momentum: float, weight_decay: float,
+    nesterov: bool, skip: Array | None = None,
 ) -> None:  # fmt: skip
     check(*params, *grads, *buffers)
     lists = [params, grads, buffers] if momentum else [params, grads]
     if any([a.shape for a in arrays] != [p.shape for p in params] for arrays in lists):
         raise ValueError("sgd: parameters, gradients and momentum buffers must have the same shapes, one by one.")
-    if not params:
+    if not params or (skip is not None and skip):
         return
     if not all(a.flags.c_contiguous for a in (*params, *buffers)):
         raise Unsupported("parameters that are not contiguous")

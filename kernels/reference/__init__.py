@@ -13,8 +13,13 @@ from tinyres.kernels.reference.linear import (
     linear_backward_input,
     linear_backward_weight,
 )
-from tinyres.kernels.reference.loss import cross_entropy, cross_entropy_backward
-from tinyres.kernels.reference.norm import batch_norm, batch_norm_backward, batch_norm_inference
+from tinyres.kernels.reference.loss import (
+    cross_entropy,
+    cross_entropy_backward,
+    cross_entropy_mean,
+    cross_entropy_mean_backward,
+)
+from tinyres.kernels.reference.norm import batch_norm, batch_norm_backward, batch_norm_inference, batch_norm_running
 from tinyres.kernels.reference.pool import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -25,13 +30,14 @@ from tinyres.kernels.reference.pool import (
     subsample_pad,
     subsample_pad_backward,
 )
-from tinyres.kernels.reference.update import sgd
+from tinyres.kernels.reference.update import sgd, unscale, update_scale
 
 __all__ = [
     "accumulate", "add_relu", "avg_pool2d", "avg_pool2d_backward", "batch_norm", "batch_norm_backward",
-    "batch_norm_inference",
-    "conv2d", "conv2d_backward_input", "conv2d_backward_weight", "crop_flip", "cross_entropy", "cross_entropy_backward",
+    "batch_norm_inference", "batch_norm_running",
+    "conv2d", "conv2d_backward_input", "conv2d_backward_weight", "crop_flip", "cross_entropy", "cross_entropy_backward", "cross_entropy_mean",
+    "cross_entropy_mean_backward",
     "global_avg_pool2d", "global_avg_pool2d_backward", "linear", "linear_backward_bias", "linear_backward_input",
     "linear_backward_weight", "max_pool2d", "max_pool2d_backward", "relu", "relu6", "relu6_backward", "relu_backward",
-    "sgd", "subsample_pad", "subsample_pad_backward",
+    "sgd", "subsample_pad", "subsample_pad_backward", "unscale", "update_scale",
 ]  # fmt: skip

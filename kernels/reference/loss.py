@@ -15,6 +15,16 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any
     return losses, log_probs
 
 
+def cross_entropy_mean(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any, Any]:
+    losses, log_probs = cross_entropy(logits, labels, label_smoothing)
+    return array_module(logits).asarray(losses.sum() / losses.dtype.type(len(losses))), log_probs
+
+
+def cross_entropy_mean_backward(dloss: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
+    dlosses = array_module(log_probs).broadcast_to(dloss / log_probs.dtype.type(len(labels)), labels.shape)
+    return cross_entropy_backward(dlosses, log_probs, labels, label_smoothing)
+
+
 def cross_entropy_backward(dlosses: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
     xp = array_module(log_probs)
     dlogits = xp.exp(log_probs)

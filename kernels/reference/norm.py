@@ -122,3 +122,8 @@ class _Rows:
             return rows.reshape(self.w, self.c).sum(axis=0, dtype=np.float64)
 
         return sum(for_blocks(of_block, self.n, self.block), self.xp.zeros(self.c))
+
+
+def batch_norm_running(running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, m: int) -> None:
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * (m / (m - 1)) - running_var)

@@ -1,11 +1,16 @@
-"""Stochastic gradient descent with momentum and weight decay, in place."""
+"""Stochastic gradient descent with momentum and weight decay, and what mixed precision adds to it; all in place."""
 
 from typing import Any
 
+from tinyres.kernels.arrays import array_module
+
 
 def sgd(
-    params: list[Any], grads: list[Any], buffers: list[Any], lr: float, momentum: float, weight_decay: float, nesterov: bool
-) -> None:
+    params: list[Any], grads: list[Any], buffers: list[Any], lr: Any, momentum: float, weight_decay: float,
+    nesterov: bool, skip: Any = None,
+) -> None:  # fmt: skip
+    if skip is not None and skip:
+        return
     for i, (p, g) in enumerate(zip(params, grads, strict=True)):
         if weight_decay:
             g = g + weight_decay * p
@@ -15,3 +20,22 @@ def sgd(
             v += g
             g = g + momentum * v if nesterov else v
         p -= lr * g
+
+
+def unscale(grads: list[Any], scale: Any) -> Any:
+    xp, bad = array_module(scale), False
+    for g in grads:
+        g /= scale
+        bad = bad or not xp.isfinite(g).all()
+    return xp.asarray(bad, "i4")
+
+
+def update_scale(scale: Any, good_steps: Any, found: Any, growth: float, backoff: float, interval: int) -> None:
+    if found:
+        scale *= scale.dtype.type(backoff)
+        good_steps[...] = 0
+        return
+    good_steps += 1
+    if good_steps == interval:
+        scale *= scale.dtype.type(growth)
+        good_steps[...] = 0

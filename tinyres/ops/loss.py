@@ -52,18 +52,17 @@ class CrossEntropy(Function):
         if reduction not in ("mean", "sum", "none") or not 0 <= label_smoothing <= 1:
             raise ShapeError(f"cross_entropy: reduction must be mean, sum or none, and label_smoothing in 0 .. 1; "
                              f"got {reduction!r} and {label_smoothing}.")  # fmt: skip
-        losses, log_probs = ctx.kernels.cross_entropy(logits, labels, label_smoothing)
+        mean = reduction == "mean"
+        run = ctx.kernels.cross_entropy_mean if mean else ctx.kernels.cross_entropy
+        loss, log_probs = run(logits, labels, label_smoothing)
         ctx.save(log_probs, labels)
-        ctx.options = (label_smoothing, reduction)
-        if reduction == "none":
-            return losses
-        return xp.asarray(losses.sum() if reduction == "sum" else losses.sum() / losses.dtype.type(len(losses)))
+        ctx.options = (label_smoothing, mean)
+        return xp.asarray(loss.sum()) if reduction == "sum" else loss
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
-        (log_probs, labels), (label_smoothing, reduction) = ctx.saved, ctx.options
-        xp = array_module(log_probs)
-        if reduction == "mean":
-            dy = dy / log_probs.dtype.type(len(labels))
-        dlosses = xp.broadcast_to(dy, labels.shape)
+        (log_probs, labels), (label_smoothing, mean) = ctx.saved, ctx.options
+        if mean:
+            return ctx.kernels.cross_entropy_mean_backward(dy, log_probs, labels, label_smoothing)
+        dlosses = array_module(log_probs).broadcast_to(dy, labels.shape)
         return ctx.kernels.cross_entropy_backward(dlosses, log_probs, labels, label_smoothing)

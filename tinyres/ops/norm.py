@@ -41,8 +41,7 @@ class BatchNorm(Function):
         images, joined = (a if a is None or a.ndim == 4 else a[:, :, None, None] for a in (x, residual))
         if training:
             y, mean, var = ctx.kernels.batch_norm(images, weight, bias, eps, joined, relu)
-            running_mean += momentum * (mean - running_mean)
-            running_var += momentum * (var * (m / (m - 1)) - running_var)
+            ctx.kernels.batch_norm_running(running_mean, running_var, mean, var, momentum, m)
         else:
             mean, var = running_mean.copy(), running_var.copy()
             y = ctx.kernels.batch_norm_inference(images, weight, bias, mean, var, eps, joined, relu)

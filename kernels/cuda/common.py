@@ -1,0 +1,50 @@
+"""What the wrappers share: which arrays the kernels take, how they lie in memory, and how many blocks go over them."""
+
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.arrays import array_module, channels_first, channels_last
+from tinyres.kernels.contract import Unsupported
+from tinyres.kernels.cuda import emulator
+
+BLOCK = 256  # threads of a block, where nothing speaks for another number
+MAX_BLOCKS = 132 * 8  # of kernels that go on to the next element: enough for any card, and a last wave that is short
+C_TYPES = {"float32": "float", "float64": "double", "float16": "half", "bfloat16": "bfloat16"}
+
+
+def c_type(*arrays: Any, allowed: tuple[str, ...] = tuple(C_TYPES)) -> str:
+    """The macro REAL for arrays of one dtype (None is left out).  Raises Unsupported for others, and for two at once."""
+    names = {a.dtype.name for a in arrays if a is not None}
+    if len(names) != 1 or not names <= set(allowed):
+        raise Unsupported("of dtype " + " and ".join(sorted(names)))
+    return C_TYPES[names.pop()]
+
+
+def address(array: Any) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+def blocks(items: int, per_block: int) -> int:
+    """How many blocks go over ``items``, each ``per_block`` at a time."""
+    return max(1, min(-(-items // per_block), MAX_BLOCKS))
+
+
+def in_memory(x: Any) -> Any:
+    """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous.  A view where it lies so, else a copy."""
+    return channels_last(x) if x.ndim == 4 else array_module(x).ascontiguousarray(x)
+
+
+def as_seen(x: Any) -> Any:
+    """The other way: the (N, C, H, W) view of an image."""
+    return channels_first(x) if x.ndim == 4 else x
+
+
+def empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """A contiguous array on the device of ``like`` (and of its dtype) whose content is undefined: where launches are
+    checked, every byte is 0xff, a NaN in every floating-point type."""
+    xp = array_module(like)
+    array = xp.empty(shape, like.dtype if dtype is None else dtype)
+    if xp is np and emulator.checked():
+        array.reshape(-1).view(np.uint8)[...] = 0xFF
+    return array

@@ -1,0 +1,50 @@
+"""ReLU, ReLU6, the join, and the sum of cotangents: `src/elementwise.cu`."""
+
+from typing import Any
+
+from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, empty, in_memory
+from tinyres.kernels.cuda.launch import kernel
+
+
+def _map(name: str, *operands: Any) -> Any:
+    """Runs a kernel over the operands' elements; returns the last one, which is the result."""
+    real, n = c_type(*operands), operands[0].size
+    if n:
+        size = operands[0].itemsize
+        packs = 0 if any(address(a) % 16 for a in operands) else n * size // 16
+        kernel("elementwise", name, REAL=real)(blocks(n * size, 16 * BLOCK), BLOCK, *operands, n, packs)
+    return operands[-1]
+
+
+def _new(name: str, *arrays: Any) -> Any:
+    c_type(*arrays)
+    operands = [in_memory(a) for a in arrays]
+    return as_seen(_map(name, *operands, empty(operands[0], operands[0].shape)))
+
+
+def relu(x: Any) -> Any:
+    return _new("relu", x)
+
+
+def relu_backward(dy: Any, y: Any) -> Any:
+    return _new("relu_backward", dy, y)
+
+
+def relu6(x: Any) -> Any:
+    return _new("relu6", x)
+
+
+def relu6_backward(dy: Any, y: Any) -> Any:
+    return _new("relu6_backward", dy, y)
+
+
+def add_relu(x: Any, y: Any) -> Any:
+    return _new("add_relu", x, y)
+
+
+def accumulate(total: Any, x: Any) -> None:
+    c_type(total, x)
+    inside = in_memory(total)
+    _map("accumulate", in_memory(x), inside)
+    if address(inside) != address(total):  # total lies otherwise in memory
+        total[...] = as_seen(inside)

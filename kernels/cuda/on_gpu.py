@@ -1,0 +1,33 @@
+"""The backend ``cupy``: the CUDA kernels on CuPy arrays.  Arrays in host memory are left to the reference."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from tinyres.kernels import cuda
+from tinyres.kernels.arrays import array_module
+from tinyres.kernels.contract import NAMES, Unsupported
+
+
+def _check() -> None:
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError("it needs CuPy: pip install 'tinyres[cuda12]' or 'tinyres[cuda13]'") from error
+    if not cupy.cuda.is_available():
+        raise RuntimeError("no CUDA device, or no driver for it, was found")
+
+
+def _on_gpu(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        first = args[0][0] if isinstance(args[0], list) else args[0]
+        if array_module(first).__name__ != "cupy":
+            raise Unsupported("the arrays are in host memory; .to('cuda') moves a model or a tensor to the GPU")
+        return kernel(*args)
+
+    return run
+
+
+_check()
+globals().update({name: _on_gpu(getattr(cuda, name)) for name in NAMES if hasattr(cuda, name)})
