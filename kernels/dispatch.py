@@ -19,7 +19,7 @@ BACKENDS = {
     "numpy": ("tinyres.kernels.reference", "NumPy: the reference, on any machine"),
     "numba": ("tinyres.kernels.cpu", "Numba: SIMD code compiled for this machine's CPU, on all cores"),
     "cupy": ("tinyres.kernels.cuda.on_gpu", "CuPy: CUDA C++ kernels on an NVIDIA GPU"),
-    "cuda-emulated": ("tinyres.kernels.cuda.on_host", "the CUDA C++ kernels, compiled for the CPU: to test and to read, slow"),
+    "cuda-emulated": ("tinyres.kernels.cuda.on_host", "the CUDA C++ kernels compiled for the CPU: slow, to test and read"),
 }
 PREFERRED = ("numba", "numpy")  # the default is the first that can run here
 

@@ -1,0 +1,52 @@
+"""Which convolution runs: the first of these that does what is asked.
+
+1. depthwise        its own kernels
+2. tensor cores     implicit GEMM; float32 is rounded to TF32 (10 bits of mantissa), unless ``TINYRES_TF32=0`` asks for exact
+                    products; float16 and bfloat16 as they are
+3. exact            implicit GEMM in float32 or float64 on the ordinary cores
+4. im2col           every geometry and type, through a column matrix
+"""
+
+import os
+from types import ModuleType
+from typing import Any
+
+from tinyres.kernels.arrays import Pair
+from tinyres.kernels.contract import Unsupported
+from tinyres.kernels.cuda import conv_depthwise, conv_exact, conv_tensor, im2col
+
+
+def tf32_allowed() -> bool:
+    """Whether float32 convolutions may round their operands to TF32, as PyTorch's do by default."""
+    return os.environ.get("TINYRES_TF32", "1") != "0"
+
+
+def _candidates(image: Any) -> tuple[ModuleType, ...]:
+    if image.dtype.name == "float32" and not tf32_allowed():
+        return conv_depthwise, conv_exact, im2col
+    return conv_depthwise, conv_tensor, conv_exact, im2col
+
+
+def _first(name: str, image: Any, *args: Any) -> Any:
+    for module in _candidates(image):
+        try:
+            return getattr(module, name)(image, *args)
+        except Unsupported as reason:
+            last = reason
+    raise last
+
+
+def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+    return _first("conv2d", x, w, stride, padding, dilation, groups)
+
+
+def conv2d_backward_input(
+    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Any:
+    return _first("conv2d_backward_input", dy, w, x_shape, stride, padding, dilation, groups)
+
+
+def conv2d_backward_weight(
+    dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Any:
+    return _first("conv2d_backward_weight", dy, x, w_shape, stride, padding, dilation, groups)
