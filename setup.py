@@ -23,9 +23,10 @@ setup(
         *(f"tinyres.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"tinyres.kernels": "kernels", "tinyres.benchmarks": "benchmarks"},
-    package_data={"tinyres": ["py.typed"]},
+    package_data={"tinyres": ["py.typed"], "tinyres.kernels.cuda": ["src/*.cu", "src/*.cuh", "src/*.h", "resources.txt"]},
     install_requires=[
         "numpy>=2.0",
+        "ml_dtypes>=0.5",  # bfloat16 for NumPy
         "threadpoolctl>=3.1",  # one BLAS thread each, while the kernels' own threads run
         "numba>=0.60",
         "safetensors>=0.4",
@@ -33,9 +34,10 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "cuda12": ["cupy-cuda12x>=13"],
-        "cuda13": ["cupy-cuda13x>=13.6"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.6", "mypy==2.4.1"],
+        # CuPy 14 knows bfloat16; its "ctk" are CUDA's compiler, headers and libraries, so that a driver is all one needs
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.6", "mypy==2.4.1", "nvidia-cuda-nvrtc-cu12"],
     },
     entry_points={"console_scripts": ["tinyres = tinyres.cli:main"]},
 )

@@ -26,6 +26,22 @@ def array_module(array: Any) -> Any:
     return np
 
 
+def is_floating(dtype: Any) -> bool:
+    """Whether numbers of this dtype have fractions.  (To NumPy, bfloat16 is a dtype of no kind that it knows.)"""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def is_half(dtype: Any) -> bool:
+    """float16 or bfloat16: the dtypes of images in mixed precision."""
+    return dtype.itemsize == 2 and is_floating(dtype)
+
+
+def convert(array: Any, dtype: Any) -> Any:
+    """A copy in another dtype.  What is too large for it becomes an infinity, without a warning."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
 def channels_last(x: Any) -> Any:
     """``x`` (N, C, H, W) as a contiguous (N, H, W, C) array: a view if it lies so in memory already, else a copy."""
     return array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))

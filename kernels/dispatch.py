@@ -35,6 +35,7 @@ class Backend:
         self.name = name
         implementation = importlib.import_module(BACKENDS[name][0])
         reference = importlib.import_module(BACKENDS["numpy"][0])
+        self.device: str = getattr(implementation, "DEVICE", "cpu")  # where its arrays live
         for kernel in NAMES:
             setattr(self, kernel, self._choose(kernel, getattr(implementation, kernel, None), getattr(reference, kernel)))
 

@@ -13,6 +13,7 @@ import tinyres
 # from the bottom up; a part imports from its own row and from those before it
 LAYERS = [
     {"kernels", "errors"},
+    {"device"},
     {"autograd", "tensor", "random"},
     {"ops", "functional", "gradcheck"},
     {"files", "nn", "optim", "data", "weights"},
@@ -22,7 +23,7 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 EXCEPTIONS = {("tensor", "ops"): "the operators of a tensor are operations"}
-NOT_AT_IMPORT = {"numba", "rich", "matplotlib", "safetensors", "torch", "cupy", "threadpoolctl"}
+NOT_AT_IMPORT = {"numba", "rich", "matplotlib", "safetensors", "torch", "cupy", "threadpoolctl", "ml_dtypes"}
 
 PACKAGE = Path(tinyres.__file__).parent
 

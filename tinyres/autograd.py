@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyres.device import check_same_device, device_of
 from tinyres.errors import GraphError, NonFiniteError, ShapeError
 from tinyres.kernels import dispatch
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import array_module, convert, is_floating
 
 _state = threading.local()
 
@@ -215,6 +216,8 @@ class Function:
         """Runs ``forward`` on tensors and records it when an input requires a gradient."""
         from tinyres.tensor import Tensor
 
+        if len({device_of(t.data) for t in inputs}) > 1:
+            check_same_device(cls.__name__, **{f"input {i}": t.data for i, t in enumerate(inputs)})
         needs = tuple(t.requires_grad for t in inputs)
         record = is_grad_enabled() and any(needs)
         node = Node(cls, needs, record)
@@ -289,10 +292,13 @@ def _starting_cotangent(tensor: Any, gradient: Any) -> Any:
                 "Reduce it first, for example by .sum() or .mean(), or pass the cotangent: backward(gradient)."
             )
         return array_module(tensor.data).ones_like(tensor.data)
-    gradient = array_module(tensor.data).asarray(gradient.data if isinstance(gradient, type(tensor)) else gradient)
+    gradient = gradient.data if isinstance(gradient, type(tensor)) else gradient
+    if hasattr(gradient, "strides"):  # an array, where a list or a number has no device
+        check_same_device("backward", tensor=tensor.data, gradient=gradient)
+    gradient = array_module(tensor.data).asarray(gradient)
     if gradient.shape != tensor.shape:
         raise ShapeError(f"backward: the gradient has shape {gradient.shape}, the tensor {tensor.shape}; they must agree.")
-    return gradient.astype(tensor.dtype, copy=False)
+    return gradient if gradient.dtype == tensor.dtype else convert(gradient, tensor.dtype)
 
 
 def _cotangents(node: Node, dy: Any) -> tuple[Any, ...]:
@@ -342,7 +348,7 @@ def _caller() -> str:
 
 def _check_finite(array: Any, function: type[Function], phase: str, where: str) -> None:
     xp = array_module(array)
-    if array.dtype.kind != "f" or bool(xp.isfinite(array).all()):
+    if not is_floating(array.dtype) or bool(xp.isfinite(array).all()):
         return
     what = "NaN" if bool(xp.isnan(array).any()) else "infinity"
     raise NonFiniteError(

@@ -31,3 +31,7 @@ class NonFiniteError(TinyresError, ArithmeticError):
 
 class UsageError(TinyresError, ValueError):
     """An argument has no meaning here."""
+
+
+class DeviceError(TinyresError, RuntimeError):
+    """Arrays live on different devices, or the device that was asked for is not there."""

@@ -81,9 +81,9 @@ def _batch_norm(
     momentum: float, eps: float, relu: bool,
 ) -> Tensor:  # fmt: skip
     x = _t(x)
-    xp, c = array_module(x.data), x.shape[1:2]
-    weight = _t(xp.ones(c, x.dtype) if weight is None else weight)
-    bias = _t(xp.zeros(c, x.dtype) if bias is None else bias)
+    xp, c, dtype = array_module(x.data), x.shape[1:2], _array(running_mean).dtype
+    weight = _t(xp.ones(c, dtype) if weight is None else weight)
+    bias = _t(xp.zeros(c, dtype) if bias is None else bias)
     return ops.BatchNorm.apply(
         x, weight, bias, *([] if residual is None else [_t(residual)]), running_mean=_array(running_mean),
         running_var=_array(running_var), training=training, momentum=momentum, eps=eps, relu=relu,

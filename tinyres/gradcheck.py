@@ -24,20 +24,22 @@ def gradcheck(
 
     Raises `GraphError` on a mismatch, or returns False if ``raise_exception`` is False."""
     rng = np.random.default_rng(seed)
-    arrays = [np.array(getattr(x, "data", x) if isinstance(x, Tensor) else x) for x in inputs]
+    tensors = [x if isinstance(x, Tensor) else tensor(x) for x in inputs]
+    arrays = [t.numpy().copy() for t in tensors]
+    devices = [t.device for t in tensors]
     for i, array in enumerate(arrays):
         if array.dtype.kind == "f" and array.dtype != np.float64:
             raise GraphError(f"gradcheck: input {i} is {array.dtype}; differences need float64.")
-    leaves = [tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
+    leaves = [tensor(a, requires_grad=a.dtype.kind == "f", device=d) for a, d in zip(arrays, devices, strict=True)]
     output = function(*leaves)
     cotangent = rng.standard_normal(output.shape)
     if not output.requires_grad:
         raise GraphError("gradcheck: the output does not depend on any input that requires a gradient.")
-    output.backward(cotangent)
+    output.backward(tensor(cotangent, device=output.device))
 
     def value(which: int, moved: np.ndarray) -> float:
-        changed = [tensor(moved if i == which else a) for i, a in enumerate(arrays)]
-        return float(np.sum(function(*changed).data * cotangent))
+        changed = [tensor(moved if i == which else a, device=devices[i]) for i, a in enumerate(arrays)]
+        return float(np.sum(function(*changed).numpy() * cotangent))
 
     def slope(which: int, v: np.ndarray) -> float:
         a = arrays[which]
@@ -46,7 +48,7 @@ def gradcheck(
     for i, leaf in enumerate(leaves):
         if not leaf.requires_grad:
             continue
-        grad = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad
+        grad = np.zeros(leaf.shape) if leaf.grad is None else Tensor(leaf.grad).numpy()
         for _ in range(directions):
             v = rng.standard_normal(leaf.shape)
             by_difference, by_backward = slope(i, v), float(np.sum(grad * v))

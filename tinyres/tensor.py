@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 
 from tinyres import autograd
+from tinyres.device import device_of, move, place, to_dtype
 from tinyres.errors import GraphError, ShapeError
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import array_module, convert, is_floating
+
+Number = float | int  # (within the class, `float` is a method)
 
 
 class Tensor:
@@ -25,7 +28,7 @@ class Tensor:
         self.grad: Any = None
         self.node: autograd.Node | None = None
         self.requires_grad = requires_grad
-        if requires_grad and data.dtype.kind != "f":
+        if requires_grad and not is_floating(data.dtype):
             raise ShapeError(f"only a floating-point tensor can require a gradient, and this one holds {data.dtype}.")
 
     # --- what it is ---
@@ -43,6 +46,11 @@ class Tensor:
         return self.data.dtype
 
     @property
+    def device(self) -> str:
+        """Where the array lives: "cpu", or "cuda:0" and so on."""
+        return device_of(self.data)
+
+    @property
     def is_leaf(self) -> bool:
         """Whether it was made by the user, not by an operation."""
         return self.node is None
@@ -51,7 +59,7 @@ class Tensor:
         """The number of elements."""
         return self.data.size
 
-    def item(self) -> float | int:
+    def item(self) -> Number:
         """The value of a tensor of one element."""
         if self.data.size != 1:
             raise ShapeError(f"only a tensor of one element is a number, and this one has shape {self.shape}.")
@@ -78,7 +86,8 @@ class Tensor:
         dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
         made_by = f", grad_fn={self.node.function.__name__}" if self.node else ""
         leaf = ", requires_grad=True" if self.requires_grad and not self.node else ""
-        return f"tensor({body}{dtype}{made_by}{leaf})"
+        device = "" if self.device == "cpu" else f", device='{self.device}'"
+        return f"tensor({body}{device}{dtype}{made_by}{leaf})"
 
     # --- the graph ---
 
@@ -135,7 +144,7 @@ class Tensor:
     def __neg__(self) -> "Tensor":
         return ops.Neg.apply(self)
 
-    def __pow__(self, exponent: float) -> "Tensor":
+    def __pow__(self, exponent: Number) -> "Tensor":
         return ops.Pow.apply(self, exponent=exponent)
 
     # --- shapes ---
@@ -178,12 +187,48 @@ class Tensor:
         """max(x, 0)."""
         return ops.ReLU.apply(self)
 
+    # --- devices and dtypes: gradients pass through, as through any operation ---
 
-def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A new leaf that holds a copy of ``data`` (a number, a list, an array or a tensor).
+    def to(self, target: Any) -> "Tensor":
+        """On another device ("cpu", "cuda", "cuda:1") or in another dtype (np.float16, "bfloat16"); itself if it is so.
+
+        Raises `DeviceError` if the device, or what it needs, is not there."""
+        device, dtype = place(target)
+        if device:
+            moved = move(self.data, device)
+            return self if moved is self.data else ops.Move.apply(self, device=device)
+        if dtype == self.dtype:
+            return self
+        if is_floating(dtype) and is_floating(self.dtype):
+            return ops.Cast.apply(self, dtype=dtype)
+        return Tensor(convert(self.data, dtype))
+
+    def cpu(self) -> "Tensor":
+        """In host memory."""
+        return self.to("cpu")
+
+    def cuda(self) -> "Tensor":
+        """On the GPU in use."""
+        return self.to("cuda")
+
+    def half(self) -> "Tensor":
+        """In float16."""
+        return self.to(np.float16)
+
+    def bfloat16(self) -> "Tensor":
+        """In bfloat16, which needs the package ml_dtypes."""
+        return self.to("bfloat16")
+
+    def float(self) -> "Tensor":
+        """In float32."""
+        return self.to(np.float32)
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: str | None = None) -> Tensor:
+    """A new leaf that holds a copy of ``data`` (a number, a list, an array or a tensor), on ``device`` or where it is.
 
     A list or number of floats becomes float32; an array keeps its dtype if that is float32, float64, an integer or bool;
-    float16 and other kinds of float become float32."""
+    float16, bfloat16 and other kinds of float become float32 unless ``dtype`` asks for them."""
     array = data.data if isinstance(data, Tensor) else data
     if not hasattr(array, "dtype"):
         try:
@@ -193,20 +238,24 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
         if array.dtype.kind == "f" and dtype is None:
             array = array.astype(np.float32)
     array = array_module(array).asarray(array)
-    if dtype is None and array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
-        dtype = np.float32
-    if array.dtype.kind not in "fiub":
+    if not (is_floating(array.dtype) or array.dtype.kind in "iub"):
         raise ShapeError(f"tensor(): numbers were expected, got {array.dtype}.")
-    return Tensor(array.astype(dtype or array.dtype, copy=True), requires_grad)
+    if dtype is None:
+        dtype = np.float32 if is_floating(array.dtype) and array.dtype.itemsize not in (4, 8) else array.dtype
+    array = convert(array, to_dtype(dtype))
+    return Tensor(array if device is None else move(array, device), requires_grad)
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
-    """``value`` as an operand beside ``like``: a tensor as it is, a number in ``like``'s dtype, an array shared."""
+    """``value`` as an operand beside ``like``: a tensor as it is, a number in ``like``'s dtype, an array shared.  What is
+    neither array nor tensor goes to ``like``'s device."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, int | float):
-        return Tensor(array_module(like.data).asarray(value, like.dtype if like.dtype.kind == "f" else None))
-    return Tensor(value) if hasattr(value, "dtype") else tensor(value)
+        return Tensor(array_module(like.data).asarray(value, like.dtype if is_floating(like.dtype) else None))
+    if isinstance(value, np.generic):
+        return Tensor(array_module(like.data).asarray(value))
+    return Tensor(value) if hasattr(value, "dtype") else tensor(value, device=like.device)
 
 
 from tinyres import ops  # noqa: E402  (the operators need the ops, and the ops the tensor)

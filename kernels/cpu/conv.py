@@ -20,6 +20,8 @@ def _check(a: Any, b: Any, w_shape: Shape, channels: int, dilation: Pair, groups
     """Raises `Unsupported`, or tells whether the convolution is depthwise."""
     if runtime.config.DISABLE_JIT:
         raise Unsupported("NUMBA_DISABLE_JIT is set")
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        raise Unsupported("arrays on a GPU")
     if a.dtype != np.float32 or b.dtype != np.float32:
         raise Unsupported(f"dtype {a.dtype}, not float32")
     if dilation != (1, 1):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import array_module, channels_first, channels_last
+from tinyres.kernels.arrays import array_module, channels_first
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import emulator
 
@@ -32,7 +32,20 @@ def blocks(items: int, per_block: int) -> int:
 
 def in_memory(x: Any) -> Any:
     """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous.  A view where it lies so, else a copy."""
-    return channels_last(x) if x.ndim == 4 else array_module(x).ascontiguousarray(x)
+    seen = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+    if seen.flags.c_contiguous:
+        return seen
+    inside = array_module(x).empty(seen.shape, seen.dtype)
+    copy(inside, seen)
+    return inside
+
+
+def copy(target: Any, array: Any) -> None:
+    """target[...] = array, of any layout each.  A graph that is captured copies, too, when it is replayed."""
+    if isinstance(target, np.ndarray):
+        emulator.copy(target, array)
+    else:
+        target[...] = array
 
 
 def as_seen(x: Any) -> Any:

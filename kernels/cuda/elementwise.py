@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, empty, in_memory
+from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, copy, empty, in_memory
 from tinyres.kernels.cuda.launch import kernel
 
 
@@ -47,4 +47,4 @@ def accumulate(total: Any, x: Any) -> None:
     inside = in_memory(total)
     _map("accumulate", in_memory(x), inside)
     if address(inside) != address(total):  # total lies otherwise in memory
-        total[...] = as_seen(inside)
+        copy(total, as_seen(inside))

@@ -11,11 +11,15 @@ import functools
 import hashlib
 import mmap
 import os
+import platform
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +27,30 @@ import numpy as np
 
 from tinyres.kernels.cuda.launch import SOURCES, Kernel, KernelFault, Macros, kernel_names, source
 
-OPTIONS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-ftrivial-auto-var-init=pattern")
+OPTIONS = (
+    "-std=c++17", "-O2", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE",
+    "-fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero",  # emulator.h reports what they find
+)  # fmt: skip
+POISON = "-ftrivial-auto-var-init=pattern"  # unset locals show; GCC has it from version 12 on
 PAGE = mmap.PAGESIZE
-_lock = threading.Lock()  # the emulation's state is global
+_lock = threading.RLock()  # the emulation's state is global, and a compilation need not be done twice
+_local = threading.local()  # what this thread records: `recording`
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Report(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
-        ("address", ctypes.c_uint64), ("block", ctypes.c_uint * 3), ("thread", ctypes.c_uint * 3), ("text", ctypes.c_char * 200),
-    ]  # fmt: skip
+    _fields_ = (
+        ("address", ctypes.c_uint64), ("block", ctypes.c_uint * 3), ("thread", ctypes.c_uint * 3),
+        ("text", ctypes.c_char * 200),
+    )  # fmt: skip
 
 
 def compiler() -> str | None:
@@ -44,74 +63,126 @@ def checked() -> bool:
     return os.environ.get("TINYRES_EMULATOR") == "checked"
 
 
+def check() -> None:
+    """Raises RuntimeError, with the reason, if nothing can be emulated on this machine."""
+    if sys.platform != "linux":
+        raise RuntimeError("it needs Linux")
+    if compiler() is None:
+        raise RuntimeError("it needs a C++ compiler: g++ or clang++, or the one that CXX names")
+    _library("", ())
+
+
+@functools.cache
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tinyres" / "cuda-emulated"
+    """Where libraries are kept for later processes; where none can be, for this one alone."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "tinyres" / "cuda-emulated"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    _cache.own = tempfile.TemporaryDirectory(prefix="tinyres-")  # type: ignore[attr-defined]  # removed at exit
+    return Path(_cache.own.name)  # type: ignore[attr-defined]
 
 
 @functools.cache
 def _library(text: str, macros: Macros) -> ctypes.CDLL:
     """The shared library made of a source.  It is compiled once and kept for later processes."""
     cxx = compiler()
-    assert cxx, "the backend was not checked"
-    definitions = [f"-D{name}={value}" for name, value in macros]
+    if cxx is None:
+        raise RuntimeError("there is no C++ compiler")
+    more = os.environ.get("TINYRES_EMULATOR_OPTIONS", "").split()  # -fsanitize=address, -g
+    options = [*OPTIONS, POISON, *(f"-D{name}={value}" for name, value in macros), *more]
     host = (SOURCES / "emulator.h").read_text("utf-8")
     exports = "".join(f"EXPORT({name})\n" for name in kernel_names(text))
-    unit = f"{host}\n{text}\n{exports}"
-    digest = hashlib.sha256("\n".join([cxx, *OPTIONS, *definitions, unit]).encode()).hexdigest()[:24]
-    folder = _cache()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        folder = Path(tempfile.mkdtemp(prefix="tinyres-"))
-    target = folder / f"{digest}.so"
+    unit = f'#line 1 "emulator.h"\n{host}\n{text}\n{exports}'
+    digest = hashlib.sha256("\n".join([cxx, platform.machine(), *options, unit]).encode()).hexdigest()[:24]
+    target = _cache() / f"{digest}.so"
     if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as work:
+        with tempfile.TemporaryDirectory(dir=_cache()) as work:  # another process may be at it: the last one's stays
             (Path(work) / "unit.cpp").write_text(unit, "utf-8")
-            command = [cxx, *OPTIONS, *definitions, "-o", f"{work}/unit.so", f"{work}/unit.cpp"]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-4000:]}")
+            command = [cxx, *options, "-o", f"{work}/unit.so", f"{work}/unit.cpp"]
+            error = _compile(command)
+            if error and POISON in error:  # a compiler that does not know it
+                error = _compile([option for option in command if option != POISON])
+            if error:
+                raise RuntimeError(f"{cxx} failed: {_first_error(error)}")
             os.replace(f"{work}/unit.so", target)
     library = ctypes.CDLL(str(target))
     library.tinyres_report.restype = ctypes.POINTER(_Report)
     return library
 
 
+def _compile(command: list[str]) -> str:
+    """What the compiler has to say if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return str(error)
+    return done.stderr or f"exit status {done.returncode}" if done.returncode else ""
+
+
+def _first_error(text: str) -> str:
+    """The first error of a compiler's many, in one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = next((line for line in lines if re.search(r"\berror\b", line)), lines[0])
+    taken = re.search(r"conflicting declaration of C function|ambiguates? (old|built-in) declaration", first)
+    return first[:400] + " (a kernel cannot have the name of a C function)" * bool(taken)
+
+
+def _entry(kernel: Kernel) -> Any:
+    """The function that runs a kernel."""
+    with _lock:
+        library = _library(source(kernel.file), kernel.macros)
+    run = getattr(library, f"tinyres_{kernel.name}")
+    run.argtypes = [ctypes.c_uint] * 6 + [ctypes.c_size_t, ctypes.c_uint, ctypes.c_char_p]
+    run.report = library.tinyres_report
+    return run
+
+
 def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
-    """Runs a kernel whose arguments have been checked."""
-    library = _library(source(kernel.file), kernel.macros)
-    if _recording is not None:
-        _recording.append((kernel, grid, block, shared, values))
+    """Runs a kernel whose arguments have been checked; while a graph is captured, records it."""
+    if getattr(_local, "recording", None) is not None:
+        _local.recording.append(functools.partial(_run, kernel, grid, block, shared, values))
+    else:
+        _run(kernel, grid, block, shared, values)
+
+
+def _run(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
+    run = kernel.__dict__.get("emulated")
+    if run is None:
+        run = kernel.__dict__["emulated"] = _entry(kernel)
     with _lock, _guarded(kernel, values) if checked() else contextlib.nullcontext(values) as given:
-        cells = [
-            ctypes.c_void_p(value.ctypes.data if value is not None else None)
-            if parameter.is_array
-            else ctypes.c_char_p(value.tobytes())
+        arguments = [
+            (0 if value is None else value.__array_interface__["data"][0]) if parameter.is_array else value
             for parameter, value in zip(kernel.parameters, given, strict=True)
         ]
-        addresses = [
-            ctypes.addressof(cell) if parameter.is_array else ctypes.cast(cell, ctypes.c_void_p).value
-            for parameter, cell in zip(kernel.parameters, cells, strict=True)
-        ]
         order = int(os.environ.get("TINYRES_EMULATOR_ORDER", "0"))
-        run = getattr(library, f"tinyres_{kernel.name}")
-        three = ctypes.c_uint * 3
-        status = run(three(*grid), three(*block), ctypes.c_size_t(shared), order, (ctypes.c_void_p * len(cells))(*addresses))
+        status = run(*grid, *block, shared, order, kernel.layout.pack(*arguments))
         if status:
-            raise KernelFault(_explain(kernel, library.tinyres_report().contents, status, given))
+            raise KernelFault(_explain(kernel, run.report().contents, status, given))
 
 
 def _explain(kernel: Kernel, report: _Report, status: int, values: list[Any]) -> str:
     where = f"{kernel.name}, block {tuple(report.block)}, thread {tuple(report.thread)}"
     if status == 1:
         return f"{where}: {report.text.decode()}"
+    touched = {}
     for parameter, value in zip(kernel.parameters, values, strict=True):
         if parameter.is_array and value is not None:
             offset = report.address - value.ctypes.data
-            if -PAGE <= offset < value.nbytes + PAGE:
-                return f"{where}: touches {parameter.name}[{offset // value.itemsize}], which has {value.size} elements"
+            if -2 * PAGE < offset < value.nbytes + PAGE:
+                touched[parameter.name] = f"{parameter.name}[{offset // value.itemsize}], which has {value.size} elements"
+    if touched:  # more than one, if they are the same array or views of one
+        return f"{where}: touches {' = '.join(touched.values())}"
     return f"{where}: touches memory that is no array's ({report.address:#x})"
+
+
+def copy(target: Any, array: Any) -> None:
+    """target[...] = array; while a graph is captured, it is recorded."""
+    if getattr(_local, "recording", None) is not None:
+        _local.recording.append(functools.partial(np.copyto, target, array))
+    else:
+        np.copyto(target, array)
 
 
 # --- checked launches ------------------------------------------------------------------------------------------------
@@ -121,7 +192,7 @@ class _Mapping:
     """Memory between two pages that may not be touched."""
 
     def __init__(self, size: int) -> None:
-        self.memory = mmap.mmap(-1, size + 2 * PAGE)
+        self.memory = mmap.mmap(-1, size + 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.whole = np.frombuffer(self.memory, np.uint8)
         base = self.whole.ctypes.data
         libc = ctypes.CDLL(None)
@@ -133,62 +204,103 @@ class _Mapping:
 _free: dict[int, list[_Mapping]] = {}  # by size
 
 
+def _groups(values: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """The arrays, those that share memory together."""
+    groups: list[list[np.ndarray]] = []
+    end = 0
+    for value in sorted(values, key=lambda v: v.ctypes.data):
+        begin = value.ctypes.data
+        if groups and begin < end:
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+        end = max(end, begin + value.nbytes)
+    return groups
+
+
 @contextlib.contextmanager
 def _guarded(kernel: Kernel, values: list[Any]) -> Iterator[list[Any]]:
-    """Copies of the arrays that end (to a multiple of 16 bytes) where a page begins that may not be touched; what a kernel
-    may write to is copied back.  An array that is passed twice stays one."""
-    taken: dict[int, tuple[_Mapping, np.ndarray, np.ndarray]] = {}
-    given = list(values)
-    for i, (parameter, value) in enumerate(zip(kernel.parameters, values, strict=True)):
-        if not parameter.is_array or value is None:
-            continue
-        if value.ctypes.data not in taken:
-            size = -(-max(value.nbytes, 1) // PAGE) * PAGE
-            mapping = (_free.setdefault(size, []) or [_Mapping(size)]).pop()
-            mapping.inside[:] = 0xFF
-            start = size - -(-value.nbytes // 16) * 16
-            copy = mapping.inside[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
-            copy[...] = value
-            taken[value.ctypes.data] = (mapping, value, copy)
-        given[i] = taken[value.ctypes.data][2]
+    """Copies of the arrays that end where a page begins that may not be touched, or up to 15 bytes before, so that they lie
+    as the originals do with respect to packs of 16 bytes.  What a kernel may write to is copied back.  Arrays that share
+    memory go on to share it."""
+    taken: list[tuple[_Mapping, int, int]] = []  # where in which mapping a group lies
+    copies: dict[int, np.ndarray] = {}  # by the id of the original
+    is_array = [p.is_array and value is not None for p, value in zip(kernel.parameters, values, strict=True)]
+    for group in _groups([value for value, yes in zip(values, is_array, strict=True) if yes]):
+        begin = group[0].ctypes.data
+        used = max(v.ctypes.data + v.nbytes for v in group) - begin
+        size = -(-max(used + 15, 1) // PAGE) * PAGE
+        mapping = (_free.setdefault(size, []) or [_Mapping(size)]).pop()
+        mapping.inside[:] = 0xFF
+        start = size - used
+        start -= (start - begin) % 16
+        taken.append((mapping, start, start + used))
+        for value in group:
+            first = start + value.ctypes.data - begin
+            copies[id(value)] = mapping.inside[first : first + value.nbytes].view(value.dtype).reshape(value.shape)
+            copies[id(value)][...] = value
+    given = [copies[id(value)] if yes else value for value, yes in zip(values, is_array, strict=True)]
     try:
         yield given
-        for mapping, value, copy in taken.values():
-            start = copy.ctypes.data - mapping.inside.ctypes.data
-            if (mapping.inside[:start] != 0xFF).any() or (mapping.inside[start + copy.nbytes :] != 0xFF).any():
-                name = next(p.name for p, g in zip(kernel.parameters, given, strict=True) if g is copy)
-                raise KernelFault(f"{kernel.name} writes outside {name}, which has {value.size} elements")
-        for i, parameter in enumerate(kernel.parameters):
-            if parameter.is_array and not parameter.is_const and values[i] is not None:
-                values[i][...] = given[i]
+        for mapping, start, end in taken:
+            if (mapping.inside[:start] != 0xFF).any() or (mapping.inside[end:] != 0xFF).any():
+                base = mapping.inside.ctypes.data
+                names = [
+                    p.name for p, copy, yes in zip(kernel.parameters, given, is_array, strict=True)
+                    if yes and not p.is_const and 0 <= copy.ctypes.data - base < len(mapping.inside)
+                ]  # fmt: skip
+                raise KernelFault(f"{kernel.name} writes outside {' or '.join(names)}")
+        for parameter, value, copy, yes in zip(kernel.parameters, values, given, is_array, strict=True):
+            if yes and not parameter.is_const:
+                value[...] = copy
     finally:
-        for mapping, _, _ in taken.values():
+        for mapping, _, _ in taken:
             _free.setdefault(len(mapping.inside), []).append(mapping)
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
-_recording: list[tuple[Kernel, tuple[int, ...], tuple[int, ...], int, list[Any]]] | None = None
-
 
 class Graph:
-    """Launches that were recorded, with the arrays that they use; `replay` does them again."""
+    """What a CUDA graph is on a GPU (see `gpu.Graph`): launches that are recorded, not run, and replayed together.  The
+    arrays that they use are kept with them."""
 
-    def __init__(self, launches: list[tuple[Kernel, tuple[int, ...], tuple[int, ...], int, list[Any]]]) -> None:
-        self.launches = launches
+    def __init__(self) -> None:
+        self.launches: list[Callable[[], Any]] = []
+
+    def memory(self) -> contextlib.AbstractContextManager[None]:
+        """The block runs as it is."""
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """The block's launches are recorded and do not run; those of other threads run as ever."""
+        _local.recording = recording = []
+        try:
+            yield
+            self.launches = recording
+        finally:
+            _local.recording = None
 
     def replay(self) -> None:
-        for one in self.launches:
-            launch(*one)
+        for run in self.launches:
+            run()
 
 
-@contextlib.contextmanager
-def capture() -> Iterator[Graph]:
-    """``with capture() as graph:`` runs the block and records its launches in ``graph``."""
-    global _recording
-    graph = Graph([])
-    _recording = graph.launches
-    try:
-        yield graph
-    finally:
-        _recording = None
+# --- what `gpu` has too ----------------------------------------------------------------------------------------------
+
+
+def synchronize() -> None:
+    """Nothing is ever under way."""
+
+
+def elapsed_ms(run: Callable[[], Any], repeats: int = 1) -> float:
+    """Milliseconds of a ``run()`` in the emulation, the mean over ``repeats``."""
+    began = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return 1e3 * (time.perf_counter() - began) / repeats
+
+
+def describe() -> dict[str, Any]:
+    return {"gpu": "none: emulated on the CPU", "compiler": compiler()}

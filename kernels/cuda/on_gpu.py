@@ -9,6 +9,9 @@ from tinyres.kernels.arrays import array_module
 from tinyres.kernels.contract import NAMES, Unsupported
 
 
+DEVICE = "cuda"  # where the arrays must be
+
+
 def _check() -> None:
     try:
         import cupy

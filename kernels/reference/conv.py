@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.arrays import Pair, array_module, channels_first, channels_last, for_blocks, output_size
+from tinyres.kernels.reference.mixed import mixed
 
 BLOCK = 1 << 22  # bytes of columns at a time: enough that calls cost little, and still within the last-level cache
 
 
+@mixed
 def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
     """y = x * w, as (N*OH*OW, KH*KW*C) @ (KH*KW*C, F) for each group of channels."""
     xp, f, size = array_module(x), w.shape[0], _output(x.shape, w.shape, stride, padding, dilation)
@@ -34,6 +36,7 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     return channels_first(y)
 
 
+@mixed
 def conv2d_backward_input(
     dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Any:
@@ -63,6 +66,7 @@ def conv2d_backward_input(
     return channels_first(dx)
 
 
+@mixed
 def conv2d_backward_weight(
     dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Any:

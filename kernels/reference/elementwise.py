@@ -8,24 +8,30 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.arrays import array_module, for_blocks
+from tinyres.kernels.reference.mixed import mixed
 
 
+@mixed
 def relu(x: Any) -> Any:
     return _map(lambda y, x: np.maximum(x, 0, out=y), x)
 
 
+@mixed
 def relu_backward(dy: Any, y: Any) -> Any:
     return _map(lambda dx, dy, y: np.multiply(dy, y > 0, out=dx), dy, y)
 
 
+@mixed
 def relu6(x: Any) -> Any:
     return _map(lambda y, x: np.minimum(np.maximum(x, 0, out=y), 6, out=y), x)
 
 
+@mixed
 def relu6_backward(dy: Any, y: Any) -> Any:
     return _map(lambda dx, dy, y: np.multiply(dy, (y > 0) & (y < 6), out=dx), dy, y)
 
 
+@mixed
 def add_relu(x: Any, y: Any) -> Any:
     def join(z: Any, x: Any, y: Any) -> None:
         np.add(x, y, out=z)

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from tinyres.kernels.reference.mixed import mixed
 
+
+@mixed
 def linear(x: Any, w: Any, b: Any | None) -> Any:
     y = x @ w.T
     if b is not None:
@@ -14,6 +17,7 @@ def linear_backward_input(dy: Any, w: Any) -> Any:
     return dy @ w
 
 
+@mixed
 def linear_backward_weight(dy: Any, x: Any) -> Any:
     return dy.T @ x
 

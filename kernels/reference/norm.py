@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.arrays import array_module, channels_first, channels_last, for_blocks
+from tinyres.kernels.reference.mixed import mixed
 
 
+@mixed
 def batch_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any | None, relu: bool) -> tuple[Any, Any, Any]:
     rows, count = _Rows(x), x.size // x.shape[1]
     mean = (rows.sum(lambda part: part(x)) / count).astype(x.dtype)
@@ -27,6 +29,7 @@ def batch_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any | None,
     return batch_norm_inference(x, weight, bias, mean, var, eps, residual, relu), mean, var
 
 
+@mixed
 def batch_norm_inference(
     x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float, residual: Any | None, relu: bool
 ) -> Any:
@@ -46,6 +49,7 @@ def batch_norm_inference(
     return rows.map(write)
 
 
+@mixed
 def batch_norm_backward(
     dy: Any, x: Any, y: Any | None, weight: Any, mean: Any, var: Any, eps: float, training: bool, residual: bool
 ) -> tuple[Any, Any, Any, Any | None]:

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.arrays import Pair, array_module, channels_first, channels_last, output_size
+from tinyres.kernels.reference.mixed import mixed
 
 Shape = tuple[int, ...]
 
 
+@mixed
 def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, Any]:
     xp = array_module(x)
     padded = _pad(channels_last(x), padding, -np.inf)
@@ -25,26 +27,31 @@ def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, 
     return channels_first(y), channels_first(index)
 
 
+@mixed
 def max_pool2d_backward(dy: Any, index: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
     dy, index = channels_last(dy), channels_last(index)
     return _scatter(dy, x_shape, kernel, stride, padding, lambda tap: dy * (index == tap))
 
 
+@mixed
 def avg_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
     padded = _pad(channels_last(x), padding, 0)
     y = sum(padded[:, ys, xs] for _, (ys, xs) in _taps(x.shape, kernel, stride, padding))
     return channels_first(y / x.dtype.type(kernel[0] * kernel[1]))
 
 
+@mixed
 def avg_pool2d_backward(dy: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
     share = channels_last(dy) / dy.dtype.type(kernel[0] * kernel[1])
     return _scatter(share, x_shape, kernel, stride, padding, lambda tap: share)
 
 
+@mixed
 def global_avg_pool2d(x: Any) -> Any:
     return x.mean(axis=(2, 3))
 
 
+@mixed
 def global_avg_pool2d_backward(dy: Any, x_shape: Shape) -> Any:
     n, c, h, w = x_shape
     dx = array_module(dy).empty((n, h, w, c), dy.dtype)

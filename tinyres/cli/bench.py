@@ -2,10 +2,11 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 import tinyres
-from tinyres.cli.options import whole
+from tinyres.cli.options import add_data_dir, whole
 from tinyres.errors import UsageError
 
 DESCRIPTION = """\
@@ -39,10 +40,22 @@ def add(commands: Any) -> None:
         kind.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
         kind.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
         kind.add_argument("--out", metavar="FILE", help="write the result there as JSON, and its pictures beside it")
+    gpu = kinds.add_parser("gpu", help="all that only a GPU can show", description=GPU, allow_abbrev=False)
+    gpu.add_argument("--out", metavar="DIR", required=True, help="the folder for the result, its pictures and the run")
+    gpu.add_argument("--backend", default="cupy", metavar="NAME", help="cupy (default) or cuda-emulated")
+    gpu.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it runs; with cuda-emulated always")
+    gpu.add_argument("--data", choices=("cifar10", "shapes"), help="for the training run (default: cifar10, if it is here)")
+    add_data_dir(gpu)
+    gpu.set_defaults(run=run_gpu)
     compare = kinds.add_parser("compare", help="what changed between two results", allow_abbrev=False)
     compare.add_argument("before", metavar="A.json")
     compare.add_argument("after", metavar="B.json")
     compare.set_defaults(run=run_compare)
+
+GPU = """\
+Parity of every kernel with the NumPy reference and PyTorch, bandwidth and arithmetic beside the card's own, whole training
+steps beside PyTorch's configurations, a training run, compute-sanitizer over a small step, and the GPU tests.  Takes up
+to 8 minutes, prints a table last, and writes result.json."""
 
 
 def names(text: str) -> list[str]:
@@ -93,11 +106,29 @@ def run_compare(arguments: argparse.Namespace) -> None:
     print("\n".join(report.compare(report.load(arguments.before), report.load(arguments.after))))
 
 
+def run_gpu(arguments: argparse.Namespace) -> None:
+    from tinyres.benchmarks import gpu, report
+    from tinyres.errors import DataError
+
+    gpu.check_backend(arguments.backend)
+    tiny = arguments.tiny or arguments.backend == "cuda-emulated"
+    try:
+        data = tinyres.data.load(arguments.data or ("shapes" if tiny else "cifar10"), arguments.data_dir)
+    except DataError:
+        if arguments.data:
+            raise
+        data = tinyres.data.load("shapes")
+    out = Path(arguments.out)
+    result = gpu.run(arguments.backend, out, data.limit(16, 8) if tiny else data, tiny)
+    path = report.save(result, out / "result.json")
+    print("\n" + "\n".join(gpu.table(result)) + f"\nwritten: {path}")
+
+
 def backends(arguments: argparse.Namespace) -> list[str]:
     """Those asked for, or all that run; a machine that is busy is said."""
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         print(f"note: the machine is busy (load {os.getloadavg()[0]:.1f}), so the figures will say little")
-    usable = [name for name, reason in tinyres.available_backends().items() if not reason]
+    usable = [name for name in ("numpy", "numba") if not tinyres.available_backends()[name]]
     for name in arguments.backends or ():
         tinyres.use_backend(name)  # raises for one that cannot run here
     return arguments.backends or usable

@@ -53,6 +53,9 @@ def options(parser: Any) -> None:
     parser.add_argument("--limit-train", type=whole(1), metavar="N", help="train on the first N images")
     parser.add_argument("--limit-test", type=whole(1), metavar="N", help="test on the first N images")
     add_backend(parser)
+    parser.add_argument("--amp", choices=("fp16", "bf16"), help="mixed precision: activations of 16 bits, weights of 32")
+    parser.add_argument("--no-graph", action="store_true", default=None, help="do not capture the step as a CUDA graph, "
+                        "which the backends cupy and cuda-emulated do")  # fmt: skip
     parser.add_argument("--save-every", type=number(0), metavar="SECONDS", help="between checkpoints within an epoch "
                         "(default: 60)")  # fmt: skip
 
@@ -81,11 +84,12 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
 
     use(given.get("backend"))
     dataset = tinyres.data.load(given.get("data", "cifar10"), given.get("data_dir"))
-    names = ("recipe", "epochs", "batch_size", "lr", "seed", "validation", "save_every")
+    names = ("recipe", "epochs", "batch_size", "lr", "seed", "validation", "save_every", "amp")
     trainer = Trainer(
         network(given.get("model", "resnet20"), given.get("shortcut")),
         dataset.limit(given.get("limit_train"), given.get("limit_test")),
         augment="no_augment" not in given,
+        graph="no_graph" not in given,
         out=out,
         profile=given.get("profile", False),
         options=command_line({**given, "backend": tinyres.get_backend()}),

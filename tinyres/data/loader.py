@@ -111,7 +111,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """From the position to the end of the epoch."""
         seed, epoch, first, last = self.seed, self.epoch, self.batch, len(self) - 1
-        order = self._order(seed, epoch)
+        order = self.order(epoch)
         ahead: deque[Future[Batch]] = deque()
         pool = ThreadPoolExecutor(1, thread_name_prefix="tinyres-loader")
         try:
@@ -130,10 +130,11 @@ class Loader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _order(self, seed: int, epoch: int) -> np.ndarray:
+    def order(self, epoch: int) -> np.ndarray:
+        """Which images an epoch shows, one after the other."""
         if not self.shuffle:
             return np.arange(len(self.images))
-        return _generator(seed, epoch).permutation(len(self.images))
+        return _generator(self.seed, epoch).permutation(len(self.images))
 
     def _prepare(self, order: np.ndarray, seed: int, epoch: int, batch: int) -> Batch:
         chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]

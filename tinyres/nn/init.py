@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from tinyres.errors import ShapeError, UsageError
+from tinyres.kernels.arrays import array_module
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor
 
@@ -73,5 +74,5 @@ def ones_(tensor: Tensor) -> Tensor:
 
 
 def _fill(tensor: Tensor, values: np.ndarray | float) -> Tensor:
-    tensor.data[...] = values
+    tensor.data[...] = array_module(tensor.data).asarray(values)
     return tensor

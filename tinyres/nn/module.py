@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tinyres.autograd import check_writable
+from tinyres.device import move, place
 from tinyres.errors import CheckpointError, UsageError
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import array_module, is_floating
 from tinyres.tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")
@@ -26,11 +27,12 @@ Self = TypeVar("Self", bound="Module")
 class Parameter(Tensor):
     """A tensor that a module learns: it always requires a gradient and owns its array.
 
-    `data` is copied. Floats that are not float64 and integers become float32.
+    `data` is copied, and stays on its device. Floats that are not float64 and integers become float32.
     """
 
     def __init__(self, data: Any) -> None:
-        array = np.array(data.data if isinstance(data, Tensor) else data)
+        array = data.data if isinstance(data, Tensor) else data
+        array = array_module(array).array(array)
         super().__init__(array if array.dtype == np.float64 else array.astype(np.float32), requires_grad=True)
 
 
@@ -187,15 +189,40 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
+    def to(self: Self, target: Any) -> Self:
+        """Move parameters, buffers and gradients to a device ("cpu", "cuda", "cuda:1"), or cast parameters and buffers to
+        float32 or float64 and forget gradients; returns self.
+
+        In mixed precision parameters stay float32 and the input has 16 bits: `model(x.half())`. Raises DeviceError if
+        the device is not there, UsageError for another dtype.
+        """
+        device, dtype = place(target)
+        if device is None:
+            return self._cast(dtype)
+        for _, tensor in self._tensors():
+            tensor.data = move(tensor.data, device)
+            tensor.grad = None if tensor.grad is None else move(tensor.grad, device)
+        return self
+
+    def cpu(self: Self) -> Self:
+        """Move to host memory; returns self."""
+        return self.to("cpu")
+
+    def cuda(self: Self) -> Self:
+        """Move to the GPU in use; returns self."""
+        return self.to("cuda")
+
     def float(self: Self) -> Self:
         """Cast parameters and buffers to float32 and forget gradients; returns self."""
-        return self._cast(np.float32)
+        return self.to(np.float32)
 
     def double(self: Self) -> Self:
         """Cast parameters and buffers to float64 and forget gradients; returns self."""
-        return self._cast(np.float64)
+        return self.to(np.float64)
 
     def _cast(self: Self, dtype: Any) -> Self:
+        if dtype not in (np.float32, np.float64):
+            raise UsageError(f"parameters are float32 or float64, not {dtype}; for mixed precision cast the input: x.to()")
         for _, tensor in self._tensors():
             tensor.data = tensor.data.astype(dtype)
             tensor.grad = None
@@ -220,7 +247,7 @@ class Module:
         problems = [f"missing: {name} {own[name].shape}" for name in missing if strict]
         problems += [f"unexpected: {name}" for name in unexpected if strict]
         for name, value in values.items():
-            if value.dtype.kind not in "fiub":
+            if not (is_floating(value.dtype) or value.dtype.kind in "iub"):
                 problems.append(f"not numbers: {name} has dtype {value.dtype}")
             elif value.shape != own[name].shape:
                 problems.append(f"mis-shaped: {name} is {value.shape}, the model has {own[name].shape}")
@@ -261,4 +288,6 @@ def _once(named: Iterator[tuple[str, Item]]) -> Iterator[tuple[str, Item]]:
 
 
 def _to_array(value: Any) -> np.ndarray:
-    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if not isinstance(value, Tensor):
+        value = Tensor(array_module(value).asarray(value))
+    return value.numpy()

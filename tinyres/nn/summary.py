@@ -15,6 +15,7 @@ import numpy as np
 
 from tinyres.autograd import no_grad
 from tinyres.errors import UsageError
+from tinyres.kernels.arrays import array_module
 from tinyres.nn.layers import Conv2d, Linear
 from tinyres.nn.module import Module, Parameter
 from tinyres.tensor import Tensor
@@ -98,7 +99,8 @@ def summary(model: Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
             handles.append(module.register_forward_hook(lambda *call, name=name: note(name, *call)))
     try:
         with no_grad():
-            model.eval()(Tensor(np.zeros((1, *input_shape), parameters[0].dtype if parameters else np.float32)))
+            like = parameters[0] if parameters else Tensor(np.zeros(0, np.float32))
+            model.eval()(Tensor(array_module(like.data).zeros((1, *input_shape), like.dtype)))
     finally:
         for handle in handles:
             handle.remove()

@@ -4,6 +4,7 @@ A shape note such as ``(N, C, H, W) * (F, C, KH, KW) -> (N, F, OH, OW)`` gives i
 is the cotangent of the output ``y``: the derivative of the loss by it."""
 
 from tinyres.ops.arithmetic import Add, Div, MatMul, Mul, Neg, Pow, Sub
+from tinyres.ops.convert import Cast, Move
 from tinyres.ops.convolution import Conv2d
 from tinyres.ops.dropout import Dropout
 from tinyres.ops.join import AddReLU, SubsamplePad
@@ -15,7 +16,7 @@ from tinyres.ops.relu import ReLU, ReLU6
 from tinyres.ops.shape import Mean, Reshape, Sum, Transpose
 
 __all__ = [
-    "Add", "AddReLU", "AvgPool2d", "BatchNorm", "Conv2d", "CrossEntropy", "Div", "Dropout", "GlobalAvgPool2d", "Linear",
-    "LogSoftmax", "MatMul", "MaxPool2d", "Mean", "Mul", "Neg", "Pow", "ReLU", "ReLU6", "Reshape", "Sub", "SubsamplePad",
-    "Sum", "Transpose",
+    "Add", "AddReLU", "AvgPool2d", "BatchNorm", "Cast", "Conv2d", "CrossEntropy", "Div", "Dropout", "GlobalAvgPool2d",
+    "Linear", "LogSoftmax", "MatMul", "MaxPool2d", "Mean", "Move", "Mul", "Neg", "Pow", "ReLU", "ReLU6", "Reshape", "Sub",
+    "SubsamplePad", "Sum", "Transpose",
 ]  # fmt: skip

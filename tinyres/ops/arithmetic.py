@@ -8,7 +8,9 @@ import numpy as np
 
 from tinyres.autograd import Function
 from tinyres.errors import ShapeError
+from tinyres.kernels.arrays import convert, is_half
 from tinyres.ops.check import fail
+from tinyres.ops.shape import summed
 
 Like = tuple[tuple[int, ...], Any]  # what is kept of an operand whose values backward does not need: shape and dtype
 
@@ -21,9 +23,9 @@ def unbroadcast(da: Any, a: Like) -> Any:
     """The cotangent of an operand from that of its broadcast: what was repeated is summed, a promoted dtype returns."""
     shape, dtype = a
     if da.shape != shape:
-        da = da.sum(axis=tuple(range(da.ndim - len(shape))))
-        da = da.sum(axis=tuple(i for i, k in enumerate(shape) if k == 1 and da.shape[i] != 1), keepdims=True)
-    return da.astype(dtype, copy=False)
+        da = summed(da, tuple(range(da.ndim - len(shape))), False)
+        da = summed(da, tuple(i for i, k in enumerate(shape) if k == 1 and da.shape[i] != 1), True)
+    return da if da.dtype == dtype else convert(da, dtype)
 
 
 def both(ctx: Any, da: Callable[[], Any], db: Callable[[], Any]) -> tuple[Any, Any]:
@@ -137,6 +139,8 @@ class MatMul(Function):
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         if not a.ndim or not b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
             fail("matmul", "a and b must be (..., M, K) and (..., K, P), with the same K.", a=a, b=b)
+        if is_half(a.dtype) or is_half(b.dtype):
+            fail("matmul", "it does not take 16 bits; .float() converts.", a=a, b=b)
         _check_broadcast("matmul", np.empty(a.shape[:-2]), np.empty(b.shape[:-2]))
         ctx.save(a, b)
         return a @ b

@@ -6,8 +6,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinyres.errors import ShapeError
+from tinyres.kernels.arrays import is_half
 
-FLOATS = ({np.dtype(np.float32)}, {np.dtype(np.float64)})
+FLOAT32 = np.dtype(np.float32)
+FLOATS = ({FLOAT32}, {np.dtype(np.float64)})
 
 
 def fail(op: str, rule: str, **arrays: Any) -> NoReturn:
@@ -19,7 +21,21 @@ def fail(op: str, rule: str, **arrays: Any) -> NoReturn:
 def floats(op: str, **arrays: Any) -> None:
     """All arrays are float32, or all are float64."""
     if {a.dtype for a in arrays.values() if a is not None} not in FLOATS:
-        fail(op, "the arrays must all be float32, or all float64 (tensor(..., dtype=...) converts).", **arrays)
+        fail(op, "the arrays must all be float32, or all float64 (.to(dtype) converts).", **arrays)
+
+
+def mixed(op: str, parameters: dict[str, Any], **images: Any) -> None:
+    """The rule of mixed precision: images and parameters are all float32, or all float64; or the images are all float16,
+    or all bfloat16, while the parameters (and statistics) are float32."""
+    of_images = {a.dtype for a in images.values() if a is not None}
+    of_parameters = {a.dtype for a in parameters.values() if a is not None}
+    if of_images | of_parameters in FLOATS:
+        return
+    if len(of_images) != 1 or not is_half(*of_images) or not of_parameters <= {FLOAT32}:
+        rule = "the arrays must all be float32, or all float64"
+        names, rest = " and ".join(images), " and ".join(parameters)
+        rule += f", or {names} float16 or bfloat16" + f" with {rest} in float32" * bool(rest)
+        fail(op, f"{rule} (.to(dtype) converts).", **images, **parameters)
 
 
 def images(op: str, x: Any) -> None:

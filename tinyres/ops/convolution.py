@@ -3,8 +3,8 @@
 from typing import Any
 
 from tinyres.autograd import Function
-from tinyres.kernels.arrays import output_size
-from tinyres.ops.check import fail, floats, images, pair
+from tinyres.kernels.arrays import array_module, output_size
+from tinyres.ops.check import fail, images, mixed, pair
 
 
 class Conv2d(Function):
@@ -38,13 +38,13 @@ class Conv2d(Function):
             fail("conv2d", f"weight must be (F, C / {groups}, KH, KW), with F a multiple of groups={groups}.", x=x, weight=w)
         if b is not None and b.shape != w.shape[:1]:
             fail("conv2d", "bias must be (F,), one number a filter.", weight=w, bias=b)
-        floats("conv2d", x=x, weight=w, bias=b)
+        mixed("conv2d", {"weight": w, "bias": b}, x=x)
         if any(output_size(x.shape[i + 2], w.shape[i + 2], s[i], p[i], d[i]) < 1 for i in (0, 1)):
             fail("conv2d", f"the window, with dilation={d}, is larger than the image with padding={p}.", x=x, weight=w)
         ctx.save(x, w)
         y = ctx.kernels.conv2d(x, w, *ctx.geometry)
         if b is not None:
-            y += b[:, None, None]
+            array_module(y).add(y, b[:, None, None], out=y, casting="same_kind")  # into 16 bits too
         return y
 
     @staticmethod
@@ -54,4 +54,4 @@ class Conv2d(Function):
         dw = ctx.kernels.conv2d_backward_weight(dy, x, w.shape, *ctx.geometry) if needs[1] else None
         if len(needs) == 2:
             return dx, dw
-        return dx, dw, dy.sum(axis=(0, 2, 3)) if needs[2] else None
+        return dx, dw, dy.sum(axis=(0, 2, 3), dtype=w.dtype) if needs[2] else None

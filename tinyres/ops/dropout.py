@@ -19,7 +19,7 @@ class Dropout(Function):
         if not 0 <= p <= 1:
             raise ShapeError(f"dropout: p must be a probability from 0 to 1, got {p}.")
         keep = generator.random(x.shape, np.float32) >= p
-        mask = array_module(x).asarray(keep * x.dtype.type(1 / (1 - p) if p < 1 else 0), x.dtype)
+        mask = array_module(x).asarray(keep * x.dtype.type(1 / (1 - p) if p < 1 else 0))
         ctx.save(mask)
         return x * mask
 

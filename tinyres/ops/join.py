@@ -9,7 +9,7 @@ again: for an identity shortcut, dx = ds + J_F^T ds.  The first term has passed 
 from typing import Any
 
 from tinyres.autograd import Function
-from tinyres.ops.check import fail, floats, images
+from tinyres.ops.check import fail, images, mixed
 
 
 class AddReLU(Function):
@@ -21,7 +21,7 @@ class AddReLU(Function):
     def forward(ctx: Any, x: Any, y: Any) -> Any:
         if x.shape != y.shape:
             fail("add_relu", "the branch and the shortcut must have the same shape.", x=x, y=y)
-        floats("add_relu", x=x, y=y)
+        mixed("add_relu", {}, x=x, y=y)
         return ctx.save(ctx.kernels.add_relu(x, y))
 
     @staticmethod

@@ -3,13 +3,15 @@
 from typing import Any
 
 from tinyres.autograd import Function
-from tinyres.ops.check import fail, floats
+from tinyres.kernels.arrays import convert
+from tinyres.ops.check import fail, mixed
 
 
 class Linear(Function):
     """y = x w^T + b:  (N, I) * (O, I) + (O,) -> (N, O)
 
-    dx = dy w,  dw = dy^T x,  db = sum of dy over N.  Keeps x and w."""
+    dx = dy w,  dw = dy^T x,  db = sum of dy over N.  Keeps x and w.  In mixed precision x and dx have 16 bits, while y, as a
+    rule the logits, is float32."""
 
     fresh = True
 
@@ -19,7 +21,7 @@ class Linear(Function):
             fail("linear", "x must be (N, I) and weight (O, I), with the same I.", x=x, weight=w)
         if b is not None and b.shape != w.shape[:1]:
             fail("linear", "bias must be (O,), one number a row of weight.", weight=w, bias=b)
-        floats("linear", x=x, weight=w, bias=b)
+        mixed("linear", {"weight": w, "bias": b}, x=x)
         ctx.save(x, w)
         return ctx.kernels.linear(x, w, b)
 
@@ -27,6 +29,8 @@ class Linear(Function):
     def backward(ctx: Any, dy: Any) -> Any:
         (x, w), needs, kernels = ctx.saved, ctx.needs_input_grad, ctx.kernels
         dx = kernels.linear_backward_input(dy, w) if needs[0] else None
+        if dx is not None and dx.dtype != x.dtype:
+            dx = convert(dx, x.dtype)
         dw = kernels.linear_backward_weight(dy, x) if needs[1] else None
         if len(needs) == 2:
             return dx, dw

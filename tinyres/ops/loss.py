@@ -3,6 +3,7 @@
 from typing import Any
 
 from tinyres.autograd import Function
+from tinyres.device import check_same_device
 from tinyres.errors import ShapeError
 from tinyres.kernels.arrays import array_module
 from tinyres.ops.check import fail, floats
@@ -17,6 +18,7 @@ class LogSoftmax(Function):
     def forward(ctx: Any, x: Any, *, dim: int) -> Any:
         if not -x.ndim <= dim < x.ndim:
             fail("log_softmax", f"dim={dim} must be an axis of x.", x=x)
+        floats("log_softmax", x=x)
         xp, ctx.dim = array_module(x), dim
         shifted = x - x.max(axis=dim, keepdims=True)
         return ctx.save(shifted - xp.log(xp.exp(shifted).sum(axis=dim, keepdims=True)))
@@ -38,6 +40,8 @@ class CrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, logits: Any, *, labels: Any, label_smoothing: float, reduction: str) -> Any:
         xp = array_module(logits)
+        if hasattr(labels, "strides"):  # an array, where a list has no device
+            check_same_device("cross_entropy", logits=logits, labels=labels)
         labels = xp.asarray(labels)
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
             fail("cross_entropy", "logits must be (N, K), labels (N,).", logits=logits, labels=labels)

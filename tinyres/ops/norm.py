@@ -3,7 +3,8 @@
 from typing import Any
 
 from tinyres.autograd import Function
-from tinyres.ops.check import fail, floats
+from tinyres.device import check_same_device
+from tinyres.ops.check import fail, mixed
 
 
 class BatchNorm(Function):
@@ -34,7 +35,9 @@ class BatchNorm(Function):
                  running_mean=running_mean, running_var=running_var)  # fmt: skip
         if residual is not None and residual.shape != x.shape:
             fail("batch_norm_add_relu", "x and the residual must have the same shape.", x=x, residual=residual)
-        floats("batch_norm", x=x, weight=weight, bias=bias, residual=residual, running_mean=running_mean)
+        parameters = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+        check_same_device("batch_norm", x=x, **parameters)
+        mixed("batch_norm", parameters, x=x, residual=residual)
         m = x.size // max(x.shape[1], 1)
         if training and m < 2:
             fail("batch_norm", "training needs more than one value a channel: a larger batch, or eval().", x=x)

@@ -4,12 +4,12 @@ from typing import Any
 
 from tinyres.autograd import Function
 from tinyres.kernels.arrays import output_size
-from tinyres.ops.check import fail, floats, images, pair
+from tinyres.ops.check import fail, images, mixed, pair
 
 
 def _geometry(op: str, x: Any, kernel_size: Any, stride: Any, padding: Any) -> tuple[Any, Any, Any]:
     images(op, x)
-    floats(op, x=x)
+    mixed(op, {}, x=x)
     kernel = pair(op, "kernel_size", kernel_size, 1)
     stride = kernel if stride is None else pair(op, "stride", stride, 1)
     padding = pair(op, "padding", padding, 0)
@@ -60,7 +60,7 @@ class GlobalAvgPool2d(Function):
     @staticmethod
     def forward(ctx: Any, x: Any) -> Any:
         images("global_avg_pool2d", x)
-        floats("global_avg_pool2d", x=x)
+        mixed("global_avg_pool2d", {}, x=x)
         ctx.shape = x.shape
         return ctx.kernels.global_avg_pool2d(x)
 

@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from tinyres.autograd import Function
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import array_module, convert, is_half
 from tinyres.ops.check import fail
 
 
@@ -17,13 +19,21 @@ def _axes(op: str, x: Any, dim: Any) -> tuple[int, ...]:
     return axes
 
 
+def summed(x: Any, axes: tuple[int, ...], keepdim: bool, divisor: int | None = None) -> Any:
+    """The sum over ``axes``, divided if a divisor is given.  For 16 bits this is done in float32."""
+    half = is_half(x.dtype)
+    y = array_module(x).asarray(x.sum(axis=axes, dtype=np.float32 if half else None, keepdims=keepdim))
+    y = y if divisor is None else y / divisor
+    return convert(y, x.dtype) if half else y
+
+
 class Sum(Function):
     """y = sum of x over the axes ``dim``.   dx = dy, repeated along them."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, *, dim: Any, keepdim: bool) -> Any:
         ctx.axes, ctx.shape = _axes("sum", x, dim), x.shape
-        return array_module(x).asarray(x.sum(axis=ctx.axes, keepdims=keepdim))
+        return summed(x, ctx.axes, keepdim)
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
@@ -39,7 +49,8 @@ class Mean(Function):
     def forward(ctx: Any, x: Any, *, dim: Any, keepdim: bool) -> Any:
         axes = _axes("mean", x, dim)
         ctx.terms = math.prod(x.shape[i] for i in axes)
-        return Sum.forward(ctx, x, dim=axes, keepdim=keepdim) / ctx.terms
+        ctx.axes, ctx.shape = axes, x.shape
+        return summed(x, axes, keepdim, ctx.terms)
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:

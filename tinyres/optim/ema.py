@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.autograd import check_writable
+from tinyres.device import move
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Module
@@ -32,7 +33,8 @@ class EMA:
         """Take in the model's present weights: call it after each optimizer step."""
         for name, tensor in self._tensors.items():
             rate = 1 - self.decay if tensor.requires_grad else 1.0
-            self._averages[name] += rate * (tensor.data - self._averages[name])
+            average = self._averages[name] = move(self._averages[name], tensor.device)
+            average += rate * (tensor.data - average)
 
     @contextmanager
     def applied(self) -> Iterator[Module]:
@@ -48,7 +50,7 @@ class EMA:
         for name, tensor in self._tensors.items():
             check_writable(tensor.data, name)
         for name, tensor in self._tensors.items():
-            tensor.data[...] = arrays[name]
+            tensor.data[...] = move(arrays[name], tensor.device)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the averaged weights and of the buffers, by the model's names."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from tinyres.errors import NonFiniteError
+from tinyres.kernels.arrays import array_module
 from tinyres.tensor import Tensor
 
 
@@ -18,7 +19,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     Raises NonFiniteError if the norm is NaN or infinite: no factor would mend such gradients.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = math.sqrt(sum(float((grad.astype(np.float64) ** 2).sum()) for grad in grads))
+    norm = math.sqrt(float(sum((grad.astype(np.float64) ** 2).sum() for grad in grads)))
     if not math.isfinite(norm):
         raise NonFiniteError(f"clip_grad_norm_: the gradients' norm is {norm}", op="clip_grad_norm_")
     factor = max_norm / (norm + 1e-6)
@@ -32,4 +33,4 @@ def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
     """Move each element of each gradient into [-clip_value, clip_value]."""
     for parameter in parameters:
         if parameter.grad is not None:
-            np.clip(parameter.grad, -clip_value, clip_value, out=parameter.grad)
+            array_module(parameter.grad).clip(parameter.grad, -clip_value, clip_value, out=parameter.grad)

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from tinyres.errors import UsageError
-from tinyres.optim.sgd import SGD
+from tinyres.optim.sgd import SGD, set_lr
 
 
 class Schedule:
@@ -21,7 +21,7 @@ class Schedule:
     def __init__(self, optimizer: SGD) -> None:
         self.optimizer = optimizer
         for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+            group.setdefault("initial_lr", float(group["lr"]))
         _check_positive(lr=self.base_lr)
         self.set_step(0)
 
@@ -42,7 +42,7 @@ class Schedule:
         self.last_step = step
         lr = self.lr_at(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * (group["initial_lr"] / self.base_lr)
+            set_lr(group, lr * (group["initial_lr"] / self.base_lr))
 
     def state_dict(self) -> dict[str, int]:
         return {"last_step": self.last_step}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.autograd import check_writable
+from tinyres.device import check_same_device, move
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
@@ -30,13 +31,16 @@ class SGD:
     >>> optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     >>> optim.SGD([{"params": body}, {"params": head, "lr": 0.01}], lr=0.1)
 
+    A learning rate may be a float32 array of shape () on the parameters' device, which schedules then write to: a step
+    that was captured as a CUDA graph reads it anew at each replay.
+
     Raises UsageError for values without meaning, for a tensor that takes no gradient, and for one given twice.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
+        lr: Any,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
@@ -55,8 +59,9 @@ class SGD:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    def step(self) -> None:
-        """Update, in place, every parameter that has a gradient.
+    def step(self, skip: Any = None) -> None:
+        """Update, in place, every parameter that has a gradient; nothing where `skip` (an int32 array of shape () on the
+        parameters' device) is not 0.
 
         Raises GraphError, and changes nothing, if a graph that has not been walked backward needs a parameter's value.
         """
@@ -71,12 +76,14 @@ class SGD:
                 continue
             params, grads = [p.data for _, p in live], [p.grad for _, p in live]
             buffers = [self._momentum_buffer(i, p) for i, p in live] if group["momentum"] else []
-            dispatch.current().sgd(params, grads, buffers, *(group[option] for option in OPTIONS))
+            options = [group[option] for option in OPTIONS]
+            dispatch.current().sgd(params, grads, buffers, *options, *([] if skip is None else [skip]))
 
     def _momentum_buffer(self, position: int, parameter: Tensor) -> Any:
         if position not in self._momentum_buffers:
-            self._momentum_buffers[position] = np.zeros_like(parameter.data)
-        return self._momentum_buffers[position]
+            self._momentum_buffers[position] = array_module(parameter.data).zeros_like(parameter.data)
+        buffer = self._momentum_buffers[position] = move(self._momentum_buffers[position], parameter.device)
+        return buffer
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -89,7 +96,7 @@ class SGD:
         for group in self.param_groups:
             positions = list(range(start, start + len(group["params"])))
             start += len(positions)
-            groups.append({**group, "params": positions})
+            groups.append({**group, "lr": float(group["lr"]), "params": positions})
         buffers = {i: np.array(Tensor(buffer).numpy()) for i, buffer in self._momentum_buffers.items()}
         return {"param_groups": groups, "momentum_buffers": buffers}
 
@@ -105,7 +112,8 @@ class SGD:
             if buffer.shape != shape:
                 raise CheckpointError(f"the momentum of parameter {i} has shape {buffer.shape}, the parameter {shape}")
         for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update({**saved, "params": group["params"]})
+            group.update({**saved, "lr": group["lr"], "params": group["params"]})
+            set_lr(group, saved["lr"])
         self._momentum_buffers = {}
         for i, buffer in buffers.items():
             self._momentum_buffer(i, parameters[i])[...] = array_module(parameters[i].data).asarray(buffer)
@@ -121,12 +129,24 @@ def _group(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     for parameter in params:
         if not isinstance(parameter, Tensor) or not parameter.requires_grad:
             raise UsageError(f"SGD updates tensors that require a gradient, got {parameter!r}")
+    if hasattr(full["lr"], "strides"):
+        if full["lr"].shape != () or full["lr"].dtype != np.float32:
+            raise UsageError(f"an array as lr is float32 of shape (), got {full['lr'].dtype} of shape {full['lr'].shape}")
+        check_same_device("SGD", lr=full["lr"], **{f"parameter {i}": p.data for i, p in enumerate(params)})
     for option in ("lr", "momentum", "weight_decay"):
         if not full[option] >= 0:
             raise UsageError(f"{option} must be 0 or more, got {full[option]}")
     if full["nesterov"] and not full["momentum"]:
         raise UsageError("nesterov=True needs a momentum above 0")
     return full
+
+
+def set_lr(group: dict[str, Any], lr: float) -> None:
+    """Give a group another learning rate, in place where it is an array."""
+    if hasattr(group["lr"], "strides"):
+        group["lr"][...] = lr
+    else:
+        group["lr"] = lr
 
 
 def weight_decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:

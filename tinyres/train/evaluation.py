@@ -11,6 +11,7 @@ from tinyres.autograd import detect_anomaly, no_grad
 from tinyres.data import Loader
 from tinyres.errors import NonFiniteError
 from tinyres.kernels import dispatch
+from tinyres.kernels.reference import crop_flip
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
 
@@ -31,18 +32,20 @@ def evaluate(
 
     ``on_batch(done, of)`` is called after each batch.  The model's mode is left as it was.  Raises NonFiniteError, with
     the operation that made it, for a NaN or an infinity."""
-    loader = Loader(images, labels, batch_size, shuffle=False, augment=False, mean=mean, scale=scale,
-                    crop_flip=dispatch.current().crop_flip)  # fmt: skip
+    device = next(model.parameters()).device
+    kernel = dispatch.current().crop_flip if device == "cpu" else crop_flip  # (the loader's arrays are on the host)
+    loader = Loader(images, labels, batch_size, shuffle=False, augment=False, mean=mean, scale=scale, crop_flip=kernel)
     loss, wrong, training = 0.0, 0, model.training
     model.eval()
     try:
         with no_grad():
-            for done, (x, y) in enumerate(loader, 1):
-                logits = model(Tensor(x))
+            for done, (batch, y) in enumerate(loader, 1):
+                x = Tensor(batch).to(device)
+                logits = model(x)
                 batch_loss = F.cross_entropy(logits, y).item()
                 if not math.isfinite(batch_loss):
                     with detect_anomaly():
-                        model(Tensor(x))
+                        model(x)
                     raise NonFiniteError(f"the loss is {batch_loss}", op="CrossEntropy")
                 loss += batch_loss * len(y)
                 wrong += count_wrong(logits, y)

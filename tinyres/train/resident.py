@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyres import functional as F
-from tinyres.autograd import detect_anomaly
 from tinyres.data.loader import PAD
+from tinyres.device import to_dtype
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Dropout, Module
-from tinyres.optim import SGD
+from tinyres.optim import SGD, GradScaler
 from tinyres.tensor import Tensor
 
 BACKENDS = ("cupy", "cuda-emulated")  # whose kernels do all that a step needs
 WARM_UP = 2  # steps before the capture: they compile, allocate and fill the tables that a captured step may not
-GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000  # of dynamic loss scaling, as PyTorch's
 
 
 class Sums(NamedTuple):
@@ -36,13 +35,14 @@ class ResidentStep:
     """Trains ``model``, whose arrays are on the device, on uint8 ``images`` (N, C, H, W) and ``labels`` (N,).
 
     An image is fed as (image / 255 - mean) * scale in ``dtype``, with ``augment`` randomly cropped and mirrored, by random
-    numbers that depend on the seed, the epoch and its place in the epoch alone.  ``scaling`` turns dynamic loss scaling on.
+    numbers that depend on the seed, the epoch and its place in the epoch alone.  ``scaler``, if enabled, scales the loss.
 
     ``reason`` says why the step is not captured, and is "" if it is (or will be, once it has run ``WARM_UP`` times)."""
 
     def __init__(
         self, model: Module, optimizer: SGD, images: np.ndarray, labels: np.ndarray, batch_size: int, *, mean: Any,
-        scale: Any, augment: bool = True, seed: int = 0, dtype: Any = np.float32, scaling: bool = False, capture: bool = True,
+        scale: Any, augment: bool = True, seed: int = 0, dtype: Any = np.float32, scaler: GradScaler | None = None,
+        capture: bool = True,
     ) -> None:  # fmt: skip
         from tinyres.kernels.cuda import launch
 
@@ -52,14 +52,14 @@ class ResidentStep:
         self.device = launch.device(xp)
         self.images, self.labels = xp.asarray(images), xp.asarray(labels, "i8")
         self.mean, self.scale = (xp.asarray(np.broadcast_to(v, images.shape[1:]).copy(), "f4") for v in (mean, scale))
-        self.augment, self.seed, self.scaling = augment, seed, scaling
+        self.augment, self.seed, self.scaler = augment, seed, scaler or GradScaler(enabled=False)
         n, c, h, w = images.shape
         self.order = xp.arange(n, dtype="i4")
-        self.x = xp.empty((batch_size, h, w, c), dtype).transpose(0, 3, 1, 2)
+        self.x = xp.empty((batch_size, h, w, c), to_dtype(dtype)).transpose(0, 3, 1, 2)
         self.y = xp.empty(batch_size, "i8")
-        self.step, self.epoch, self.wrong, self.bad, self.good_steps = (xp.zeros((), "i4") for _ in range(5))
+        self.step, self.epoch, self.wrong, self.bad = (xp.zeros((), "i4") for _ in range(4))
         self.loss = xp.zeros((), "f8")
-        self.loss_scale = xp.full((), 2.0**16 if scaling else 1.0, "f4")
+        self.one = xp.ones((), "f4")
         self.lr, self.lrs = xp.zeros((), "f4"), xp.zeros(1, "f4")
         optimizer.param_groups[0]["lr"] = self.lr
         self.graph: Any = None
@@ -93,11 +93,10 @@ class ResidentStep:
         """Waits for the steps that run, and reads the sums."""
         return Sums(int(self.step), int(self.wrong), float(self.loss), bool(self.bad))
 
-    def name_the_culprit(self) -> None:
-        """Runs the passes of the step that could not be done again, with every result looked at: raises NonFiniteError."""
+    def passes(self) -> None:
+        """Forward and backward of the next step, without the update: to look for what went wrong in it."""
         self._next_batch()
-        with detect_anomaly():
-            F.cross_entropy(self.model(Tensor(self.x)), self.y).backward()
+        F.cross_entropy(self.model(Tensor(self.x)), self.y).backward()
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -135,14 +134,14 @@ class ResidentStep:
         logits = self.model(Tensor(self.x))
         loss = F.cross_entropy(logits, self.y)
         self.optimizer.zero_grad()
-        loss.backward(self.loss_scale)
-        kernels = dispatch.current()
-        found = kernels.unscale([p.grad for p in self.parameters if p.grad is not None], self.loss_scale)
-        if self.scaling:
-            self.optimizer.step(skip=found)
-            kernels.update_scale(self.loss_scale, self.good_steps, found, GROWTH, BACKOFF, INTERVAL)
+        if self.scaler.enabled:
+            self.scaler.backward(loss)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         else:
-            note(found, self.bad)
+            loss.backward(self.one)
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            note(dispatch.current().unscale(grads, self.one), self.bad)
             self.optimizer.step(skip=self.bad)
         count_wrong(logits.data, self.y, self.wrong)
         end_step(loss.data, self.bad, len(self.y), self.loss, self.step)

@@ -19,6 +19,7 @@ class State:
     seconds: float = 0.0
     lines: list = field(default_factory=list)  # those of metrics.jsonl
     generator: dict = field(default_factory=dict)  # of `tinyres.random`
+    scaler: dict = field(default_factory=dict)  # of the loss, in float16
 
     def text(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -23,15 +23,20 @@ from tinyres.autograd import detect_anomaly
 from tinyres.data import Dataset, Loader
 from tinyres.errors import CheckpointError, NonFiniteError, UsageError
 from tinyres.kernels import dispatch
+from tinyres.kernels.arrays import array_module
 from tinyres.nn import Module
-from tinyres.optim import SGD
+from tinyres.optim import SGD, GradScaler
 from tinyres.random import default_generator, manual_seed
 from tinyres.tensor import Tensor
 from tinyres.train import checkpoint, progress
 from tinyres.train.evaluation import Evaluation, count_wrong, evaluate
 from tinyres.train.folder import RunFolder
 from tinyres.train.recipes import BATCH_SIZE, MOMENTUM, RECIPES, WEIGHT_DECAY, depth_of
+from tinyres.train.resident import BACKENDS as RESIDENT
+from tinyres.train.resident import ResidentStep, Sums
 from tinyres.train.state import State, check_same, parse_state
+
+AMP = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 class Trainer:
@@ -46,6 +51,8 @@ class Trainer:
     save_every: seconds between checkpoints within an epoch.  options: what a command wants to find in the checkpoint.
     display: see `progress`; by default a bar on a terminal and lines elsewhere.
     profile: whether to measure the steps' kernels, in the attribute ``profile`` (see `tinyres.profiler`).
+    amp: "fp16" or "bf16" for activations of 16 bits (mixed precision); weights stay float32, and with fp16 the loss is
+        scaled.  graph: whether a backend of CUDA kernels may capture its step as a graph.
 
     Raises UsageError for settings without meaning."""
 
@@ -53,7 +60,8 @@ class Trainer:
         self, model: Module | str | dict[str, Any], dataset: Dataset, recipe: str = "onecycle", *,
         epochs: int | None = None, batch_size: int = BATCH_SIZE, lr: float | None = None, seed: int = 0,
         augment: bool = True, validation: int = 0, out: str | os.PathLike[str] | None = None, save_every: float = 60.0,
-        options: Sequence[str] = (), display: progress.Silent | None = None, profile: bool = False,
+        options: Sequence[str] = (), display: progress.Silent | None = None, profile: bool = False, amp: str | None = None,
+        graph: bool = True,
     ) -> None:  # fmt: skip
         if recipe not in RECIPES:
             raise UsageError(f"no recipe is called {recipe!r}; there are {', '.join(RECIPES)}")
@@ -66,6 +74,7 @@ class Trainer:
         _check("lr", self.lr, 0 < self.lr < math.inf, "a number above 0")
         _check("seed", seed, seed >= 0, "a whole number, 0 or more")
         _check("save_every", save_every, save_every >= 0, "seconds, 0 or more")
+        _check("amp", amp, amp in (None, *AMP), "fp16 or bf16")
         self.mean, self.scale = self.recipe.normalisation(self.dataset.train_images)
         self.seed, self.save_every, self.options = seed, save_every, list(options)
         self.loader = Loader(
@@ -84,6 +93,9 @@ class Trainer:
             self.network = {**named, "num_classes": len(dataset.classes)}
             manual_seed(seed)
             self.model = checkpoint.build_network(**self.network)
+        self.device = dispatch.current().device
+        self.model.to(self.device)
+        self.dtype = AMP[amp] if amp else "float32"
         self.profile = profiler.profile(self.model) if profile else None
         self.optimizer = SGD(self.model.parameters(), self.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
         total, depth = self.epochs * self.steps, depth_of(self.model)
@@ -97,7 +109,16 @@ class Trainer:
             "recipe": recipe, "epochs": self.epochs, "batch size": batch_size, "lr": self.lr, "seed": seed,
             "augment": augment, "backend": dispatch.get_backend(),
         }  # fmt: skip
-        self._stop = False
+        self.settings |= {"amp": amp} if amp else {}
+        self.scaler = GradScaler(enabled=amp == "fp16")
+        self.resident: ResidentStep | None = None
+        if dispatch.get_backend() in RESIDENT and not profile:
+            self.resident = ResidentStep(
+                self.model, self.optimizer, self.dataset.train_images, self.dataset.train_labels, batch_size,
+                mean=self.mean, scale=self.scale, augment=augment, seed=seed, dtype=self.dtype, scaler=self.scaler,
+                capture=graph,
+            )  # fmt: skip
+        self._stop, self._said = False, set[str]()
         self._saved = self._test_seconds = 0.0
 
     # --- the run ------------------------------------------------------------------------------------------------------
@@ -129,7 +150,32 @@ class Trainer:
         """The line of the epoch with the lowest error on the images that are held out, the first of equals."""
         return min(self.state.lines, key=lambda line: line[f"{self.held_out}_error"], default=None)
 
+    def _train_resident_epoch(self, resident: ResidentStep) -> None:
+        """The epoch on the device, which is looked at after 1, 2, 4, ... steps, as long as that takes a fraction of a
+        second."""
+        state, first = self.state, self.state.epoch * self.steps
+        lrs = [self.schedule.lr_at(first + step) for step in range(self.steps)]
+        resident.start(state.epoch, Sums(state.step, state.wrong, state.loss, False), lrs, self.loader.order(state.epoch))
+        steps = 1
+        while state.step < self.steps:
+            began = time.perf_counter()
+            resident.run(min(steps, self.steps - state.step))
+            state.step, state.wrong, state.loss, bad = resident.sums()
+            seconds = time.perf_counter() - began
+            steps, state.seconds = 2 * steps if seconds < 0.1 else steps, state.seconds + seconds
+            state.images = state.step * self.loader.batch_size
+            if bad:
+                self._name_the_culprit(resident.passes)
+            self.display.step(self._where(), state.step, self.steps, self._numbers(), self._seconds_left())
+            self._stop_or_save()
+        if resident.reason and resident.reason not in self._said:
+            self._said.add(resident.reason)
+            self.display.message(f"the step is not captured as a CUDA graph: {resident.reason}")
+
     def _train_epoch(self) -> None:
+        if self.resident:
+            self._train_resident_epoch(self.resident)
+            return
         state = self.state
         self.loader.load_state_dict({"seed": self.seed, "epoch": state.epoch, "batch": state.step})
         began = time.perf_counter()
@@ -145,15 +191,18 @@ class Trainer:
         """Forward, backward, update.  The update is left out if the loss or a gradient is not finite."""
         state, random = self.state, default_generator().bit_generator.state
         self.schedule.set_step(state.epoch * self.steps + state.step)
-        logits = self.model(Tensor(images))
+        x = Tensor(images).to(self.device).to(self.dtype)
+        logits = self.model(x)
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.backward(loss)
+        self.scaler.unscale_(self.optimizer)
         gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
-        if not (math.isfinite(loss.item()) and all(map(_finite, gradients))):
+        if not (math.isfinite(loss.item()) and (self.scaler.enabled or all(map(_finite, gradients)))):
             default_generator().bit_generator.state = random
-            self._name_the_culprit(images, labels)
-        self.optimizer.step()
+            self._name_the_culprit(lambda: F.cross_entropy(self.model(x), labels).backward())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         state.step += 1
         state.images += len(labels)
         state.wrong += count_wrong(logits, labels)
@@ -222,6 +271,7 @@ class Trainer:
         buffers = self.optimizer.state_dict()["momentum_buffers"]
         momentum = {name: buffers[i] for i, (name, _) in enumerate(self.model.named_parameters()) if i in buffers}
         self.state.generator = default_generator().bit_generator.state  # type: ignore[assignment]
+        self.state.scaler = self.scaler.state_dict()
         run = {"settings": self.settings, "options": self.options, "state": self.state.text()}
         normalisation = checkpoint.normalisation_text(self.mean, self.scale)
         texts = {"network": self.network, "normalisation": normalisation, "run": run}
@@ -243,6 +293,8 @@ class Trainer:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "momentum_buffers": buffers})
             self.model.load_state_dict(arrays)
             default_generator().bit_generator.state = state.generator
+            if state.scaler:
+                self.scaler.load_state_dict(state.scaler)
         except (CheckpointError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path} does not fit this run, or it is damaged: {error}") from error
         self.state = state
@@ -290,11 +342,11 @@ class Trainer:
 
     # --- what went wrong ----------------------------------------------------------------------------------------------
 
-    def _name_the_culprit(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def _name_the_culprit(self, passes: Callable[[], object]) -> None:
         """Runs a step's passes again, with every result looked at."""
         try:
             with detect_anomaly():
-                F.cross_entropy(self.model(Tensor(images)), labels).backward()
+                passes()
         except NonFiniteError as error:
             raise NonFiniteError(self._advice(str(error)), error.op) from error
         raise NonFiniteError(self._advice("the loss or a gradient is not finite"), "CrossEntropy")
@@ -331,7 +383,7 @@ def _check(name: str, value: Any, good: bool, expected: str) -> None:
 
 
 def _finite(array: Any) -> bool:
-    return bool(np.isfinite(array).all())
+    return bool(array_module(array).isfinite(array).all())
 
 
 def _crc32(data: Dataset) -> int:

@@ -6,25 +6,31 @@
 //
 // What is found: reads of shared memory, and of local variables, that nothing has written (they hold NaN, or a huge number);
 // accesses outside an array (the launcher puts a page behind each that may not be touched); barriers that not all threads
-// of a warp reach; and missing barriers, where the result depends on which thread runs first: `order` changes that.
+// of a warp reach; and missing barriers, where the result depends on which thread runs first: `order` changes that.  Where
+// the compiler is asked for checks of undefined behaviour, also an index outside of a shared or local array, a pack that
+// does not start at a multiple of its size, and an int that overflows.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <csetjmp>
 #include <csignal>
+#include <pthread.h>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <random>
-#include <vector>
+#include <utility>
 #if !defined(__x86_64__)
+#define TINYRES_UCONTEXT 1
+#endif
+#if defined(TINYRES_UCONTEXT)
 #include <ucontext.h>
 #endif
 
 #define TINYRES_EMULATED 1
-#define __global__
+#define __global__ __attribute__((visibility("hidden")))  // of two functions of one name, the C library's would run
 #define __device__
 #define __host__
 #define __constant__ static
@@ -44,12 +50,12 @@ extern char shared_begin[] __asm__("__start_cuda_shared") __attribute__((weak, v
 extern char shared_end[] __asm__("__stop_cuda_shared") __attribute__((weak, visibility("hidden")));
 
 namespace emulator {
-enum Wait { RUNNING, AT_BLOCK, AT_WARP, DONE };
-constexpr int MAX_THREADS = 1024, SLOT = 64;
+enum Wait { FRESH, RUNNING, AT_BLOCK, AT_WARP, DONE };
+constexpr int MAX_THREADS = 1024, SLOT = 32;
 constexpr size_t STACK = 64 * 1024, CANARY = 64;
 
 struct Fiber {
-#if defined(__x86_64__)
+#if !defined(TINYRES_UCONTEXT)
     void* stack;
 #else
     ucontext_t context;
@@ -72,15 +78,15 @@ static Fiber* now;
 static dim3 block_index, block_dim, grid_dim;
 static char slots[2][MAX_THREADS / 32][32][SLOT];
 static char* dynamic_shared;
-static void (*body)(void**);
-static void** arguments;
+static void (*body)(const char*);
+static const char* arguments;
 static Report report;
 static sigjmp_buf escape;
 static char* stacks;
 
 // --- fibers ---
 
-#if defined(__x86_64__)
+#if !defined(TINYRES_UCONTEXT)
 static void* scheduler;
 extern "C" __attribute__((visibility("hidden"))) void tinyres_switch(void** from, void* to);
 __asm__(R"(
@@ -103,22 +109,35 @@ tinyres_switch:
     popq %rbp
     ret
 )");
-inline void to_scheduler() { tinyres_switch(&now->stack, scheduler); }
-inline void resume(Fiber& f) { tinyres_switch(&scheduler, f.stack); }
+inline void from_scheduler(Fiber& to) { tinyres_switch(&scheduler, to.stack); }
+inline void to_scheduler(Fiber& from) { tinyres_switch(&from.stack, scheduler); }
+inline void from_to(Fiber& from, Fiber& to) { tinyres_switch(&from.stack, to.stack); }
 #else
 static ucontext_t scheduler;
-inline void to_scheduler() { swapcontext(&now->context, &scheduler); }
-inline void resume(Fiber& f) { swapcontext(&scheduler, &f.context); }
+inline void from_scheduler(Fiber& to) { swapcontext(&scheduler, &to.context); }
+inline void to_scheduler(Fiber& from) { swapcontext(&from.context, &scheduler); }
+inline void from_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
 #endif
 
-static void live() {
-    body(arguments);
-    now->wait = DONE;
-    to_scheduler();
+// The warp that runs: its lanes in the order of their turns, and how many of them have had theirs.
+static int order_of_lanes[32], lanes, turn;
+static Fiber* warp;
+
+// The next lane that can go on, or null when all have had their turn.
+inline Fiber* next_lane() {
+    while (turn < lanes) {
+        Fiber& f = warp[order_of_lanes[turn++]];
+        if (f.wait == FRESH || f.wait == RUNNING) return &f;
+    }
+    return nullptr;
 }
 
-inline void start(Fiber& f, char* stack) {
-#if defined(__x86_64__)
+static void live();
+
+inline void start(Fiber& f) {
+    char* stack = stacks + STACK * (&f - fibers);
+    f.wait = RUNNING;
+#if !defined(TINYRES_UCONTEXT)
     void** top = reinterpret_cast<void**>(stack + STACK - 64);
     *top = reinterpret_cast<void*>(&live);
     f.stack = top - 6;  // where the six saved registers would lie
@@ -131,15 +150,34 @@ inline void start(Fiber& f, char* stack) {
 #endif
 }
 
+// What a fiber does.  A thread that ends leaves its stack to the next: without barriers, one is enough for all.
+static void live() {
+    for (;;) {
+        body(arguments);
+        Fiber& ended = *now;
+        ended.wait = DONE;
+        Fiber* next = next_lane();
+        if (!next) to_scheduler(ended);
+        else if (next->wait == FRESH) next->wait = RUNNING, now = next;
+        else now = next, from_to(ended, *next);
+    }
+}
+
 [[noreturn]] inline void fail(const char* text, const char* one = "", const char* two = "") {
     std::snprintf(report.text, sizeof report.text, text, one, two);
     siglongjmp(escape, 1);
 }
 
+// The thread waits; the next lane has its turn.
 inline void wait_at(Wait kind, const char* what) {
-    now->wait = kind;
-    now->what = what;
-    to_scheduler();
+    Fiber& waiting = *now;
+    waiting.wait = kind;
+    waiting.what = what;
+    Fiber* next = next_lane();
+    if (!next) return to_scheduler(waiting);
+    if (next->wait == FRESH) start(*next);
+    now = next;
+    from_to(waiting, *next);
 }
 
 // Shows a value to the warp's other lanes: afterwards `shown(pointer, lane)` is that lane's.  Two sets of slots take turns:
@@ -156,60 +194,79 @@ template <class T> T shown(const char* from, int lane) {
     std::memcpy(&value, from + SLOT * (lane & 31), sizeof value);
     return value;
 }
+// Whether this lane is the first of its warp after a barrier, and can prepare something for the others.
+inline bool is_first() { return turn == 1; }
 
 // --- a launch ---
 
-inline void run_warp(const std::vector<int>& order, int first, int size) {
-    for (bool again = true; again;) {
-        int at_warp = 0, at_block = 0, done = 0;
+inline void run_warp(int first, int size) {
+    warp = fibers + first;
+    for (;;) {
+        turn = 0;
+        if (Fiber* f = next_lane()) {
+            if (f->wait == FRESH) start(*f);
+            now = f;
+            from_scheduler(*f);
+        }
+        int at_warp = 0;
         const char* what = nullptr;
-        for (int lane : order) {
-            if (lane >= size) continue;
-            Fiber& f = fibers[first + lane];
-            if (f.wait == RUNNING || f.wait == AT_WARP) {
-                now = &f;
-                f.wait = RUNNING;
-                resume(f);
-            }
-        }
         for (int lane = 0; lane < size; lane++) {
-            Fiber& f = fibers[first + lane];
-            at_warp += f.wait == AT_WARP; at_block += f.wait == AT_BLOCK; done += f.wait == DONE;
+            Fiber& f = warp[lane];
             if (f.wait != AT_WARP) continue;
+            at_warp++;
             now = &f;
-            if (what && std::strcmp(what, f.what)) fail("lanes of one warp wait at different things: %s and %s", what, f.what);
+            if (what && what != f.what && std::strcmp(what, f.what))
+                fail("lanes of one warp wait at different things: %s and %s", what, f.what);
             what = f.what;
+            f.wait = RUNNING;
         }
-        if (at_warp && (at_block || done)) fail("not all lanes of a warp reach %s", what);
-        again = at_warp;
+        if (!at_warp) return;
+        if (at_warp < size) fail("not all lanes of a warp reach %s", what);
     }
 }
 
+static void poison(char* begin, char* end) { std::memset(begin, 0xff, end - begin); }
+
 static void run_grid(dim3 grid, dim3 block, size_t dynamic, unsigned order) {
+    static char* memory;
+    static size_t capacity;
+    static int warps_in_order[MAX_THREADS / 32];
     const int threads = block.x * block.y * block.z, warps = (threads + 31) / 32;
     if (!stacks) stacks = static_cast<char*>(std::aligned_alloc(64, STACK * MAX_THREADS));
-    std::vector<char> shared(dynamic + 64 + 2 * CANARY);
-    char* begin = shared.data() + CANARY;
-    dynamic_shared = begin + (64 - reinterpret_cast<uintptr_t>(begin) % 64) % 64;
-    std::vector<int> lanes(32), all(warps);
-    std::iota(lanes.begin(), lanes.end(), 0);
-    std::iota(all.begin(), all.end(), 0);
+    if (capacity < dynamic + 2 * CANARY) {
+        std::free(memory);
+        capacity = (dynamic + 2 * CANARY + 63) / 64 * 64;
+        memory = static_cast<char*>(std::aligned_alloc(64, capacity));
+    }
+    dynamic_shared = memory + CANARY;
+    std::iota(order_of_lanes, order_of_lanes + 32, 0);
+    std::iota(warps_in_order, warps_in_order + warps, 0);
+    if (order == 1) {
+        std::reverse(order_of_lanes, order_of_lanes + 32);
+        std::reverse(warps_in_order, warps_in_order + warps);
+    }
     std::mt19937 random(order);
     grid_dim = grid; block_dim = block;
     for (unsigned bz = 0; bz < grid.z; bz++) for (unsigned by = 0; by < grid.y; by++) for (unsigned bx = 0; bx < grid.x; bx++) {
         block_index = {bx, by, bz};
-        std::memset(shared_begin, 0xff, shared_end - shared_begin);
-        std::memset(shared.data(), 0xff, shared.size());
-        if (order == 1) std::reverse(lanes.begin(), lanes.end()), std::reverse(all.begin(), all.end());
-        if (order > 1) std::shuffle(lanes.begin(), lanes.end(), random), std::shuffle(all.begin(), all.end(), random);
+        poison(shared_begin, shared_end);
+        poison(memory, memory + dynamic + 2 * CANARY);
+        if (order > 1) {
+            std::shuffle(order_of_lanes, order_of_lanes + 32, random);
+            std::shuffle(warps_in_order, warps_in_order + warps, random);
+        }
         for (unsigned i = 0; i < unsigned(threads); i++) {
             Fiber& f = fibers[i];
             f.index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
-            f.lane = i % 32; f.warp = i / 32; f.wait = RUNNING; f.exchanges = 0;
-            start(f, stacks + STACK * i);
+            f.lane = i % 32; f.warp = i / 32; f.wait = FRESH; f.exchanges = 0;
         }
         for (bool unfinished = true; unfinished;) {
-            for (int w : all) run_warp(lanes, 32 * w, std::min(32, threads - 32 * w));
+            for (int w = 0; w < warps; w++) {
+                const int first = 32 * warps_in_order[w], size = std::min(32, threads - first);
+                for (int i = size; i < 32; i++) fibers[first + i].wait = DONE;  // the last warp may be short
+                lanes = 32;
+                run_warp(first, size);
+            }
             unfinished = false;
             for (int i = 0; i < threads; i++)
                 if (fibers[i].wait == AT_BLOCK) { unfinished = true; fibers[i].wait = RUNNING; }
@@ -217,44 +274,80 @@ static void run_grid(dim3 grid, dim3 block, size_t dynamic, unsigned order) {
         for (size_t i = 0; i < CANARY; i++)
             if (dynamic_shared[-1 - int(i)] != char(0xff) || dynamic_shared[dynamic + i] != char(0xff))
                 fail("it writes outside its dynamic shared memory");
-        if (order == 1) std::reverse(lanes.begin(), lanes.end()), std::reverse(all.begin(), all.end());
     }
 }
 
-static void on_signal(int, siginfo_t* info, void*) {
+// The signals of a thread that does what it may not.  Other threads of the process keep the handlers that they had.
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE};
+static struct sigaction before[3];
+static pthread_t runner;
+
+static void on_signal(int signal, siginfo_t* info, void*) {
+    if (!pthread_equal(pthread_self(), runner)) {  // the instruction runs again, and then with the handler that was there
+        for (int i = 0; i < 3; i++) if (SIGNALS[i] == signal) sigaction(signal, &before[i], nullptr);
+        return;
+    }
     report.address = reinterpret_cast<uint64_t>(info->si_addr);
+    if (signal == SIGFPE) fail("it divides an integer by zero");
     siglongjmp(escape, 2);
 }
 
 // Returns 0, or 1 for an error with a text, or 2 for an access to memory that may not be touched.
-static int launch(void (*kernel)(void**), const unsigned* grid, const unsigned* block, size_t shared, unsigned order, void** args) {
-    struct sigaction ours = {}, segv, bus;
+static int launch(void (*kernel)(const char*), dim3 grid, dim3 block, size_t shared, unsigned order, const char* args) {
+    struct sigaction ours = {};
     ours.sa_sigaction = on_signal;
     ours.sa_flags = SA_SIGINFO | SA_NODEFER;
-    sigaction(SIGSEGV, &ours, &segv);
-    sigaction(SIGBUS, &ours, &bus);
+    runner = pthread_self();
     body = kernel; arguments = args; report = Report{}; now = nullptr;
+    for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &ours, &before[i]);
     const int status = sigsetjmp(escape, 1);
-    if (!status) run_grid({grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared, order);
-    sigaction(SIGSEGV, &segv, nullptr);
-    sigaction(SIGBUS, &bus, nullptr);
+    if (!status) run_grid(grid, block, shared, order);
+    for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &before[i], nullptr);
     const dim3 thread = now ? now->index : dim3{0, 0, 0};
     const unsigned at[6] = {block_index.x, block_index.y, block_index.z, thread.x, thread.y, thread.z};
     std::memcpy(report.block, at, sizeof at);
     return status;
 }
 
-template <class... A, size_t... I> void unpack(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
-    kernel(*static_cast<std::remove_reference_t<A>*>(args[I])...);
+// The arguments of a kernel lie one behind the other, each in 8 bytes.
+template <class T> T argument(const char* from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
 }
-template <class... A> void unpack(void (*kernel)(A...), void** args) { unpack(kernel, args, std::index_sequence_for<A...>{}); }
+template <class... A, size_t... I> void call(void (*kernel)(A...), const char* args, std::index_sequence<I...>) {
+    kernel(argument<std::remove_const_t<A>>(args + 8 * I)...);
+}
+template <class... A> void call(void (*kernel)(A...), const char* args) { call(kernel, args, std::index_sequence_for<A...>{}); }
 }  // namespace emulator
 
 extern "C" const emulator::Report* tinyres_report() { return &emulator::report; }
-#define EXPORT(kernel)                                                                                                \
-    extern "C" int tinyres_##kernel(unsigned* grid, unsigned* block, size_t shared, unsigned order, void** args) {    \
-        return emulator::launch([](void** a) { emulator::unpack(kernel, a); }, grid, block, shared, order, args);     \
+#define EXPORT(kernel)                                                                                              \
+    extern "C" int tinyres_##kernel(unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,    \
+                                    size_t shared, unsigned order, const char* args) {                              \
+        return emulator::launch([](const char* a) { emulator::call(kernel, a); }, {gx, gy, gz}, {bx, by, bz}, shared, \
+                                order, args);                                                                       \
     }
+
+// What the compiler's checks of undefined behaviour call; each passes first where in the source it happened.
+#define FOUND(what, ...)                                                                                       \
+    extern "C" __attribute__((visibility("hidden"))) void __ubsan_handle_##what(__VA_ARGS__)
+namespace emulator {
+struct Place { const char* file; uint32_t line, column; };
+[[noreturn]] inline void undefined(const char* what, const Place* place) {
+    char where[100];
+    std::snprintf(where, sizeof where, "%s:%u", place->file, place->line);
+    fail("%s, %s", what, where);
+}
+}  // namespace emulator
+FOUND(out_of_bounds, emulator::Place* p, void*) { emulator::undefined("an index is outside of its array", p); }
+FOUND(type_mismatch_v1, emulator::Place* p, void*) { emulator::undefined("an address is not aligned", p); }
+FOUND(add_overflow, emulator::Place* p, void*, void*) { emulator::undefined("a sum of integers overflows", p); }
+FOUND(sub_overflow, emulator::Place* p, void*, void*) { emulator::undefined("a difference of integers overflows", p); }
+FOUND(mul_overflow, emulator::Place* p, void*, void*) { emulator::undefined("a product of integers overflows", p); }
+FOUND(negate_overflow, emulator::Place* p, void*) { emulator::undefined("the negative of an integer overflows", p); }
+FOUND(divrem_overflow, emulator::Place* p, void*, void*) { emulator::undefined("an integer is divided by zero", p); }
+FOUND(shift_out_of_bounds, emulator::Place* p, void*, void*) { emulator::undefined("a shift is too far", p); }
 
 // --- what kernels are written with ---
 
@@ -277,6 +370,14 @@ template <class T> T __shfl_down_sync(unsigned, T value, int delta) {
     return emulator::shown<T>(emulator::exchange(value, "__shfl_down_sync"), lane);
 }
 template <class T> T __ldg(const T* pointer) { return *pointer; }
+#define SMALLER_AND_LARGER(type, smaller, larger)                    \
+    inline type min(type a, type b) { return smaller; }              \
+    inline type max(type a, type b) { return larger; }
+SMALLER_AND_LARGER(int, a < b ? a : b, a < b ? b : a)
+SMALLER_AND_LARGER(unsigned, a < b ? a : b, a < b ? b : a)
+SMALLER_AND_LARGER(long long, a < b ? a : b, a < b ? b : a)
+SMALLER_AND_LARGER(float, std::fmin(a, b), std::fmax(a, b))
+SMALLER_AND_LARGER(double, std::fmin(a, b), std::fmax(a, b))
 inline float __frcp_rn(float x) { return 1 / x; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline double rsqrt(double x) { return 1 / std::sqrt(x); }

@@ -9,27 +9,33 @@
 //     half and bfloat16, K = 16, two elements a register, the first in the lower half:
 //       a[0] (g, 2t)  a[1] (g + 8, 2t)  a[2] (g, 2t + 8)  a[3] (g + 8, 2t + 8)       b[0] (2t, g)  b[1] (2t + 8, g)
 //
-// The host version lets every lane show its fragments to the others and add up its own four elements, so a wrong lane or a
-// wrong register gives the wrong result there as on the card.
+// In the host version every lane shows its fragments, the first lane puts A and B together from them, and every lane adds up
+// its own four elements: a wrong lane or a wrong register gives the wrong result there as on the card.
 #pragma once
 #include "common.cuh"
 
 #ifdef TINYRES_EMULATED
 namespace emulator {
 struct Fragments { uint32_t a[4], b[2]; };
+static float rows[32][16][16], columns[32][8][16];  // of each warp: A's rows and B's columns
 template <class Element> void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int depth, Element element) {
     const char* warp = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, "mma");
-    const int group = now->lane / 4, pair = now->lane % 4;
-    for (int i = 0; i < 4; i++) {
-        const int row = group + 8 * (i / 2), column = 2 * pair + i % 2;
-        float sum = 0;
-        for (int k = 0; k < depth; k++) {
-            const int elements = depth / 8, t = k / elements % 4, half = k % elements, upper = k / (depth / 2);
-            const auto of_a = shown<Fragments>(warp, row % 8 * 4 + t), of_b = shown<Fragments>(warp, column * 4 + t);
-            sum += element(of_a.a[row / 8 + 2 * upper], half) * element(of_b.b[upper], half);
+    float(*of_a)[16] = rows[now->warp], (*of_b)[16] = columns[now->warp];
+    if (is_first())
+        for (int lane = 0; lane < 32; lane++) {
+            const auto f = shown<Fragments>(warp, lane);
+            const int elements = depth / 8;  // of a register
+            for (int i = 0; i < 4; i++)
+                for (int e = 0; e < elements; e++)
+                    of_a[lane / 4 + 8 * (i % 2)][lane % 4 * elements + e + i / 2 * (depth / 2)] = element(f.a[i], e);
+            for (int i = 0; i < 2; i++)
+                for (int e = 0; e < elements; e++) of_b[lane / 4][lane % 4 * elements + e + i * (depth / 2)] = element(f.b[i], e);
         }
-        d[i] += sum;
-    }
+    const int group = now->lane / 4, pair = now->lane % 4;
+    float sum[4] = {};
+    for (int k = 0; k < depth; k++)
+        for (int i = 0; i < 4; i++) sum[i] += of_a[group + 8 * (i / 2)][k] * of_b[2 * pair + i % 2][k];
+    for (int i = 0; i < 4; i++) d[i] += sum[i];
 }
 }  // namespace emulator
 #endif

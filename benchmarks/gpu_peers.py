@@ -1,0 +1,112 @@
+"""PyTorch's training steps on a GPU, in the configurations that its users reach for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tinyres.benchmarks import peers
+
+CONFIGURATIONS = ("torch eager", "torch channels_last autocast", "torch compile max-autotune", "torch cuda graph")
+
+
+def available() -> bool:
+    """Whether PyTorch is installed and sees a GPU."""
+    if not peers.installed():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def step(network: Any, configuration: str, batch: int, half: bool) -> Callable[[], object]:
+    """A training step of a torch module on random images, as a function that returns before the GPU is done.
+
+    ``half``: autocast to bfloat16, in "channels_last autocast" always.  "cuda graph" captures the whole step."""
+    import torch
+    import torch.nn.functional as F
+
+    torch.manual_seed(0)
+    model = network.cuda().train()
+    x, y = torch.randn(batch, 3, 32, 32, device="cuda"), torch.randint(0, 10, (batch,), device="cuda")
+    half = half or "autocast" in configuration
+    if half:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    run = torch.compile(model, mode="max-autotune") if "compile" in configuration else model
+
+    def train() -> object:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            loss = F.cross_entropy(run(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    if "cuda graph" not in configuration:
+        return train
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            train()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train()
+    return graph.replay
+
+
+def elapsed_ms(run: Callable[[], object], repeats: int) -> float:
+    """Milliseconds of a run on the GPU, the mean over ``repeats`` in a row."""
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / repeats
+
+
+def matmul_tflops(dtype: str, n: int = 8192) -> float:
+    """TFLOP/s of a matrix product by cuBLAS: "float32" (exact), "tf32", "float16" or "bfloat16"."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    a, b = (torch.randn(n, n, device="cuda", dtype=getattr(torch, dtype, torch.float32)) for _ in range(2))
+    a @ b
+    best = min(elapsed_ms(lambda: a @ b, 5) for _ in range(5))
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return 2 * n**3 / best / 1e9
+
+
+def resnet9() -> Any:
+    """David Page's ResNet-9 (DAWNBench, 2018), wide and shallow, so that the tensor cores have work; with an average over
+    the last map in the place of its maximum, as ours in `gpu`."""
+    from torch import nn
+
+    def block(i: int, o: int, pool: bool = False) -> Any:
+        layers = [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+    class Residual(nn.Module):
+        def __init__(self, c: int) -> None:
+            super().__init__()
+            self.branch = nn.Sequential(block(c, c), block(c, c))
+
+        def forward(self, x: Any) -> Any:
+            return x + self.branch(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            early = block(3, 64), block(64, 128, True), Residual(128)
+            late = block(128, 256, True), block(256, 512, True), Residual(512)
+            self.body = nn.Sequential(*early, *late, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.head = nn.Linear(512, 10)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.body(x))
+
+    return Net()

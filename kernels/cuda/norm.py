@@ -1,0 +1,112 @@
+"""Batch norm: `src/norm.cu`, where the passes are explained."""
+
+from typing import Any
+
+from tinyres.kernels.arrays import array_module
+from tinyres.kernels.contract import Unsupported
+from tinyres.kernels.cuda.common import BLOCK, address, as_seen, c_type, empty, in_memory
+from tinyres.kernels.cuda.launch import Kernel, kernel
+
+Array = Any
+THREADS = 512  # of a block, at most: as in the source
+TILE = 32  # columns of a block, at most
+STATISTICS_ROWS = 8  # that a thread of the first kernels reads at a time, and one part holds at least of each thread
+ROWS = 4  # that a thread of the second kernels reads at a time
+PARTS = 128  # of a sum, at most: they fill the card, and few are quick to add up
+SECOND_BLOCKS = 264  # of the second kernels, at most: each of them adds up the parts
+
+
+def batch_norm(
+    x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool
+) -> tuple[Array, Array, Array]:
+    plan, inside, joined, vectors = _prepare((x, residual), (weight, bias))
+    mean, var, y = empty(weight, weight.shape), empty(weight, weight.shape), empty(inside, inside.shape)
+    parts = plan.new_parts(weight)
+    plan.first("batch_norm_statistics", inside, parts, plan.rows, plan.share, plan.columns)
+    plan.second("batch_norm_normalise", inside, parts, *vectors, joined, y, mean, var, eps, plan.rows, plan.share, plan.parts,
+                plan.columns, relu)  # fmt: skip
+    return as_seen(y), mean, var
+
+
+def batch_norm_inference(
+    x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
+) -> Array:
+    plan, inside, joined, vectors = _prepare((x, residual), (mean, var, weight, bias))
+    y = empty(inside, inside.shape)
+    plan.second("batch_norm_inference", inside, *vectors, joined, y, eps, plan.rows, plan.columns, relu)
+    return as_seen(y)
+
+
+def batch_norm_backward(
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float,
+    training: bool, residual: bool,
+) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
+    plan, *images, (scale, centre, spread) = _prepare((dy, x, y), (weight, mean, var))
+    d, inside, result = images
+    dx, dweight, dbias = empty(d, d.shape), empty(weight, weight.shape), empty(weight, weight.shape)
+    dz, parts = empty(d, d.shape) if residual and result is not None else None, plan.new_parts(weight)
+    plan.first("batch_norm_backward_sums", d, inside, result, centre, dz, parts, plan.rows, plan.share, plan.columns)
+    if dz is not None:
+        d, result = dz, None
+    plan.second("batch_norm_backward_input", d, inside, result, parts, scale, centre, spread, dx, dweight, dbias, eps,
+                plan.rows, plan.parts, plan.columns, training)  # fmt: skip
+    joined = dy if dz is None else as_seen(dz)  # without a ReLU dz is dy
+    return as_seen(dx), dweight, dbias, joined if residual else None
+
+
+def batch_norm_running(
+    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, m: int
+) -> None:
+    vector = c_type(running_mean, running_var, mean, var, allowed=("float32", "float64"))
+    if not (running_mean.flags.c_contiguous and running_var.flags.c_contiguous):
+        raise Unsupported("running statistics with gaps between them")
+    if channels := running_mean.size:
+        width = 16 // running_mean.itemsize  # unused: it is that of most images, and so compiled already
+        kernel("norm", "batch_norm_running", REAL=vector, VECTOR=vector, WIDTH=width)(
+            -(-channels // BLOCK), BLOCK, running_mean, running_var, in_memory(mean), in_memory(var), momentum, m / (m - 1),
+            channels,
+        )  # fmt: skip
+
+
+class _Plan:
+    """How an (N, H, W, C) array is cut: ``rows`` pixels of ``columns`` of ``width`` channels; the first kernels leave
+    ``parts`` of their sums, of ``share`` rows each."""
+
+    def __init__(self, x: Array, real: str, vector: str, aligned: bool) -> None:
+        channels, pack = x.shape[-1], 16 // x.itemsize
+        self.width = pack if aligned and channels % pack == 0 else 1
+        self.macros = {"REAL": real, "VECTOR": vector, "WIDTH": self.width}
+        self.rows, self.columns = x.size // max(channels, 1), channels // self.width
+        self.tiles = max(1, -(-self.columns // TILE))
+        wide = max(1, -(-self.columns // self.tiles))
+        self.block = (wide, THREADS // wide)
+        most = max(1, PARTS // self.tiles)
+        self.share = max(-(-self.rows // most), STATISTICS_ROWS * self.block[1])
+        self.parts = max(1, -(-self.rows // self.share))
+        sums = 8 if vector == "double" else 4
+        self.shared = self.block[0] * self.block[1] * (2 * self.width + 1) * sums  # a Moments or a Sums a thread
+
+    def new_parts(self, vector: Array) -> Array:
+        return empty(vector, (self.parts, 2, self.columns * self.width))
+
+    def first(self, name: str, *arguments: Any) -> None:
+        self._kernel(name)((self.parts, self.tiles), self.block, *arguments, shared=self.shared)
+
+    def second(self, name: str, *arguments: Any) -> None:
+        blocks = max(1, min(-(-self.rows // (ROWS * self.block[1])), SECOND_BLOCKS // self.tiles))
+        self._kernel(name)((blocks, self.tiles), self.block, *arguments, shared=self.shared)
+
+    def _kernel(self, name: str) -> Kernel:
+        return kernel("norm", name, **self.macros)
+
+
+def _prepare(images: tuple[Array | None, ...], vectors: tuple[Array, ...]) -> Any:
+    """-> plan, *images as (N, H, W, C), contiguous vectors.  Raises Unsupported for dtypes that do not go together."""
+    real = c_type(*images)
+    wanted = "float64" if real == "double" else "float32"
+    vector = c_type(*vectors, allowed=(wanted,))
+    inside = [None if a is None else in_memory(a) for a in images]
+    first = inside[0]
+    aligned = not any(address(a) % 16 for a in inside if a is not None)
+    flat = [array_module(a).ascontiguousarray(a) for a in vectors]
+    return _Plan(first, real, vector, aligned), *inside, flat
