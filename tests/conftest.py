@@ -1,6 +1,7 @@
 """What all tests share: tinyres is importable from a bare checkout, and every test leaves the process as it found it."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 if importlib.util.find_spec("tinyres") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+os.environ.setdefault("TINYRES_EMULATOR", "checked")  # memory of emulated kernels is guarded and poisoned
+os.environ.setdefault("TINYRES_TF32", "0")  # the tests' tolerances are those of float32
 
 
 @pytest.fixture(autouse=True)

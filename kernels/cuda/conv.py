@@ -13,7 +13,7 @@ from typing import Any
 
 from tinyres.kernels.arrays import Pair
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cuda import conv_depthwise, conv_exact, conv_tensor, im2col
+from tinyres.kernels.cuda import conv_depthwise, conv_exact, im2col
 
 
 def tf32_allowed() -> bool:
@@ -24,7 +24,7 @@ def tf32_allowed() -> bool:
 def _candidates(image: Any) -> tuple[ModuleType, ...]:
     if image.dtype.name == "float32" and not tf32_allowed():
         return conv_depthwise, conv_exact, im2col
-    return conv_depthwise, conv_tensor, conv_exact, im2col
+    return conv_depthwise, conv_exact, im2col
 
 
 def _first(name: str, image: Any, *args: Any) -> Any:

@@ -19,8 +19,8 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     y = empty(x, (n, oh, ow, f))
     if y.size:
         tile = _tile(n * oh * ow, f)
-        _run("forward", tile, real, (-(-n * oh * ow // tile[0]), -(-f // tile[1])), x, taps, y, n, height, width, c, oh, ow, f,
-             kh, kw, *stride, *padding, *dilation, _packed(c, x), _packed(f, taps, y))  # fmt: skip
+        _run("forward", tile, real, (-(-n * oh * ow // tile[0]), -(-f // tile[1])), x, taps, y, n, height, width, c,
+             oh, ow, f, kh, kw, *stride, *padding, *dilation, _packed(c, x), _packed(f, taps, y))  # fmt: skip
     return as_seen(y)
 
 
@@ -34,8 +34,8 @@ def conv2d_backward_input(
     if dx.size:
         phases, rows = stride[0] * stride[1], n * -(-height // stride[0]) * -(-width // stride[1])
         tile = _tile(rows, c, phases)
-        _run("backward_input", tile, real, (-(-rows // tile[0]), -(-c // tile[1]), phases), dy, taps, dx, n, height, width, c,
-             oh, ow, f, kh, kw, *stride, *padding, *dilation, _packed(f, dy), _packed(c, taps, dx))  # fmt: skip
+        _run("backward_input", tile, real, (-(-rows // tile[0]), -(-c // tile[1]), phases), dy, taps, dx, n, height, width,
+             c, oh, ow, f, kh, kw, *stride, *padding, *dilation, _packed(f, dy), _packed(c, taps, dx))  # fmt: skip
     return as_seen(dx)
 
 

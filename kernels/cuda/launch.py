@@ -143,9 +143,9 @@ class Kernel:
             values.append(value)
             if value is None:
                 continue
-            flags = getattr(value, "flags", None)
-            if flags is None or not hasattr(value, "dtype") or _name(value.dtype) != np_name(parameter.dtype):
-                got = f"an array of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+            flags = None if isinstance(value, np.generic) else getattr(value, "flags", None)
+            if flags is None or _name(value.dtype) != np_name(parameter.dtype):
+                got = type(value).__name__ if flags is None else f"an array of {value.dtype}"
                 raise self._error(parameter, f"an array of {np_name(parameter.dtype)} is expected, got {got}")
             if not flags.c_contiguous:
                 raise self._error(parameter, f"must be contiguous; shape {value.shape}, strides {value.strides}")

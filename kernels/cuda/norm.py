@@ -23,8 +23,8 @@ def batch_norm(
     mean, var, y = empty(weight, weight.shape), empty(weight, weight.shape), empty(inside, inside.shape)
     parts = plan.new_parts(weight)
     plan.first("batch_norm_statistics", inside, parts, plan.rows, plan.share, plan.columns)
-    plan.second("batch_norm_normalise", inside, parts, *vectors, joined, y, mean, var, eps, plan.rows, plan.share, plan.parts,
-                plan.columns, relu)  # fmt: skip
+    plan.second("batch_norm_normalise", inside, parts, *vectors, joined, y, mean, var, eps, plan.rows, plan.share,
+                plan.parts, plan.columns, relu)  # fmt: skip
     return as_seen(y), mean, var
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 Macros = tuple[tuple[str, str], ...]
-ALL = ("float", "double", "half", "bfloat16")
+HALVES = ("half", "bfloat16")
+ALL = ("float", "double", *HALVES)
+PACK = {"float": 4, "double": 2, "half": 8, "bfloat16": 8}  # elements of 16 bytes
 
 
 class Variant(NamedTuple):
@@ -29,8 +31,15 @@ def _each(*reals: str, capability: int = 75, stack: str = "", **macros: object) 
     return [Variant(tuple(sorted(one.items())), capability, stack) for one in sets]
 
 
+def _beside_float(name: str) -> list[Variant]:
+    """Each type of REAL, with a second macro of the same type; for the short ones also with float."""
+    return [v for real in ALL for other in dict.fromkeys((real, "float" if real in HALVES else real))
+            for v in _each(real, **{name: other})]  # fmt: skip
+
+
 # by file; where a file uses INDEX, each set is there again with INDEX=long long
 VARIANTS: dict[str, list[Variant]] = {
+    "conv_depthwise": _beside_float("PARAM"),
     "conv_exact": [
         one
         for rows, filters, each in ((128, 16, 4), (128, 32, 8), (64, 16, 4), (64, 32, 4), (64, 64, 8))
@@ -41,9 +50,22 @@ VARIANTS: dict[str, list[Variant]] = {
         *(one for real in ("float", "double") for one in _each(real, LEFT=real, RIGHT=real, RESULT=real)),
         *(
             one
-            for real, right, result in itertools.product(("half", "bfloat16"), ("", "float"), ("", "float"))
+            for real, right, result in itertools.product(HALVES, ("", "float"), ("", "float"))
             for one in _each(real, LEFT=real, RIGHT=right or real, RESULT=result or real)
         ),
+    ],
+    "linear": [*_each("double", INPUT="double"), *(v for one in ("float", *HALVES) for v in _each("float", INPUT=one))],
+    "norm": [
+        *(v for width in (1, 4) for v in _each("float", VECTOR="float", WIDTH=width)),
+        *(v for width in (1, 2) for v in _each("double", VECTOR="double", WIDTH=width)),
+        *(v for width in (1, 8) for v in _each(*HALVES, VECTOR="float", WIDTH=width)),
+    ],
+    "pool": [
+        one
+        for place in ("uint8_t", "int", "long long")
+        for real in ALL
+        for width in (1, PACK[real])
+        for one in _each(real, WIDTH=width, PLACE=place)
     ],
     "step": [Variant(())],
 }

@@ -24,6 +24,9 @@ struct bfloat16 { uint16_t bits; };  // the upper half of a float
 #ifndef INDEX
 #define INDEX int
 #endif
+typedef INDEX Index;
+#undef INDEX
+#define INDEX Index  // one word, so that INDEX(x) is a conversion
 
 // --- widen(x): the number to compute with.  narrow(y, x): y gets x, rounded to nearest even ---
 
@@ -72,8 +75,8 @@ template <class T> __device__ __forceinline__ T narrow(ACC x) { T y; narrow(y, x
 constexpr int PACK = 16 / sizeof(REAL);
 struct __align__(16) Pack { REAL v[PACK]; };
 
-// A sum over the block, the same in every thread.  ``of_warp`` is shared memory for a number a warp; the tree is fixed, so the
-// bits are.  All threads of the block must call it, in whole warps.
+// A sum over the block, the same in every thread.  ``of_warp`` is shared memory for a number a warp; the tree is fixed, so
+// the bits are.  All threads of the block must call it, in whole warps.
 template <class T> __device__ __forceinline__ T block_sum(T sum, T* of_warp) {
     for (int mask = 16; mask; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
     const int thread = threadIdx.x + blockDim.x * threadIdx.y, warps = blockDim.x * blockDim.y / 32;

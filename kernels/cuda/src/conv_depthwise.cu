@@ -2,10 +2,10 @@
 //
 //     y[n,i,j,f] = sum over a, b of  x[n, i s - p + a d, j s - p + b d, f / MULT] * w[f,a,b]
 //
-// No sum over channels, so no matrix product: 2 KH KW FLOPs for each element of y.  With a 3 x 3 filter and e bytes an element
-// that is 18 FLOPs for 2 e bytes, if every element of x comes from memory once and its other eight reads from the caches:
-// memory limits it, and the kernels are made to read whole lines.  Channels lie side by side; with one filter a channel a
-// thread takes PACK of them, 16 bytes, else one.  The filters are laid out (KH KW, F), so that they are read in the same way.
+// No sum over channels, so no matrix product: 2 KH KW FLOPs for each element of y.  With a 3 x 3 filter and e bytes an
+// element that is 18 FLOPs for 2 e bytes, if every element of x comes from memory once and its other eight reads from the
+// caches: memory limits it, and the kernels are made to read whole lines.  Channels lie side by side; with one filter a
+// channel a thread takes PACK of them, 16 bytes, else one.  The filters are laid out (KH KW, F), to be read in the same way.
 //
 // Macros: REAL is the type of images, PARAM that of filters.  Sums are in ACC.
 #include "common.cuh"
@@ -39,7 +39,8 @@ constexpr int RUN = 4;
 
 template <int V> __device__ __forceinline__ void forward_of(
     const REAL* __restrict__ x, const PARAM* __restrict__ w, REAL* __restrict__ y, INDEX runs, int H, int W, int MULT, int F,
-    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w) {
+    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
+    int dilation_w) {
     const int C = F / MULT, lots = F / V, in_row = (OW + RUN - 1) / RUN;
     for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < runs * lots; at += INDEX(gridDim.x) * blockDim.x) {
         const int f = at % lots * V, c = f / MULT, j = at / lots % in_row * RUN;
@@ -70,8 +71,8 @@ template <int V> __device__ __forceinline__ void forward_of(
 
 // x (N, H, W, C), w (KH, KW, F) -> y (N, OH, OW, F).  ``runs`` is N OH ceil(OW / RUN); ``packed``: PACK channels a thread.
 extern "C" __global__ void __launch_bounds__(256, 2) depthwise(
-    const REAL* __restrict__ x, const PARAM* __restrict__ w, REAL* __restrict__ y, INDEX runs, int packed, int H, int W, int MULT,
-    int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
+    const REAL* __restrict__ x, const PARAM* __restrict__ w, REAL* __restrict__ y, INDEX runs, int packed, int H, int W,
+    int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
     int dilation_w) {
     if (packed) forward_of<PACK>(x, w, y, runs, H, W, MULT, F, KH, KW, OH, OW, stride_h, stride_w, padding_h, padding_w,
                                  dilation_h, dilation_w);
@@ -79,11 +80,12 @@ extern "C" __global__ void __launch_bounds__(256, 2) depthwise(
                        dilation_w);
 }
 
-// --- the gradient by the input: each pixel collects from the windows that covered it (col2im in im2col.cu, without columns) ---
+// --- the gradient by the input: each pixel collects from the windows that covered it, as in im2col.cu but without columns ---
 
 template <int V> __device__ __forceinline__ void backward_input_of(
-    const REAL* __restrict__ dy, const PARAM* __restrict__ w, REAL* __restrict__ dx, INDEX pixels, int H, int W, int MULT, int F,
-    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w) {
+    const REAL* __restrict__ dy, const PARAM* __restrict__ w, REAL* __restrict__ dx, INDEX pixels, int H, int W, int MULT,
+    int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
+    int dilation_w) {
     const int C = F / MULT, lots = C / V;
     for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < pixels * lots; at += INDEX(gridDim.x) * blockDim.x) {
         const int c = at % lots * V;
@@ -112,8 +114,8 @@ template <int V> __device__ __forceinline__ void backward_input_of(
 // dy (N, OH, OW, F), w (KH, KW, F) -> dx (N, H, W, C).  ``pixels`` is N H W.
 extern "C" __global__ void __launch_bounds__(256, 2) depthwise_backward_input(
     const REAL* __restrict__ dy, const PARAM* __restrict__ w, REAL* __restrict__ dx, INDEX pixels, int packed, int H, int W,
-    int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
-    int dilation_w) {
+    int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w,
+    int dilation_h, int dilation_w) {
     if (packed) backward_input_of<PACK>(dy, w, dx, pixels, H, W, MULT, F, KH, KW, OH, OW, stride_h, stride_w, padding_h,
                                         padding_w, dilation_h, dilation_w);
     else backward_input_of<1>(dy, w, dx, pixels, H, W, MULT, F, KH, KW, OH, OW, stride_h, stride_w, padding_h, padding_w,
@@ -131,9 +133,9 @@ constexpr int TAPS = 9;
 
 // parts (gridDim.y, KH KW, F); ``pixels`` is N OH OW, ``per_part`` how many of them a part takes.
 extern "C" __global__ void __launch_bounds__(256, 2) depthwise_backward_weight(
-    const REAL* __restrict__ dy, const REAL* __restrict__ x, PARAM* __restrict__ parts, INDEX pixels, INDEX per_part, int H, int W,
-    int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
-    int dilation_w) {
+    const REAL* __restrict__ dy, const REAL* __restrict__ x, PARAM* __restrict__ parts, INDEX pixels, INDEX per_part, int H,
+    int W, int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w,
+    int dilation_h, int dilation_w) {
     __shared__ ACC of_rows[8][32];
     const int lane = threadIdx.x, row = threadIdx.y, C = F / MULT, first = blockIdx.z * TAPS;
     const int f = blockIdx.x * 32 + lane, c = f / MULT;
@@ -153,7 +155,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) depthwise_backward_weight(
 #pragma unroll
         for (int i = 0; i < TAPS; i++) {
             const int h = top + down[i], w = left + right[i];
-            if (h >= 0 && h < H && w >= 0 && w < W) sums[i] += cotangent * widen(image[(INDEX(h) * W + w) * C]);
+            const bool inside = h >= 0 && h < H && w >= 0 && w < W;
+            sums[i] += cotangent * (inside ? widen(image[(INDEX(h) * W + w) * C]) : ACC(0));  // (NaN times 0 is NaN)
         }
     }
 #pragma unroll

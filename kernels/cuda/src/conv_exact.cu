@@ -1,17 +1,17 @@
 // Convolution without a column matrix ("implicit GEMM"), in float or double on the ordinary cores, and its two gradients.
 //
-// It is the product of im2col.cu, y = columns w^T with k = (tap, channel), but a block makes the piece of the columns that it
-// needs just now, in shared memory, straight from x.  Costs: 2 M F K FLOPs for each of the three; memory is read about once
+// It is the product of im2col.cu, y = columns w^T with k = (tap, channel), but a block makes the piece of the columns that
+// it needs just now, in shared memory, straight from x.  Costs: 2 M F K FLOPs for each of the three; memory is read about once
 // per tile, so e (M K / KH KW + F K + M F) bytes at best.  With 16 channels that is about 70 FLOPs a byte: the cores limit
 // it, and beside them the reads of shared memory.  Hence three levels of tiles:
 //
 //   block   TILE_M pixels x TILE_F filters: a number that was loaded is used TILE_F or TILE_M times
-//   thread  EACH pixels x 4 filters, in registers: of each 16 bytes read from shared memory, every number is used 4 or EACH times
+//   thread  EACH pixels x 4 filters, in registers: a number that was read from shared memory is used 4 or EACH times
 //   depth   16 terms at a time.  While the threads compute with these, the next 16 are on their way into registers: the
 //           wait for memory is behind the arithmetic.
 //
-// A thread's pixels lie DOWN rows apart, and rows of the pixels' tile are 16 + 4 numbers long, so the 16-byte reads of a warp
-// fall into different banks, or are the same address, which costs nothing.
+// A thread's pixels lie DOWN rows apart, and rows of the pixels' tile are 16 + 4 numbers long, so the 16-byte reads of a
+// warp fall into different banks, or are the same address, which costs nothing.
 //
 // Macros: TILE_M, TILE_F (16, 32 or 64) and EACH.  REAL is float or double.
 #include "common.cuh"
@@ -106,7 +106,8 @@ __device__ __forceinline__ void gather(
     Four next_pixels[LOAD_M], next_filters[LOAD_F];
     auto load = [&](int k0) {
 #pragma unroll
-        for (int i = 0; i < LOAD_M; i++) next_pixels[i] = window(image[i], y[i], x[i], k0 + 4 * (t % 4), v, h, of, packed_in);
+        for (int i = 0; i < LOAD_M; i++)
+            next_pixels[i] = window(image[i], y[i], x[i], k0 + 4 * (t % 4), v, h, of, packed_in);
 #pragma unroll
         for (int i = 0; i < LOAD_F; i++) {
             const int q = t + THREADS * i, k = k0 + q / ACROSS, tap = k / of.C;
@@ -173,8 +174,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) forward(
 
 // dx (N, H, W, C) from dy (N, OH, OW, F) and w (KH, KW, F, C).  Grid: tiles of pixels, tiles of channels, phases.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_input(
-    const REAL* __restrict__ dy, const REAL* __restrict__ w, REAL* __restrict__ dx, int N, int H, int W, int C, int OH, int OW,
-    int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w,
+    const REAL* __restrict__ dy, const REAL* __restrict__ w, REAL* __restrict__ dx, int N, int H, int W, int C, int OH,
+    int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w,
     int packed_in, int packed_out) {
     __shared__ Four pixels[TILE_M][ROW], filters[DEPTH][ACROSS];
     const Axis v = backward_axis(blockIdx.z / stride_w, H, KH, stride_h, padding_h, dilation_h);
@@ -189,8 +190,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_input(
 // them in order.  The tiles lie as they come from memory, 16 pixels long; rows of them are what the threads multiply.
 // parts (gridDim.z, KH KW C, F).  Grid: tiles of k, tiles of filters, parts.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
-    const REAL* __restrict__ dy, const REAL* __restrict__ x, REAL* __restrict__ parts, INDEX per_part, int N, int H, int W, int C,
-    int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
+    const REAL* __restrict__ dy, const REAL* __restrict__ x, REAL* __restrict__ parts, INDEX per_part, int N, int H, int W,
+    int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
     int dilation_w, int packed_in, int packed_out) {
     constexpr int QUADS = TILE_M / 4, LOAD_M = DEPTH * QUADS / THREADS, LOAD_F = (DEPTH * ACROSS + THREADS - 1) / THREADS;
     __shared__ Four columns[DEPTH][QUADS], cotangents[DEPTH][ACROSS];

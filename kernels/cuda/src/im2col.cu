@@ -16,9 +16,9 @@
 //
 // after which every pixel of dx collects all the places of the columns that it was copied to (col2im).
 //
-// Costs, with elements of e bytes: each product 2 M F K FLOPs.  The columns are KH KW times as large as x (9 times for a 3 x 3
-// filter); they are written once and read once for each 16 filters, so 2 M K e bytes and more: this is what limits it, and
-// what the implicit products of conv_exact.cu and conv_tensor.cu do without.
+// Costs, with elements of e bytes: each product 2 M F K FLOPs.  The columns are KH KW times as large as x (9 times, for a
+// 3 x 3 filter); they are written once and read once for each 16 filters, so 2 M K e bytes and more: this is what limits it,
+// and what the implicit products of conv_exact.cu and conv_tensor.cu do without.
 //
 // Macros: LEFT, RIGHT and RESULT are the types of a product's three matrices; REAL that of images.
 #include "common.cuh"
@@ -38,8 +38,8 @@
 
 // x (N, H, W, C) -> columns (N OH OW, KH KW CG): of the CG channels from ``channel`` on (a group of a grouped convolution).
 extern "C" __global__ void im2col(
-    const REAL* __restrict__ x, REAL* __restrict__ columns, INDEX elements, INDEX channel, int CG, int H, int W, int C, int KH,
-    int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w) {
+    const REAL* __restrict__ x, REAL* __restrict__ columns, INDEX elements, INDEX channel, int CG, int H, int W, int C,
+    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w) {
     const int K = KH * KW * CG;
     for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < elements; at += INDEX(gridDim.x) * blockDim.x) {
         const INDEX m = at / K, n = m / (OH * OW);
@@ -58,8 +58,9 @@ extern "C" __global__ void im2col(
 // A transposed matrix is the same memory with its two strides exchanged, so there is one kernel for all three products:
 // A[i,k] is a[i a_i + k a_k], B[k,j] is b[k b_k + j b_j], and C[i,j] is c[i c_i + j].
 //
-// The weight gradient is a small matrix (F x K) of long sums (over M pixels): few blocks, each with much to do.  So the depth
-// is cut into ``gridDim.z`` parts of ``per_part`` terms, part z goes to the z-th matrix of C, and add_parts adds them.
+// The weight gradient is a small matrix (K x F, turned round) of long sums over M pixels: few blocks, each with much to do.
+// So the depth is cut into ``gridDim.z`` parts of ``per_part`` terms, part z goes to the z-th matrix of C, and add_parts adds
+// them.
 
 constexpr int T = 16;  // a block is T x T threads, for T x T elements of C
 
@@ -71,12 +72,13 @@ extern "C" __global__ void __launch_bounds__(T* T) matmul_naive(
     const INDEX begin = blockIdx.z * per_part, end = begin + per_part < depth ? begin + per_part : depth;
     if (i >= m || j >= n) return;
     ACC sum = 0;
-    for (INDEX k = begin; k < end; k++) sum += ACC(widen(a[a_first + i * a_i + k * a_k])) * ACC(widen(b[b_first + k * b_k + j * b_j]));
+    for (INDEX k = begin; k < end; k++)
+        sum += ACC(widen(a[a_first + i * a_i + k * a_k])) * ACC(widen(b[b_first + k * b_k + j * b_j]));
     narrow(c[c_first + (blockIdx.z * m + i) * c_i + j], sum);
 }
 
-// The same with tiles.  The T threads of a row of the block all need the same row of A, and the T of a column the same column of
-// B.  So the block first brings a T x T tile of each into shared memory, every thread one element of both, and then each
+// The same with tiles.  The T threads of a row of the block all need the same row of A, and the T of a column the same column
+// of B.  So the block first brings a T x T tile of each into shared memory, every thread one element of both, and then each
 // thread takes 2 T numbers from there: a number that was loaded once is used T times, and memory is read T times less.
 //
 // The first barrier: nobody may read a tile before all have written it.  The second: nobody may write the next before all
@@ -105,13 +107,13 @@ extern "C" __global__ void __launch_bounds__(T* T) matmul_tiled(
 
 // --- step 3: col2im ---
 
-// dcolumns -> dx, as a gather.  As a scatter, where every element of the columns is added to its pixel, several threads would
-// meet at one pixel: that takes atomic additions, in an order that changes from run to run.  Here each pixel asks which
+// dcolumns -> dx, as a gather.  As a scatter, where every element of the columns is added to its pixel, several threads
+// would meet at one pixel: that takes atomic additions, in an order that changes from run to run.  Here each pixel asks which
 // windows covered it: tap a saw row h from output row i if h = i s - p + a d, so i = (h + p - a d) / s, if that is whole and
 // there is such a row.  A pixel that no window reached gets zero.
 extern "C" __global__ void col2im(
-    const RESULT* __restrict__ columns, REAL* __restrict__ dx, INDEX elements, INDEX channel, int CG, int H, int W, int C, int KH,
-    int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w) {
+    const RESULT* __restrict__ columns, REAL* __restrict__ dx, INDEX elements, INDEX channel, int CG, int H, int W, int C,
+    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w) {
     const INDEX K = INDEX(KH) * KW * CG;
     for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < elements; at += INDEX(gridDim.x) * blockDim.x) {
         const INDEX pixel = at / CG, n = pixel / (H * W);
@@ -132,19 +134,19 @@ extern "C" __global__ void col2im(
 
 // --- the end of a weight gradient: its partial sums ---
 
-// parts (count, TAPS C, F) -> dw (F, C, TAPS).  Eight threads share an element: thread y adds the parts y, y + 8, ... and the
-// first adds up the eight.  Who adds what depends on nothing but ``count``, so the bits are the same in every run.
+// parts (count, TAPS C, F) -> dw (F, C, TAPS).  Eight threads share an element: thread y adds the parts y, y + 8, ... and
+// the first adds up the eight.  Who adds what depends on nothing but ``count``, so the bits are the same in every run.
 extern "C" __global__ void __launch_bounds__(256) add_parts(
     const RESULT* __restrict__ parts, RESULT* __restrict__ dw, int count, int TAPS, int C, int F) {
-    __shared__ RESULT sums[8][32];
+    __shared__ ACC sums[8][32];
     const INDEX elements = INDEX(TAPS) * C * F, at = INDEX(blockIdx.x) * 32 + threadIdx.x;
-    RESULT sum = 0;
+    ACC sum = 0;
     if (at < elements)
-        for (int part = threadIdx.y; part < count; part += 8) sum += parts[part * elements + at];
+        for (int part = threadIdx.y; part < count; part += 8) sum += widen(parts[part * elements + at]);
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y || at >= elements) return;
     for (int y = 1; y < 8; y++) sum += sums[y][threadIdx.x];
     const INDEX f = at % F, c = at / F % C, tap = at / F / C;
-    dw[(f * C + c) * TAPS + tap] = sum;
+    narrow(dw[(f * C + c) * TAPS + tap], sum);
 }

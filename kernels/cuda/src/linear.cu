@@ -44,7 +44,7 @@ template <class A, class B> __device__ __forceinline__ void product(
         load(left, a, row, rows, k, depth, a_row, a_k);
         load(right, b, column, columns, k, depth, b_row, b_k);
         __syncthreads();  // the tiles are complete
-        #pragma unroll 16
+        #pragma unroll 8
         for (int i = 0; i < DEPTH; i++) sum += left[threadIdx.y * PITCH + i] * right[threadIdx.x * PITCH + i];
         __syncthreads();  // nobody reads them any more
     }

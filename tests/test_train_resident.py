@@ -1,0 +1,218 @@
+"""The training step that lives on the device: captured, resumed, mixed, and equal to the reference's.  Emulated here."""
+
+import json
+
+import numpy as np
+import pytest
+from backends import require
+
+import tinyres as tr
+import tinyres.functional as F
+from tinyres.data import Dataset
+from tinyres.errors import NonFiniteError
+from tinyres.kernels import dispatch
+from tinyres.train import Trainer
+from tinyres.train.progress import Silent
+from tinyres.train.resident import WARM_UP, ResidentStep, Sums
+
+BACKEND = "cuda-emulated"
+
+
+@pytest.fixture(autouse=True)
+def emulated():
+    require(BACKEND)
+    with tr.use_backend(BACKEND), tr.strict():
+        yield
+
+
+def data(n=24, size=8):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (n, 3, size, size), np.uint8), rng.integers(0, 10, n)
+
+
+def make(images, labels, batch=4, **options):
+    tr.manual_seed(0)
+    model = tr.models.resnet(8)
+    optimizer = tr.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    return ResidentStep(model, optimizer, images, labels, batch, mean=0.4, scale=3.0, **options)
+
+
+def run(step, steps, epoch=0, sums=Sums(0, 0, 0.0, False)):  # noqa: B008
+    order = np.random.default_rng(epoch).permutation(len(step.images))
+    step.start(epoch, sums, list(np.linspace(0.05, 0.01, len(order) // len(step.y))), order)
+    step.run(steps)
+    return step.sums()
+
+
+def weights(step):
+    return np.concatenate([array.ravel() for array in step.model.state_dict().values()])
+
+
+def test_a_captured_step_does_what_the_step_does():
+    images, labels = data()
+    captured, eager = make(images, labels), make(images, labels, capture=False)
+    for epoch in (0, 1):
+        assert run(captured, 6, epoch) == run(eager, 6, epoch)
+    assert captured.graph is not None and captured.reason == "" and len(captured.graph.launches) > 50
+    assert eager.graph is None and eager.reason == "not asked for"
+    np.testing.assert_array_equal(weights(captured), weights(eager))
+
+
+def test_steps_equal_those_of_the_reference():
+    images, labels = data()
+    step = make(images, labels, batch=6)
+    tr.manual_seed(0)
+    twin = tr.models.resnet(8)
+    optimizer = tr.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    order, lrs, losses = np.arange(24), [0.02, 0.05, 0.03, 0.01], []
+    step.start(3, Sums(0, 0, 0.0, False), lrs, order)
+    for lr in lrs:
+        step.run(1)
+        x = tr.tensor(step.x.copy())  # what the step was fed
+        with tr.use_backend("numpy"):
+            optimizer.param_groups[0]["lr"] = lr
+            loss = F.cross_entropy(twin(x), labels[:6] if lr == lrs[0] else step.y.copy())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(step.sums().loss, 6 * sum(losses), rtol=1e-4)
+    for name, array in twin.state_dict().items():
+        np.testing.assert_allclose(step.model.state_dict()[name], array, rtol=0, atol=2e-4 * max(1, np.abs(array).max()))
+
+
+def test_it_is_fed_each_image_once_cropped_mirrored_and_normalised():
+    images, labels = data(8, size=6)
+    step = make(images, labels, batch=4, augment=False, capture=False)
+    order = np.random.default_rng(5).permutation(8)
+    step.start(0, Sums(0, 0, 0.0, False), [0.0, 0.0], order)
+    for part in (order[:4], order[4:]):
+        step.run(1)
+        np.testing.assert_allclose(step.x, (images[part] / 255 - 0.4) * 3, atol=1e-5)
+        np.testing.assert_array_equal(step.y, labels[part])
+    augmented = make(images, labels, batch=4, capture=False)
+    seen = []
+    for epoch in (0, 1):
+        augmented.start(epoch, Sums(0, 0, 0.0, False), [0.0, 0.0], order)
+        augmented.run(1)
+        seen.append(augmented.x.copy())
+    assert not np.array_equal(*seen)  # another epoch, other crops
+
+
+def test_sums_count_losses_and_errors():
+    images, labels = data()
+    step = make(images, labels, capture=False)
+    order = np.arange(24)
+    step.start(0, Sums(0, 5, 2.5, False), [0.0] * 6, order)  # at a learning rate of 0 only the statistics move
+    step.run(1)
+    with tr.no_grad():
+        logits = step.model(tr.Tensor(step.x))
+        loss = F.cross_entropy(logits, step.y).item()
+    wrong = int((logits.numpy().argmax(1) != step.y).sum())
+    sums = step.sums()
+    assert (sums.step, sums.wrong, sums.bad) == (1, 5 + wrong, False)
+    assert sums.loss == pytest.approx(2.5 + 4 * loss, rel=1e-6)
+
+
+def test_after_a_gradient_that_is_not_finite_nothing_changes():
+    images, labels = data()
+    step = make(images, labels)
+    run(step, 4)
+    before = weights(step)
+    parameter = step.parameters[0]
+    good = parameter.data.copy()
+    parameter.data[0, 0, 0, 0] = np.inf
+    broken = weights(step)
+    sums = run(step, 3, sums=Sums(4, 0, 0.0, False))
+    assert sums.bad and sums.step == 4
+    state = step.model.state_dict()
+    kept = np.concatenate([a.ravel() for n, a in state.items() if "running" not in n])
+    assert not np.isfinite(kept).all() and np.isfinite(kept).sum() == len(kept) - 1
+    assert np.isfinite(before).all() and not np.array_equal(broken, before) and good.shape == parameter.shape
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_mixed_precision_learns_and_keeps_weights_in_float32(dtype):
+    images, labels = data()
+    scaler = tr.optim.GradScaler(init_scale=2.0**10, enabled=dtype == "float16")
+    step = make(images, labels, dtype=dtype, scaler=scaler, augment=False)
+    losses = [run(step, 6, epoch).loss / 24 for epoch in range(3)]
+    assert step.x.dtype.name == dtype and step.graph is not None
+    assert losses[2] < 0.8 * losses[0]
+    assert {p.dtype.name for p in step.parameters} == {"float32"} and np.isfinite(weights(step)).all()
+
+
+def test_an_overflow_leaves_the_update_out_and_halves_the_scale_also_when_captured():
+    images, labels = data()
+    scaler = tr.optim.GradScaler(init_scale=2.0**14)
+    step = make(images, labels, dtype="float16", scaler=scaler)
+    run(step, WARM_UP + 1)
+    scale = scaler.get_scale()
+    scaler._scale[...] = 2.0**40
+    before = [p.data.copy() for p in step.parameters]
+    assert run(step, 1, sums=Sums(3, 0, 0.0, False)).step == 4
+    assert all(np.array_equal(a, p.data) for a, p in zip(before, step.parameters, strict=True))
+    assert scaler.get_scale() == 2.0**39 and scale <= 2.0**14
+
+
+def test_dropout_is_the_reason_why_a_step_is_not_captured():
+    images, labels = data(8)
+    model = tr.nn.Sequential(tr.nn.Conv2d(3, 4, 3), tr.nn.GlobalAvgPool2d(), tr.nn.Dropout(0.5), tr.nn.Linear(4, 10))
+    optimizer = tr.optim.SGD(model.parameters(), lr=0.1)
+    step = ResidentStep(model, optimizer, images, labels, 4, mean=0, scale=1)
+    run(step, 2)
+    assert "dropout" in step.reason and step.graph is None
+
+
+# --- in the Trainer --------------------------------------------------------------------------------------------------
+
+
+def dataset():
+    images, labels = data(16, size=8)
+    return Dataset("tiny", images, labels, images[:8], labels[:8], tuple("abcdefghij"))
+
+
+def trainer(out, **options):
+    options = {"batch_size": 4, "epochs": 2, "save_every": 0, "display": Silent(), **options}
+    return Trainer("resnet8", dataset(), out=out, **options)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path):
+    lines = trainer(tmp_path / "whole").fit()
+    half = trainer(tmp_path / "half")
+
+    def stop(*_):
+        half._stop = half.state.epoch == 1 and half.state.step == 1
+
+    half.display.step = stop
+    with pytest.raises(KeyboardInterrupt):
+        half.fit()
+    again = trainer(tmp_path / "half")
+    resumed = again.fit(resume=True)
+    timing = ("seconds", "images_per_second")
+    assert [{k: v for k, v in line.items() if k not in timing} for line in resumed] == [
+        {k: v for k, v in line.items() if k not in timing} for line in lines
+    ]
+    one, two = (tr.train.load_network(tmp_path / name / "last.safetensors").model for name in ("whole", "half"))
+    for name, array in one.state_dict().items():
+        np.testing.assert_array_equal(two.state_dict()[name], array)
+
+
+def test_the_trainer_uses_it_and_names_the_operation_that_made_a_nan(tmp_path):
+    broken = trainer(None)
+    assert isinstance(broken.resident, ResidentStep)
+    next(broken.model.parameters()).data[0, 0, 0, 0] = np.nan
+    with pytest.raises(NonFiniteError, match=r"Conv2d made a NaN in its forward pass.*lower learning rate"):
+        broken.fit()
+
+
+def test_mixed_precision_is_part_of_a_runs_settings(tmp_path):
+    run = trainer(tmp_path / "run", amp="fp16", epochs=1)
+    run.fit()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["amp"] == "fp16"
+    assert run.state.scaler["scale"] > 0 and run.resident.x.dtype == np.float16
+    with pytest.raises(tr.errors.UsageError, match="amp was 'fp16' and is None now"):
+        trainer(tmp_path / "run", epochs=1).fit(resume=True)
+    with pytest.raises(tr.errors.UsageError, match="amp is 'fp8'; expected fp16 or bf16"):
+        trainer(None, amp="fp8")
+    assert dispatch.get_backend() == BACKEND
