@@ -124,7 +124,9 @@ class Module(types.ModuleType):
 
     @staticmethod
     def asarray(a, dtype=None):  # an upload that is asked for
-        return ndarray(np.asarray(a.host if isinstance(a, ndarray) else a, dtype))
+        if isinstance(a, ndarray):
+            return a if dtype is None or a.dtype == dtype else ndarray(a.host.astype(dtype), a.device.id)
+        return ndarray(np.asarray(a, dtype))
 
     @staticmethod
     def array(a, dtype=None):

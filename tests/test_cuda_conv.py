@@ -184,7 +184,9 @@ def test_no_images_give_no_output_and_no_gradient(name, shapes):
     np.testing.assert_array_equal(dw, np.zeros(w.shape))
 
 
-@pytest.mark.parametrize("name, shapes", [("im2col", PLAIN[3]), ("exact", PLAIN[3]), ("depthwise", DEPTHWISE[0])])
+@pytest.mark.parametrize(
+    "name, shapes", [("im2col", PLAIN[2]), ("exact", PLAIN[2]), ("exact", PLAIN[3]), ("depthwise", DEPTHWISE[0])]
+)
 def test_a_nan_reaches_the_windows_that_read_it_and_no_other(name, shapes):
     x, w, dy = drawn(shapes, np.float32)
     x[0, 0, 2, 3] = dy[0, 1, 0, 0] = np.nan

@@ -318,17 +318,18 @@ def test_an_index_outside_of_an_inner_axis_or_a_local_array_is_found_too():
             kernel("own", "outside_of_a_tile")(1, 1, np.zeros(1, "f4"), row, column)
 
 
-@pytest.mark.parametrize(("size", "at"), [(4, 4), (4, 100), (1000, 1000), (4, -1020)])
+@pytest.mark.parametrize(("size", "at"), [(4, 4), (4, 100), (1000, 1000), (4, -1021), (4, -1), (4, -3), (1024, -1)])
 def test_a_read_outside_of_an_array_names_it_and_the_index(size, at, monkeypatch):
+    """Behind it always, before it in order 1."""
     monkeypatch.setenv("TINYRES_EMULATOR", "checked")
+    monkeypatch.setenv("TINYRES_EMULATOR_ORDER", str(int(at < 0)))
     x, y = np.zeros(size, "f4"), np.zeros(2000, "f4")
     with pytest.raises(KernelFault, match=rf"beyond, .* touches x\[{at}\], which has {size} elements$"):
         kernel("own", "beyond")(1, 1, x, y, at)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1023, 1024, 1025])
-def test_a_write_right_behind_an_array_of_any_size_is_found(size, monkeypatch):
-    monkeypatch.setenv("TINYRES_EMULATOR", "checked")
+def test_a_write_right_behind_or_before_an_array_of_any_size_is_found(size, checked):
     for at in (size, size + 1, -1, -2):
         with pytest.raises(KernelFault, match=rf"writes(, .*thread \(3, 0, 0\): touches y\[{at}\]| outside y)"):
             kernel("own", "writes")(1, 4, np.zeros(size, "f4"), np.zeros(9, "f4"), at)

@@ -26,8 +26,8 @@ def threads(text, name, macros):
     bounds = re.search(rf"__launch_bounds__\(([^,)]+)[^)]*\)\s*{name}\s*\(", text)
     if not bounds:
         return BLOCK
-    known = dict(re.findall(r"#define (\w+) (\S+)\n", text)) | dict(macros)
-    for several in re.findall(r"constexpr int ([^;{}]+);", text):
+    known = dict(re.findall(r"#define (\w+) (\S+)", text)) | dict(macros)
+    for several in re.findall(r"constexpr int ([^;{}]+);", re.sub("//.*", "", text)):
         known |= dict(re.findall(r"(\w+) = ([^,]+)", several))
 
     def value(expression):

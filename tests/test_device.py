@@ -10,7 +10,7 @@ import pytest
 import tinyres as tr
 import tinyres.functional as F
 from tinyres import models, nn, optim
-from tinyres.errors import DeviceError, UsageError
+from tinyres.errors import DeviceError, NonFiniteError, UsageError
 from tinyres.kernels import contract, dispatch
 
 
@@ -184,8 +184,8 @@ def test_a_training_step_stays_on_the_gpu_and_does_not_wait_for_it(gpu, dtype):
 def test_the_rest_of_the_engine_works_on_a_gpu_too(gpu):
     _, model, optimizer, _, ema = train("cuda", steps=1)
     assert nn.summary(model, (3, 8, 8)).parameters == sum(p.numel() for p in model.parameters())
-    norm = optim.clip_grad_norm_(model.parameters(), 0.01)
-    assert norm > 0.01 and fake_cupy.SYNCS == ["get"] * 0 + ["float"]
+    fake_cupy.SYNCS.clear()
+    assert optim.clip_grad_norm_(model.parameters(), 0.01) > 0.01 and fake_cupy.SYNCS == ["float"]
     optim.clip_grad_value_(model.parameters(), 1e-4)
     assert max(float(abs(p.grad).max()) for p in model.parameters()) <= 1e-4
     for fill in (nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.zeros_):
@@ -199,7 +199,7 @@ def test_the_rest_of_the_engine_works_on_a_gpu_too(gpu):
     assert on_gpu(optimizer.param_groups[0]["lr"])
     y = F.dropout(tr.tensor(images(), device="cuda"), generator=np.random.default_rng(0))
     assert y.device == "cuda:0"
-    with pytest.raises(tr.tensor([1.0]).sum and Exception, match="made a NaN"), tr.detect_anomaly():
+    with pytest.raises(NonFiniteError, match="made a NaN"), tr.detect_anomaly():
         F.relu(tr.tensor([float("nan")], device="cuda"))
     assert tr.gradcheck(lambda x: (x * x).sum(), [tr.tensor(np.ones(3), device="cuda")])
 
@@ -207,9 +207,6 @@ def test_the_rest_of_the_engine_works_on_a_gpu_too(gpu):
 def test_momentum_follows_parameters_that_move(gpu):
     _, model, optimizer, _, ema = train("cpu", steps=1)
     model.cuda()
-    with pytest.raises(AttributeError):  # the array as lr stays where the user made it
-        optimizer.param_groups[0]["lr"].host
-    optim.sgd.set_lr(optimizer.param_groups[0], 0.1)
     optimizer.param_groups[0]["lr"] = 0.1
     with tr.use_backend("numpy"):
         optimizer.step()

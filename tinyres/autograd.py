@@ -224,7 +224,7 @@ class Function:
         data = cls.forward(node, *(t.data for t in inputs), **attributes)
         if getattr(_state, "anomaly", False):
             _check_finite(data, cls, "forward pass", node.where)
-        result = Tensor(array_module(data).asarray(data))  # (NumPy makes a scalar of a sum)
+        result = Tensor(np.asarray(data) if isinstance(data, np.generic) else data)  # (NumPy makes a scalar of a sum)
         if record:
             node.edges = tuple((t.node or t) if t.requires_grad else None for t in inputs)
             node.rank = 1 + max(t.node.rank if t.node else 0 for t in inputs)

@@ -2,7 +2,7 @@
 
 ``TINYRES_EMULATOR=checked`` (the tests) puts every array of a launch in front of a page that may not be touched, fills
 outputs with NaN before they are written, and runs a block's threads in the order that ``TINYRES_EMULATOR_ORDER`` says: 0
-forward, 1 backward, and each higher number another random one.
+forward, 1 backward (and then arrays stand behind such a page), and each higher number another random one.
 """
 
 import contextlib
@@ -151,27 +151,31 @@ def _run(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: 
     run = kernel.__dict__.get("emulated")
     if run is None:
         run = kernel.__dict__["emulated"] = _entry(kernel)
-    with _lock, _guarded(kernel, values) if checked() else contextlib.nullcontext(values) as given:
+    order, regions = int(os.environ.get("TINYRES_EMULATOR_ORDER", "0")), dict[str, tuple[int, int]]()
+    guarded = _guarded(kernel, values, order == 1, regions) if checked() else contextlib.nullcontext(values)
+    with _lock, guarded as given:
         arguments = [
             (0 if value is None else value.__array_interface__["data"][0]) if parameter.is_array else value
             for parameter, value in zip(kernel.parameters, given, strict=True)
         ]
-        order = int(os.environ.get("TINYRES_EMULATOR_ORDER", "0"))
         status = run(*grid, *block, shared, order, kernel.layout.pack(*arguments))
         if status:
-            raise KernelFault(_explain(kernel, run.report().contents, status, given))
+            raise KernelFault(_explain(kernel, run.report().contents, status, given, regions))
 
 
-def _explain(kernel: Kernel, report: _Report, status: int, values: list[Any]) -> str:
+def _explain(kernel: Kernel, report: _Report, status: int, values: list[Any], regions: dict[str, tuple[int, int]]) -> str:
+    """What a launch that failed did; ``regions`` are the addresses that can only be meant to be of an array."""
     where = f"{kernel.name}, block {tuple(report.block)}, thread {tuple(report.thread)}"
     if status == 1:
         return f"{where}: {report.text.decode()}"
     touched = {}
     for parameter, value in zip(kernel.parameters, values, strict=True):
         if parameter.is_array and value is not None:
-            offset = report.address - value.ctypes.data
-            if -2 * PAGE < offset < value.nbytes + PAGE:
-                touched[parameter.name] = f"{parameter.name}[{offset // value.itemsize}], which has {value.size} elements"
+            begin = value.ctypes.data
+            first, end = regions.get(parameter.name, (begin - PAGE, begin + value.nbytes + PAGE))
+            if first <= report.address < end:
+                index = (report.address - begin) // value.itemsize
+                touched[parameter.name] = f"{parameter.name}[{index}], which has {value.size} elements"
     if touched:  # more than one, if they are the same array or views of one
         return f"{where}: touches {' = '.join(touched.values())}"
     return f"{where}: touches memory that is no array's ({report.address:#x})"
@@ -219,10 +223,12 @@ def _groups(values: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 @contextlib.contextmanager
-def _guarded(kernel: Kernel, values: list[Any]) -> Iterator[list[Any]]:
-    """Copies of the arrays that end where a page begins that may not be touched, or up to 15 bytes before, so that they lie
-    as the originals do with respect to packs of 16 bytes.  What a kernel may write to is copied back.  Arrays that share
-    memory go on to share it."""
+def _guarded(
+    kernel: Kernel, values: list[Any], in_front: bool, regions: dict[str, tuple[int, int]]
+) -> Iterator[list[Any]]:
+    """Copies of the arrays that end where a page begins that may not be touched, or with ``in_front`` begin where one ends;
+    up to 15 bytes away, so that they lie as the originals do with respect to packs of 16 bytes.  What a kernel may write to
+    is copied back.  Arrays that share memory go on to share it.  Fills ``regions``, see `_explain`."""
     taken: list[tuple[_Mapping, int, int]] = []  # where in which mapping a group lies
     copies: dict[int, np.ndarray] = {}  # by the id of the original
     is_array = [p.is_array and value is not None for p, value in zip(kernel.parameters, values, strict=True)]
@@ -232,23 +238,25 @@ def _guarded(kernel: Kernel, values: list[Any]) -> Iterator[list[Any]]:
         size = -(-max(used + 15, 1) // PAGE) * PAGE
         mapping = (_free.setdefault(size, []) or [_Mapping(size)]).pop()
         mapping.inside[:] = 0xFF
-        start = size - used
-        start -= (start - begin) % 16
+        start = 0 if in_front else size - used - 15
+        start += (begin - start) % 16  # as from the beginning of a pack
         taken.append((mapping, start, start + used))
         for value in group:
             first = start + value.ctypes.data - begin
             copies[id(value)] = mapping.inside[first : first + value.nbytes].view(value.dtype).reshape(value.shape)
             copies[id(value)][...] = value
     given = [copies[id(value)] if yes else value for value, yes in zip(values, is_array, strict=True)]
+    for parameter, copy, yes in zip(kernel.parameters, given, is_array, strict=True):
+        for mapping, _, _ in taken if yes else ():
+            base = mapping.inside.ctypes.data
+            if base <= copy.ctypes.data < base + len(mapping.inside):
+                regions[parameter.name] = (base - PAGE, base + len(mapping.inside) + PAGE)
     try:
         yield given
         for mapping, start, end in taken:
             if (mapping.inside[:start] != 0xFF).any() or (mapping.inside[end:] != 0xFF).any():
                 base = mapping.inside.ctypes.data
-                names = [
-                    p.name for p, copy, yes in zip(kernel.parameters, given, is_array, strict=True)
-                    if yes and not p.is_const and 0 <= copy.ctypes.data - base < len(mapping.inside)
-                ]  # fmt: skip
+                names = [p.name for p in kernel.parameters if not p.is_const and regions.get(p.name, (0,))[0] == base - PAGE]
                 raise KernelFault(f"{kernel.name} writes outside {' or '.join(names)}")
         for parameter, value, copy, yes in zip(kernel.parameters, values, given, is_array, strict=True):
             if yes and not parameter.is_const:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from tinyres.kernels.arrays import array_module
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import BLOCK, address, as_seen, c_type, empty, in_memory
 from tinyres.kernels.cuda.launch import Kernel, kernel
@@ -108,5 +107,5 @@ def _prepare(images: tuple[Array | None, ...], vectors: tuple[Array, ...]) -> An
     inside = [None if a is None else in_memory(a) for a in images]
     first = inside[0]
     aligned = not any(address(a) % 16 for a in inside if a is not None)
-    flat = [array_module(a).ascontiguousarray(a) for a in vectors]
+    flat = [in_memory(a) for a in vectors]
     return _Plan(first, real, vector, aligned), *inside, flat

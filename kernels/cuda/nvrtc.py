@@ -136,13 +136,13 @@ Build = tuple[str, Macros, int]  # file, macros, architecture
 
 
 def builds() -> list[Build]:
-    """All there is to compile: every variant for every architecture that it can run on, those for large arrays for one."""
+    """All there is to compile: every variant for every architecture that it can run on, the rare ones for one."""
     return [
         (file, variant.macros, architecture)
         for file in sorted(VARIANTS)
         for variant in variants(file).values()
         for architecture in architectures()
-        if architecture >= variant.capability and (architecture == 90 or ("INDEX", "long long") not in variant.macros)
+        if architecture >= variant.capability and (architecture == 90 or not variant.rare)
     ]
 
 

@@ -17,18 +17,20 @@ PACK = {"float": 4, "double": 2, "half": 8, "bfloat16": 8}  # elements of 16 byt
 
 
 class Variant(NamedTuple):
-    """A set of macros, in the launcher's order; the compute capability that it needs, times ten; and why its threads may
-    keep something in local memory ("" if they may not)."""
+    """A set of macros, in the launcher's order; the compute capability that it needs, times ten; why its threads may keep
+    something in local memory ("" if they may not); and whether it is so seldom launched that the tests compile it for one
+    architecture only."""
 
     macros: Macros
     capability: int = 75
     stack: str = ""
+    rare: bool = False
 
 
-def _each(*reals: str, capability: int = 75, stack: str = "", **macros: object) -> list[Variant]:
+def _each(*reals: str, capability: int = 75, stack: str = "", rare: bool = False, **macros: object) -> list[Variant]:
     """One variant for each type of REAL, with other macros."""
     sets = [{key: str(value) for key, value in macros.items()} | {"REAL": real} for real in reals]
-    return [Variant(tuple(sorted(one.items())), capability, stack) for one in sets]
+    return [Variant(tuple(sorted(one.items())), capability, stack, rare) for one in sets]
 
 
 def _beside_float(name: str) -> list[Variant]:
@@ -43,7 +45,8 @@ VARIANTS: dict[str, list[Variant]] = {
     "conv_exact": [
         one
         for rows, filters, each in ((128, 16, 4), (128, 32, 8), (64, 16, 4), (64, 32, 4), (64, 64, 8))
-        for one in _each("float", "double", TILE_M=rows, TILE_F=filters, EACH=each)
+        for real in ("float", "double")
+        for one in _each(real, TILE_M=rows, TILE_F=filters, EACH=each, rare=real == "double")
     ],
     "elementwise": _each(*ALL),
     "im2col": [  # operands, weights of that type or float, and results of either
@@ -55,6 +58,7 @@ VARIANTS: dict[str, list[Variant]] = {
         ),
     ],
     "linear": [*_each("double", INPUT="double"), *(v for one in ("float", *HALVES) for v in _each("float", INPUT=one))],
+    "loss": [one for label in ("int", "long long") for one in _each("float", "double", LABEL=label)],
     "norm": [
         *(v for width in (1, 4) for v in _each("float", VECTOR="float", WIDTH=width)),
         *(v for width in (1, 2) for v in _each("double", VECTOR="double", WIDTH=width)),
@@ -65,7 +69,7 @@ VARIANTS: dict[str, list[Variant]] = {
         for place in ("uint8_t", "int", "long long")
         for real in ALL
         for width in (1, PACK[real])
-        for one in _each(real, WIDTH=width, PLACE=place)
+        for one in _each(real, WIDTH=width, PLACE=place, rare=place != "uint8_t")  # windows of more than 256 places
     ],
     "step": [Variant(())],
 }
@@ -76,7 +80,10 @@ def variants(file: str) -> dict[Macros, Variant]:
     """The variants of ``src/FILE.cu`` by their macros, those for large arrays included."""
     listed = VARIANTS.get(file, [])
     if re.search(r"\bINDEX\b", (Path(__file__).parent / "src" / f"{file}.cu").read_text("utf-8")):
-        listed = [*listed, *(v._replace(macros=tuple(sorted([*v.macros, ("INDEX", "long long")]))) for v in listed)]
+        listed = [
+            *listed,
+            *(v._replace(macros=tuple(sorted([*v.macros, ("INDEX", "long long")])), rare=True) for v in listed),
+        ]
     return {variant.macros: variant for variant in listed}
 
 

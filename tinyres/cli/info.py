@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 import tinyres
+from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import threads
 
-PACKAGES = ("numpy", "numba", "cupy", "safetensors", "rich", "matplotlib", "threadpoolctl", "torch")
+PACKAGES = ("numpy", "numba", "cupy", "ml_dtypes", "safetensors", "rich", "matplotlib", "threadpoolctl", "torch")
 VARIABLES = {
     "TINYRES_BACKEND": "the kernels that run, where none are named",
     "TINYRES_THREADS": "how many threads they use",
     "TINYRES_CONV": "the algorithm of 3x3 convolutions: auto, direct, winograd2 or winograd4",
+    "TINYRES_TF32": "0: float32 convolutions on a GPU multiply exactly, not in TF32",
     "TINYRES_DATA": "where data sets are kept",
     "TINYRES_CIFAR_MIRROR": "base URLs to download CIFAR from, with commas between them",
 }
@@ -90,10 +92,12 @@ def small_step() -> str:
     from tinyres import functional as F
     from tinyres import models, optim
 
-    model = models.resnet(8)
+    device = dispatch.current().device
+    model = models.resnet(8).to(device)
     optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    images = tinyres.tensor(np.zeros((8, 3, 32, 32), np.float32), device=device)
     began = time.perf_counter()
-    F.cross_entropy(model(tinyres.tensor(np.zeros((8, 3, 32, 32), np.float32))), np.zeros(8, np.int64)).backward()
+    F.cross_entropy(model(images), np.zeros(8, np.int64)).backward()
     optimizer.step()
     milliseconds = 1000 * (time.perf_counter() - began)
     return f"resnet8, 8 images: forward, backward and update in {milliseconds:.0f} ms, the first time"

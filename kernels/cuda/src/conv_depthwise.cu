@@ -72,15 +72,15 @@ template <int V> __device__ __forceinline__ void forward_of(
 // x (N, H, W, C), w (KH, KW, F) -> y (N, OH, OW, F).  ``runs`` is N OH ceil(OW / RUN); ``packed``: PACK channels a thread.
 extern "C" __global__ void __launch_bounds__(256, 2) depthwise(
     const REAL* __restrict__ x, const PARAM* __restrict__ w, REAL* __restrict__ y, INDEX runs, int packed, int H, int W,
-    int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
-    int dilation_w) {
+    int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w,
+    int dilation_h, int dilation_w) {
     if (packed) forward_of<PACK>(x, w, y, runs, H, W, MULT, F, KH, KW, OH, OW, stride_h, stride_w, padding_h, padding_w,
                                  dilation_h, dilation_w);
     else forward_of<1>(x, w, y, runs, H, W, MULT, F, KH, KW, OH, OW, stride_h, stride_w, padding_h, padding_w, dilation_h,
                        dilation_w);
 }
 
-// --- the gradient by the input: each pixel collects from the windows that covered it, as in im2col.cu but without columns ---
+// --- the gradient by the input: each pixel collects from the windows that covered it, as in col2im (im2col.cu) ---
 
 template <int V> __device__ __forceinline__ void backward_input_of(
     const REAL* __restrict__ dy, const PARAM* __restrict__ w, REAL* __restrict__ dx, INDEX pixels, int H, int W, int MULT,
@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) depthwise_backward_weight(
     ACC sums[TAPS] = {};
 #pragma unroll
     for (int i = 0; i < TAPS; i++) {
-        down[i] = first + i < KH * KW ? (first + i) / KW * dilation_h : 1 << 28;  // a row that no image has
+        down[i] = first + i < KH * KW ? (first + i) / KW * dilation_h : 1 << 28;  // a row that no image has: not read
         right[i] = (first + i) % KW * dilation_w;
     }
     for (INDEX m = begin + row; m < end && f < F; m += 8) {

@@ -1,9 +1,9 @@
 // Convolution without a column matrix ("implicit GEMM"), in float or double on the ordinary cores, and its two gradients.
 //
 // It is the product of im2col.cu, y = columns w^T with k = (tap, channel), but a block makes the piece of the columns that
-// it needs just now, in shared memory, straight from x.  Costs: 2 M F K FLOPs for each of the three; memory is read about once
-// per tile, so e (M K / KH KW + F K + M F) bytes at best.  With 16 channels that is about 70 FLOPs a byte: the cores limit
-// it, and beside them the reads of shared memory.  Hence three levels of tiles:
+// it needs just now, in shared memory, straight from x.  Costs: 2 M F K FLOPs for each of the three; memory is read about
+// once per tile, so e (M K / KH KW + F K + M F) bytes at best.  With 16 channels that is 36 FLOPs a byte in float: the cores
+// limit it, and beside them the reads of shared memory.  Hence three levels of tiles:
 //
 //   block   TILE_M pixels x TILE_F filters: a number that was loaded is used TILE_F or TILE_M times
 //   thread  EACH pixels x 4 filters, in registers: a number that was read from shared memory is used 4 or EACH times

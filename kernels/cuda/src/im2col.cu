@@ -39,7 +39,8 @@
 // x (N, H, W, C) -> columns (N OH OW, KH KW CG): of the CG channels from ``channel`` on (a group of a grouped convolution).
 extern "C" __global__ void im2col(
     const REAL* __restrict__ x, REAL* __restrict__ columns, INDEX elements, INDEX channel, int CG, int H, int W, int C,
-    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w) {
+    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
+    int dilation_w) {
     const int K = KH * KW * CG;
     for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < elements; at += INDEX(gridDim.x) * blockDim.x) {
         const INDEX m = at / K, n = m / (OH * OW);
@@ -59,8 +60,8 @@ extern "C" __global__ void im2col(
 // A[i,k] is a[i a_i + k a_k], B[k,j] is b[k b_k + j b_j], and C[i,j] is c[i c_i + j].
 //
 // The weight gradient is a small matrix (K x F, turned round) of long sums over M pixels: few blocks, each with much to do.
-// So the depth is cut into ``gridDim.z`` parts of ``per_part`` terms, part z goes to the z-th matrix of C, and add_parts adds
-// them.
+// So the depth is cut into ``gridDim.z`` parts of ``per_part`` terms, part z goes to the z-th matrix of C, and add_parts
+// adds them.
 
 constexpr int T = 16;  // a block is T x T threads, for T x T elements of C
 
@@ -77,8 +78,8 @@ extern "C" __global__ void __launch_bounds__(T* T) matmul_naive(
     narrow(c[c_first + (blockIdx.z * m + i) * c_i + j], sum);
 }
 
-// The same with tiles.  The T threads of a row of the block all need the same row of A, and the T of a column the same column
-// of B.  So the block first brings a T x T tile of each into shared memory, every thread one element of both, and then each
+// The same with tiles.  The T threads of a row of the block all need the same row of A, and the T of a column one column of
+// B.  So the block first brings a T x T tile of each into shared memory, every thread one element of both, and then each
 // thread takes 2 T numbers from there: a number that was loaded once is used T times, and memory is read T times less.
 //
 // The first barrier: nobody may read a tile before all have written it.  The second: nobody may write the next before all
@@ -108,12 +109,13 @@ extern "C" __global__ void __launch_bounds__(T* T) matmul_tiled(
 // --- step 3: col2im ---
 
 // dcolumns -> dx, as a gather.  As a scatter, where every element of the columns is added to its pixel, several threads
-// would meet at one pixel: that takes atomic additions, in an order that changes from run to run.  Here each pixel asks which
-// windows covered it: tap a saw row h from output row i if h = i s - p + a d, so i = (h + p - a d) / s, if that is whole and
-// there is such a row.  A pixel that no window reached gets zero.
+// would meet at one pixel: that takes atomic additions, in an order that changes from run to run.  Here each pixel asks
+// which windows covered it: tap a saw row h from output row i if h = i s - p + a d, so i = (h + p - a d) / s, if that is
+// whole and there is such a row.  A pixel that no window reached gets zero.
 extern "C" __global__ void col2im(
     const RESULT* __restrict__ columns, REAL* __restrict__ dx, INDEX elements, INDEX channel, int CG, int H, int W, int C,
-    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w) {
+    int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
+    int dilation_w) {
     const INDEX K = INDEX(KH) * KW * CG;
     for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < elements; at += INDEX(gridDim.x) * blockDim.x) {
         const INDEX pixel = at / CG, n = pixel / (H * W);

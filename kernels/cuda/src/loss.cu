@@ -13,7 +13,7 @@
 #define LABEL long long
 #endif
 
-constexpr int THREADS = 1024;  // of the kernels that do all in one block
+constexpr int THREADS = 512;   // of the kernels that do all in one block
 constexpr unsigned ALL = 0xffffffffu;
 
 // The loss of a row, the same in every lane; log p is written.  A label outside 0 .. K - 1 makes a NaN.

@@ -39,8 +39,6 @@ __device__ __forceinline__ void write(REAL* x, INDEX row, int columns, int colum
     reinterpret_cast<Values*>(x)[row * columns + column] = values;
 }
 
-__device__ __forceinline__ INDEX smaller(INDEX a, INDEX b) { return a < b ? a : b; }
-
 // The part of the sums of rows that block ``part`` left: two vectors of all channels, one behind the other.
 __device__ __forceinline__ Vectors& part_of(VECTOR* parts, int part, int which, int columns, int column) {
     return reinterpret_cast<Vectors*>(parts)[(INDEX(part) * 2 + which) * columns + column];
@@ -97,11 +95,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_statistics(
     const int GROUP = 8;
     DYNAMIC_SHARED(Moments, shared);
     const int column = column_of(), part = blockIdx.x;
-    const INDEX begin = part * share, end = column < columns ? smaller(begin + share, rows) : 0;
+    const INDEX begin = part * share, end = column < columns ? min(begin + share, rows) : 0;
     Moments sum;
     sum.clear();
     for (INDEX first = begin + threadIdx.y; first < end; first += GROUP * blockDim.y) {
-        const int there = smaller(GROUP, (end - 1 - first) / INDEX(blockDim.y) + 1);
+        const int there = min(GROUP, int((end - 1 - first) / INDEX(blockDim.y)) + 1);
         Values values[GROUP];
         Moments group;
         group.clear();
@@ -189,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalise(
 #pragma unroll 4
     for (int part = threadIdx.y; part < count && column < columns; part += blockDim.y) {
         Moments one;
-        one.n = smaller(share, rows - part * share);
+        one.n = min(share, rows - part * share);
         const Vectors means = part_of(const_cast<VECTOR*>(parts), part, 0, columns, column);
         const Vectors squares = part_of(const_cast<VECTOR*>(parts), part, 1, columns, column);
         for (int k = 0; k < WIDTH; k++) one.mean[k] = means.v[k], one.m[k] = squares.v[k];
@@ -229,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_backward_sums(
     const int GROUP = 4;
     DYNAMIC_SHARED(Sums, shared);
     const int column = column_of(), part = blockIdx.x;
-    const INDEX begin = part * share, end = column < columns ? smaller(begin + share, rows) : 0;
+    const INDEX begin = part * share, end = column < columns ? min(begin + share, rows) : 0;
     Sums sum;
     sum.clear();
     ACC centre[WIDTH];

@@ -43,8 +43,6 @@ __device__ __forceinline__ INDEX at(INDEX n, int row, int pixel, int column, int
     return ((n * h + row) * w + pixel) * columns + column;
 }
 
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
-
 // The first and the last window that pixel ``i`` of an axis is in: windows start at o * stride - padding.  Empty where the
 // first is behind the last.
 struct Windows {
@@ -52,7 +50,7 @@ struct Windows {
     __device__ Windows(int i, int kernel, int stride, int padding, int out) {
         const int before = i + padding - kernel + 1;
         first = before > 0 ? (before + stride - 1) / stride : 0;
-        last = smaller((i + padding) / stride, out - 1);
+        last = min((i + padding) / stride, out - 1);
     }
 };
 

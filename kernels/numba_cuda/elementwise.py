@@ -1,0 +1,101 @@
+"""ReLU, ReLU6, the join, and the sum of cotangents.
+
+One thread an element: thread i takes elements i, i + t, i + 2t ... where t is the number of all threads.  Neighbours read
+neighbouring memory, which a GPU fetches in one piece.  There is one operation or two to an element, so the bytes moved
+are all that counts: 4 (float32) for each element of each array.
+
+Written as ``0 if x <= 0 else x``, NaN stays NaN: it is not <= 0.  ``x if x > 0 else 0`` would hide it."""
+
+from typing import Any
+
+from tinyres.kernels.numba_cuda.runtime import BLOCK, Kernel, as_seen, blocks, check, cuda, empty, flat, in_memory
+
+
+@Kernel
+def relu_kernel(x, y):  # type: ignore[no-untyped-def]
+    """y = max(x, 0).  8 bytes an element."""
+    for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
+        y[i] = x[i]
+        if x[i] <= 0:
+            y[i] = 0
+
+
+@Kernel
+def relu6_kernel(x, y):  # type: ignore[no-untyped-def]
+    """y = min(max(x, 0), 6).  8 bytes an element."""
+    for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
+        y[i] = x[i]
+        if x[i] <= 0:
+            y[i] = 0
+        elif x[i] >= 6:
+            y[i] = 6
+
+
+@Kernel
+def relu_backward_kernel(dy, y, dx):  # type: ignore[no-untyped-def]
+    """dx = dy (y > 0), where y is the ReLU's output.  12 bytes an element.
+
+    A product, not a choice: where y is 0, an infinity in dy becomes NaN and is seen."""
+    for i in range(cuda.grid(1), dx.size, cuda.gridsize(1)):
+        dx[i] = dy[i] * (y[i] > 0)
+
+
+@Kernel
+def relu6_backward_kernel(dy, y, dx):  # type: ignore[no-untyped-def]
+    """dx = dy (0 < y < 6).  12 bytes an element."""
+    for i in range(cuda.grid(1), dx.size, cuda.gridsize(1)):
+        dx[i] = dy[i] * (y[i] > 0 and y[i] < 6)
+
+
+@Kernel
+def add_relu_kernel(x, y, z):  # type: ignore[no-untyped-def]
+    """z = max(x + y, 0), the join that ends a residual block.  12 bytes an element; x + y and then a ReLU would move 20."""
+    for i in range(cuda.grid(1), z.size, cuda.gridsize(1)):
+        total = x[i] + y[i]
+        z[i] = total
+        if total <= 0:
+            z[i] = 0
+
+
+@Kernel
+def accumulate_kernel(x, total):  # type: ignore[no-untyped-def]
+    """total += x: where the cotangents of a block's two branches meet.  12 bytes an element."""
+    for i in range(cuda.grid(1), total.size, cuda.gridsize(1)):
+        total[i] += x[i]
+
+
+def _map(kernel: Kernel, *arrays: Any) -> Any:
+    """The kernel's result on arrays of one shape, whose elements it meets in the order of memory."""
+    check(*arrays)
+    inputs = [in_memory(a) for a in arrays]
+    out = empty(inputs[0], *inputs[0].shape)
+    kernel[blocks(out.size), BLOCK](*(a.reshape(-1) for a in inputs), out.reshape(-1))
+    return as_seen(out)
+
+
+def relu(x: Any) -> Any:
+    return _map(relu_kernel, x)
+
+
+def relu_backward(dy: Any, y: Any) -> Any:
+    return _map(relu_backward_kernel, dy, y)
+
+
+def relu6(x: Any) -> Any:
+    return _map(relu6_kernel, x)
+
+
+def relu6_backward(dy: Any, y: Any) -> Any:
+    return _map(relu6_backward_kernel, dy, y)
+
+
+def add_relu(x: Any, y: Any) -> Any:
+    return _map(add_relu_kernel, x, y)
+
+
+def accumulate(total: Any, x: Any) -> None:
+    check(total, x)
+    if total.ndim == 4:  # as images lie in memory, so that nothing need be copied
+        total, x = total.transpose(0, 2, 3, 1), x.transpose(0, 2, 3, 1)
+    with flat(total) as (into,):
+        accumulate_kernel[blocks(x.size), BLOCK](in_memory(x.reshape(-1)), into)

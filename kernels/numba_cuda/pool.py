@@ -1,0 +1,194 @@
+"""Pooling, and the shortcut that has no parameters: subsampling with zero channels.
+
+One thread an element of the result, which gathers what it needs: the forward passes over a window, the backward passes over
+the windows that cover a pixel.  So no two threads write to one place, and a sum has one order."""
+
+from typing import Any
+
+from tinyres.kernels.arrays import Pair, channels_first, channels_last, output_size
+from tinyres.kernels.numba_cuda.matmul import sum_rows
+from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
+
+Shape = tuple[int, ...]
+
+
+@Kernel
+def max_pool_kernel(x, y, index, kernel, stride, padding):  # type: ignore[no-untyped-def]
+    """y = the largest of a window, index = where in the window it stood, counted row by row.  NaN wins over numbers.
+
+    The first of equals wins (> and not >=).  A place beside the image never wins.  4 N H W C bytes and more read (windows
+    that overlap find most in the cache), 8 N OH OW C written."""
+    height, width, channels = x.shape[1], x.shape[2], x.shape[3]
+    rows, columns = y.shape[1], y.shape[2]
+    for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
+        c, j, i, n = e % channels, e // channels % columns, e // (channels * columns) % rows, e // (channels * columns * rows)
+        best, place = REAL(-REAL_INFINITY), 0
+        for a in range(kernel[0]):
+            for b in range(kernel[1]):
+                h, w = i * stride[0] - padding[0] + a, j * stride[1] - padding[1] + b
+                if h >= 0 and h < height and w >= 0 and w < width:
+                    value = x[n, h, w, c]
+                    if value > best or (value != value and best == best):
+                        best, place = value, a * kernel[1] + b
+        y[n, i, j, c] = best
+        index[n, i, j, c] = place
+
+
+@Kernel
+def max_pool_backward_kernel(dy, index, dx, kernel, stride, padding):  # type: ignore[no-untyped-def]
+    """dx = the sum of dy over the windows whose maximum stood at this pixel."""
+    height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
+    rows, columns = dy.shape[1], dy.shape[2]
+    for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
+        c, w, h, n = e % channels, e // channels % width, e // (channels * width) % height, e // (channels * width * height)
+        total = REAL(0)
+        for a in range(kernel[0]):
+            top = h + padding[0] - a  # = i s, if a window has the pixel in its row a
+            if top >= 0 and top % stride[0] == 0 and top // stride[0] < rows:
+                for b in range(kernel[1]):
+                    left = w + padding[1] - b
+                    if left >= 0 and left % stride[1] == 0 and left // stride[1] < columns:
+                        i, j = top // stride[0], left // stride[1]
+                        if index[n, i, j, c] == a * kernel[1] + b:
+                            total += dy[n, i, j, c]
+        dx[n, h, w, c] = total
+
+
+@Kernel
+def avg_pool_kernel(x, y, kernel, stride, padding):  # type: ignore[no-untyped-def]
+    """y = the sum over a window, zero beside the image, divided by KH * KW."""
+    height, width, channels = x.shape[1], x.shape[2], x.shape[3]
+    rows, columns = y.shape[1], y.shape[2]
+    for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
+        c, j, i, n = e % channels, e // channels % columns, e // (channels * columns) % rows, e // (channels * columns * rows)
+        total = REAL(0)
+        for a in range(kernel[0]):
+            for b in range(kernel[1]):
+                h, w = i * stride[0] - padding[0] + a, j * stride[1] - padding[1] + b
+                if h >= 0 and h < height and w >= 0 and w < width:
+                    total += x[n, h, w, c]
+        y[n, i, j, c] = total / (kernel[0] * kernel[1])
+
+
+@Kernel
+def avg_pool_backward_kernel(dy, dx, kernel, stride, padding):  # type: ignore[no-untyped-def]
+    """dx = the sum of dy over the windows that cover this pixel, divided by KH * KW."""
+    height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
+    rows, columns = dy.shape[1], dy.shape[2]
+    for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
+        c, w, h, n = e % channels, e // channels % width, e // (channels * width) % height, e // (channels * width * height)
+        total = REAL(0)
+        for a in range(kernel[0]):
+            top = h + padding[0] - a
+            if top >= 0 and top % stride[0] == 0 and top // stride[0] < rows:
+                for b in range(kernel[1]):
+                    left = w + padding[1] - b
+                    if left >= 0 and left % stride[1] == 0 and left // stride[1] < columns:
+                        total += dy[n, top // stride[0], left // stride[1], c]
+        dx[n, h, w, c] = total / (kernel[0] * kernel[1])
+
+
+@Kernel
+def spread_kernel(dy, dx):  # type: ignore[no-untyped-def]
+    """dx[n, p, c] = dy[n, c] / P, to all P pixels of a map.  4 N P C bytes."""
+    pixels, channels = dx.shape[1], dx.shape[2]
+    for e in range(cuda.grid(1), dx.shape[0] * pixels * channels, cuda.gridsize(1)):
+        n, p, c = e // (pixels * channels), e // channels % pixels, e % channels
+        dx[n, p, c] = dy[n, c] / pixels
+
+
+@Kernel
+def subsample_kernel(x, y, before, stride):  # type: ignore[no-untyped-def]
+    """y[n, i, j, before + c] = x[n, i s, j s, c], and 0 in channels that x has not.  4 bytes an element of y, and of x read."""
+    rows, columns, channels = y.shape[1], y.shape[2], y.shape[3]
+    for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
+        c, j, i, n = e % channels, e // channels % columns, e // (channels * columns) % rows, e // (channels * columns * rows)
+        if c >= before and c < before + x.shape[3]:
+            y[n, i, j, c] = x[n, i * stride, j * stride, c - before]
+        else:
+            y[n, i, j, c] = 0
+
+
+@Kernel
+def subsample_backward_kernel(dy, dx, before, stride):  # type: ignore[no-untyped-def]
+    """dx[n, h, w, c] = dy[n, h / s, w / s, before + c] where both divide, else 0."""
+    height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
+    for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
+        c, w, h, n = e % channels, e // channels % width, e // (channels * width) % height, e // (channels * width * height)
+        if h % stride == 0 and w % stride == 0:
+            dx[n, h, w, c] = dy[n, h // stride, w // stride, before + c]
+        else:
+            dx[n, h, w, c] = 0
+
+
+REAL_INFINITY = float("inf")
+
+
+def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, Any]:
+    check(x)
+    y = _windows(x, kernel, stride, padding)
+    index = empty(y, *y.shape, dtype="i4")
+    max_pool_kernel[blocks(y.size), BLOCK](channels_last(x), y, index, kernel, stride, padding)
+    return channels_first(y), channels_first(index)
+
+
+def max_pool2d_backward(dy: Any, index: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+    check(dy)
+    dx = _image(dy, x_shape)
+    max_pool_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), channels_last(index), dx, kernel, stride, padding)
+    return channels_first(dx)
+
+
+def avg_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+    check(x)
+    y = _windows(x, kernel, stride, padding)
+    avg_pool_kernel[blocks(y.size), BLOCK](channels_last(x), y, kernel, stride, padding)
+    return channels_first(y)
+
+
+def avg_pool2d_backward(dy: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+    check(dy)
+    dx = _image(dy, x_shape)
+    avg_pool_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), dx, kernel, stride, padding)
+    return channels_first(dx)
+
+
+def global_avg_pool2d(x: Any) -> Any:
+    """The pixels of a map are so many rows of (N * H * W, C)."""
+    check(x)
+    n, c, h, w = x.shape
+    return sum_rows(channels_last(x).reshape(n * h * w, c), h * w, h * w)[:n]
+
+
+def global_avg_pool2d_backward(dy: Any, x_shape: Shape) -> Any:
+    check(dy)
+    n, c, h, w = x_shape
+    dx = _image(dy, x_shape)
+    spread_kernel[blocks(dx.size), BLOCK](dy, dx.reshape(n, h * w, c))
+    return channels_first(dx)
+
+
+def subsample_pad(x: Any, out_channels: int, stride: int) -> Any:
+    check(x)
+    n, c, h, w = x.shape
+    y = empty(x, n, -(-h // stride), -(-w // stride), out_channels)
+    subsample_kernel[blocks(y.size), BLOCK](channels_last(x), y, (out_channels - c) // 2, stride)
+    return channels_first(y)
+
+
+def subsample_pad_backward(dy: Any, x_shape: Shape, stride: int) -> Any:
+    check(dy)
+    dx = _image(dy, x_shape)
+    subsample_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), dx, (dy.shape[1] - x_shape[1]) // 2, stride)
+    return channels_first(dx)
+
+
+def _windows(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+    """An array for a number a window, (N, OH, OW, C)."""
+    h, w = (output_size(x.shape[k + 2], kernel[k], stride[k], padding[k]) for k in (0, 1))
+    return empty(x, x.shape[0], h, w, x.shape[1])
+
+
+def _image(like: Any, x_shape: Shape) -> Any:
+    n, c, h, w = x_shape
+    return empty(like, n, h, w, c)

@@ -1,0 +1,81 @@
+"""The update: stochastic gradient descent with momentum and weight decay, and what mixed precision adds to it; in place.
+
+What changes from step to step (learning rate, scale, whether to skip) lies in arrays on the device, where the kernels read
+it: nothing is read back by the host."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.arrays import array_module
+from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, flat
+
+
+@Kernel
+def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):  # type: ignore[no-untyped-def]
+    """d = g + weight_decay p;  v = momentum v + d;  p -= lr v, or with ``nesterov`` p -= lr (d + momentum v).
+
+    A thread a parameter, in one pass: 20 bytes.  Without momentum v is not touched, and p -= lr d.  Where skip[0] is not
+    0, nothing changes."""
+    if skip[0] != 0:
+        return
+    for i in range(cuda.grid(1), p.size, cuda.gridsize(1)):
+        d = g[i] + REAL(weight_decay) * p[i]
+        if momentum != 0:
+            v[i] = REAL(momentum) * v[i] + d
+            if nesterov:
+                d += REAL(momentum) * v[i]
+            else:
+                d = v[i]
+        p[i] -= REAL(lr[0]) * d
+
+
+@Kernel
+def unscale_kernel(g, scale, found):  # type: ignore[no-untyped-def]
+    """g /= scale, and found = 1 if one of them is not finite.  Many threads may write the 1: it is the same 1."""
+    for i in range(cuda.grid(1), g.size, cuda.gridsize(1)):
+        g[i] /= REAL(scale[0])
+        if not math.isfinite(g[i]):
+            found[0] = 1
+
+
+@Kernel
+def update_scale_kernel(scale, good_steps, found, growth, backoff, interval):  # type: ignore[no-untyped-def]
+    """Dynamic loss scaling: after an overflow a smaller scale, after ``interval`` good steps a larger one.  One thread."""
+    if found[0] != 0:
+        scale[0] *= REAL(backoff)
+        good_steps[0] = 0
+    else:
+        good_steps[0] += 1
+        if good_steps[0] == interval:
+            scale[0] *= REAL(growth)
+            good_steps[0] = 0
+
+
+def sgd(
+    params: list[Any], grads: list[Any], buffers: list[Any], lr: Any, momentum: float, weight_decay: float,
+    nesterov: bool, skip: Any = None,
+) -> None:  # fmt: skip
+    check(*params, *grads, *buffers)
+    xp = array_module(params[0])
+    rate = lr.reshape(1) if isinstance(lr, xp.ndarray) else xp.full(1, lr, np.float64)
+    skip = xp.zeros(1, np.int32) if skip is None else skip.reshape(1)
+    for p, g, v in zip(params, grads, buffers or params, strict=True):
+        with flat(p, v) as (into, speed):
+            gradient = xp.ascontiguousarray(g).reshape(-1)
+            sgd_kernel[blocks(p.size), BLOCK](into, gradient, speed, rate, momentum, weight_decay, nesterov, skip)
+
+
+def unscale(grads: list[Any], scale: Any) -> Any:
+    check(*grads)
+    found = array_module(scale).zeros((), np.int32)
+    for g in grads:
+        with flat(g) as (vector,):
+            unscale_kernel[blocks(g.size), BLOCK](vector, scale.reshape(1), found.reshape(1))
+    return found
+
+
+def update_scale(scale: Any, good_steps: Any, found: Any, growth: float, backoff: float, interval: int) -> None:
+    check(scale)
+    update_scale_kernel[1, 1](*(a.reshape(1) for a in (scale, good_steps, found)), growth, backoff, interval)
