@@ -20,6 +20,7 @@ BACKENDS = {
     "numba": ("tinyres.kernels.cpu", "Numba: SIMD code compiled for this machine's CPU, on all cores"),
     "cupy": ("tinyres.kernels.cuda.on_gpu", "CuPy: CUDA C++ kernels on an NVIDIA GPU"),
     "cuda-emulated": ("tinyres.kernels.cuda.on_host", "the CUDA C++ kernels compiled for the CPU: slow, to test and read"),
+    "numba-cuda": ("tinyres.kernels.numba_cuda", "Numba: CUDA kernels in Python, on an NVIDIA GPU or in Numba's simulator"),
 }
 PREFERRED = ("numba", "numpy")  # the default is the first that can run here
 

@@ -21,7 +21,7 @@ DEFINITIONS = {
     "relu6": (1, lambda x: np.minimum(np.maximum(x, 0), 6)),
     "add_relu": (2, lambda x, y: np.maximum(x + y, 0)),
     "relu_backward": (2, lambda dy, y: dy * (y > 0)),
-    "relu6_backward": (2, lambda dy, y: dy * ((0 < y) & (y < 6))),
+    "relu6_backward": (2, lambda dy, y: dy * ((y > 0) & (y < 6))),
     "accumulate": (2, lambda total, x: total + x),
 }
 SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 6.0, -6.0, 5.9375, 1.0])

@@ -53,25 +53,30 @@ def rounding(real):
     return lambda: emulation.test_floats_round_to_the_nearest_number_of_16_bits_ties_to_even(real)
 
 
-mutant("bfloat16 cut off", "common.cuh", "(u + 0x7fff + (u >> 16 & 1)) >> 16", "u >> 16", rounding("bfloat16"))
-mutant("bfloat16 ties away from zero", "common.cuh", "u + 0x7fff + (u >> 16 & 1)", "u + 0x8000", rounding("bfloat16"))
-mutant("bfloat16 NaN becomes infinity", "common.cuh", "x != x ? u >> 16 | 0x40 :", "x != x ? (u >> 16) & 0xff80 :",
+mutant("bfloat16 cut off", "common.cuh", "(u + 0x7fff + (u >> 16 & 1)) >> 16", "u >> 16",
        rounding("bfloat16"))  # fmt: skip
-mutant("half ties away from zero", "common.cuh", "rest + 0xfff + (rest >> 13 & 1)", "rest + 0x1000", rounding("half"))
-mutant("half subnormals are zero", "common.cuh", "__float_as_uint(__uint_as_float(rest) + 0.5f) - 0x3f000000", "0",
+mutant("bfloat16 ties away from zero", "common.cuh", "u + 0x7fff + (u >> 16 & 1)", "u + 0x8000",
+       rounding("bfloat16"))  # fmt: skip
+mutant("bfloat16 NaN becomes infinity", "common.cuh", "x != x ? u >> 16 | 0x40 :",
+       "x != x ? (u >> 16) & 0xff80 :", rounding("bfloat16"))  # fmt: skip
+mutant("half ties away from zero", "common.cuh", "rest + 0xfff + (rest >> 13 & 1)", "rest + 0x1000",
        rounding("half"))  # fmt: skip
+mutant("half subnormals are zero", "common.cuh", "__float_as_uint(__uint_as_float(rest) + 0.5f) - 0x3f000000",
+       "0", rounding("half"))  # fmt: skip
 
 mutant("block_sum: shuffles reach half a warp", "common.cuh", "for (int mask = 16; mask; mask >>= 1) sum +=",
        "for (int mask = 8; mask; mask >>= 1) sum +=", emulation.check_block_sum)  # fmt: skip
 mutant("block_sum: nobody waits for the last sum's readers", "common.cuh",
-       "    __syncthreads();\n    if (thread % 32 == 0) of_warp", "    if (thread % 32 == 0) of_warp", emulation.check_block_sum)
+       "    __syncthreads();\n    if (thread % 32 == 0) of_warp", "    if (thread % 32 == 0) of_warp",
+       emulation.check_block_sum)  # fmt: skip
 mutant("block_sum: nobody waits for the warps", "common.cuh",
-       "of_warp[thread / 32] = sum;\n    __syncthreads();", "of_warp[thread / 32] = sum;", emulation.check_block_sum)
+       "of_warp[thread / 32] = sum;\n    __syncthreads();", "of_warp[thread / 32] = sum;",
+       emulation.check_block_sum)  # fmt: skip
 mutant("block_sum: the sum goes on from the warp's own", "common.cuh", "    sum = 0;\n    for (int w = 0",
        "    for (int w = 0", emulation.check_block_sum)  # fmt: skip
 mutant("block_sum: one warp too many", "common.cuh", "w < warps", "w <= warps", emulation.check_block_sum)
-mutant("block_sum: one-dimensional", "common.cuh", "threadIdx.x + blockDim.x * threadIdx.y, warps", "threadIdx.x, warps",
-       emulation.check_block_sum)  # fmt: skip
+mutant("block_sum: one-dimensional", "common.cuh", "threadIdx.x + blockDim.x * threadIdx.y, warps",
+       "threadIdx.x, warps", emulation.check_block_sum)  # fmt: skip
 
 # --- elementwise.cu --------------------------------------------------------------------------------------------------
 
@@ -82,20 +87,22 @@ def elements(check, name, dtype="float32"):
 
 mutant("NaN is swallowed by a comparison", "elementwise.cu", "{ return x <= 0 ? ACC(0) : x; }",
        "{ return x > 0 ? x : ACC(0); }", elements("special", "relu"))  # fmt: skip
-mutant("NaN is swallowed by fmax", "elementwise.cu", "{ return relu_of(x + y); }", "{ return fmax(x + y, ACC(0)); }",
-       elements("special", "add_relu"))  # fmt: skip
-mutant("an infinite cotangent is hidden", "elementwise.cu", "{ return dy * ACC(y > 0); }", "{ return y > 0 ? dy : ACC(0); }",
-       elements("special", "relu_backward"))  # fmt: skip
+mutant("NaN is swallowed by fmax", "elementwise.cu", "{ return relu_of(x + y); }",
+       "{ return fmax(x + y, ACC(0)); }", elements("special", "add_relu"))  # fmt: skip
+mutant("an infinite cotangent is hidden", "elementwise.cu", "{ return dy * ACC(y > 0); }",
+       "{ return y > 0 ? dy : ACC(0); }", elements("special", "relu_backward"))  # fmt: skip
 mutant("the slope at 0 is 1", "elementwise.cu", "{ return dy * ACC(y > 0); }", "{ return dy * ACC(y >= 0); }",
        elements("special", "relu_backward"))  # fmt: skip
 mutant("the slope at 6 is 1", "elementwise.cu", "ACC(y > 0 && y < 6)", "ACC(y > 0 && y <= 6)",
        elements("special", "relu6_backward"))  # fmt: skip
 mutant("one element too many", "elementwise.cu", "i < n; i += stride) narrow(z[i], f(widen(x[i])));",
        "i <= n; i += stride) narrow(z[i], f(widen(x[i])));", elements("sizes", "relu"))  # fmt: skip
-mutant("one pack too many", "elementwise.cu", "i < packs; i += stride) {\n        const Pack a = reinterpret_cast<const Pack*>(x)[i], b",
+mutant("one pack too many", "elementwise.cu",
+       "i < packs; i += stride) {\n        const Pack a = reinterpret_cast<const Pack*>(x)[i], b",
        "i <= packs; i += stride) {\n        const Pack a = reinterpret_cast<const Pack*>(x)[i], b",
        elements("sizes", "add_relu"))  # fmt: skip
-mutant("the rest behind the packs is left out", "elementwise.cu", "i < n; i += stride) narrow(z[i], f(widen(x[i])));",
+mutant("the rest behind the packs is left out", "elementwise.cu",
+       "i < n; i += stride) narrow(z[i], f(widen(x[i])));",
        "i < packs; i += stride) narrow(z[i], f(widen(x[i])));", elements("sizes", "relu"))  # fmt: skip
 
 # --- tensor cores: a kernel that fills fragments ---------------------------------------------------------------------
@@ -106,11 +113,15 @@ def products():
         emulation.check_product(kind)
 
 
-mutant("a fragment from the next lane", "own.cu", "of_a[i] = a[4 * lane + i]", "of_a[i] = a[4 * (lane ^ 1) + i]", products)
-mutant("two registers exchanged", "own.cu", "of_a[i] = a[4 * lane + i]", "of_a[i] = a[4 * lane + (i ^ 1)]", products)
-mutant("B's registers exchanged", "own.cu", "of_b[i] = b[2 * lane + i]", "of_b[i] = b[2 * lane + 1 - i]", products)
+mutant("a fragment from the next lane", "own.cu", "of_a[i] = a[4 * lane + i]",
+       "of_a[i] = a[4 * (lane ^ 1) + i]", products)  # fmt: skip
+mutant("two registers exchanged", "own.cu", "of_a[i] = a[4 * lane + i]", "of_a[i] = a[4 * lane + (i ^ 1)]",
+       products)  # fmt: skip
+mutant("B's registers exchanged", "own.cu", "of_b[i] = b[2 * lane + i]", "of_b[i] = b[2 * lane + 1 - i]",
+       products)  # fmt: skip
 mutant("an accumulator that nobody has set", "own.cu", ", sum[i] = d[4 * lane + i];", ";", products)
-mutant("a result written to another lane's place", "own.cu", "d[4 * lane + i] = sum[i]", "d[4 * (lane ^ 4) + i] = sum[i]", products)
+mutant("a result written to another lane's place", "own.cu", "d[4 * lane + i] = sum[i]",
+       "d[4 * (lane ^ 4) + i] = sum[i]", products)  # fmt: skip
 mutant("TF32 ties to even", "mma.cuh", "(u + 0x1000) & ~0x1fffu", "(u + 0xfff + (u >> 13 & 1)) & ~0x1fffu",
        emulation.test_tf32_keeps_ten_bits_ties_away_from_zero)  # fmt: skip
 
@@ -136,20 +147,6 @@ mutant("no barrier of the warp", "own.cu", "    __syncwarp();\n    y[threadIdx.x
 
 # --- batch norm ------------------------------------------------------------------------------------------------------
 
-NORM = of("norm", kernels.check_batch_norm, (3, 5, 7, 9), True, True, True)
-PLAIN_NORM = of("norm", kernels.check_batch_norm, (5, 8, 6, 7), True, False, False)
-mutant("batch norm: nobody waits in the tree", "norm.cu", "        __syncthreads();  // what is read below", "        // what is read below", NORM)
-mutant("batch norm: the tree leaves out the middle row", "norm.cu", "const int rest = (rows + 1) / 2;", "const int rest = rows / 2;",
-       of("norm", kernels.check_batch_norm, (1, 3, 3, 1)))  # fmt: skip
-mutant("batch norm: moments that nobody has set", "norm.cu", "    Moments all;\n    all.clear();", "    Moments all;", NORM)
-mutant("batch norm: the last rows' part counts as a whole one", "norm.cu", "one.n = min(share, rows - part * share);", "one.n = share;",
-       of("norm", kernels.check_batch_norm, (9, 2, 16, 9)))  # fmt: skip
-mutant("batch norm: xhat left out", "norm.cu", "factor[k] = all.product[k] * inverse / rows * inverse;", "factor[k] = 0;", PLAIN_NORM)
-mutant("batch norm: a NaN is swallowed", "norm.cu", "{ return z <= 0 ? ACC(0) : z; }", "{ return z > 0 ? z : ACC(0); }",
-       lambda: check_nan_in_norm())  # fmt: skip
-mutant("batch norm: columns beyond the last", "norm.cu", "    all = over_rows(all, shared);\n    if (column >= columns) return;\n    for",
-       "    all = over_rows(all, shared);\n    for", NORM)  # fmt: skip
-
 
 def check_nan_in_norm():
     norm = importlib.import_module("tinyres.kernels.cuda.norm")
@@ -159,26 +156,52 @@ def check_nan_in_norm():
     assert np.isnan(y[1, 2, 0, 1]) and np.isnan(y).sum() == 1
 
 
+NORM = of("norm", kernels.check_batch_norm, (3, 5, 7, 9), True, True, True)
+PLAIN_NORM = of("norm", kernels.check_batch_norm, (5, 8, 6, 7), True, False, False)
+mutant("batch norm: nobody waits in the tree", "norm.cu", "        __syncthreads();  // what is read below",
+       "        // what is read below", NORM)  # fmt: skip
+mutant("batch norm: the tree leaves out the middle row", "norm.cu", "const int rest = (rows + 1) / 2;",
+       "const int rest = rows / 2;", of("norm", kernels.check_batch_norm, (4, 3, 20, 20)))  # fmt: skip
+mutant("batch norm: moments that nobody has set", "norm.cu", "    Moments all;\n    all.clear();",
+       "    Moments all;", NORM)  # fmt: skip
+mutant("batch norm: the last rows' part counts as a whole one", "norm.cu",
+       "one.n = min(share, rows - part * share);", "one.n = share;",
+       of("norm", kernels.check_batch_norm, (9, 2, 16, 9)))  # fmt: skip
+mutant("batch norm: xhat left out", "norm.cu", "factor[k] = all.product[k] * inverse / rows * inverse;",
+       "factor[k] = 0;", PLAIN_NORM)  # fmt: skip
+mutant("batch norm: a NaN is swallowed", "norm.cu", "{ return z <= 0 ? ACC(0) : z; }",
+       "{ return z > 0 ? z : ACC(0); }", check_nan_in_norm)  # fmt: skip
+mutant("batch norm: columns beyond the last", "norm.cu",
+       "    all = over_rows(all, shared);\n    if (column >= columns) return;\n    for",
+       "    all = over_rows(all, shared);\n    for", of("norm", kernels.check_batch_norm, (2, 35, 2, 3)))  # fmt: skip
+
+
 # --- pooling ---------------------------------------------------------------------------------------------------------
 
 POOL = of("pool", kernels.check_pool, (2, 3, 6, 7), (3, 3), (2, 2), (1, 1))
-mutant("pooling: one window too many", "pool.cu", "last = min((i + padding) / stride, out - 1);", "last = (i + padding) / stride;", POOL)
-mutant("pooling: the first window is rounded down", "pool.cu", "(before + stride - 1) / stride : 0", "before / stride : 0", POOL)
-mutant("pooling: edges are not looked at", "pool.cu",
-       "                if (pixel < 0 || pixel >= w) continue;\n                const Values values = read(x, at(spot.n, row, pixel, spot.column, h, w, columns));\n                for (int k = 0; k < WIDTH; k++) sum.v[k]",
-       "                const Values values = read(x, at(spot.n, row, pixel, spot.column, h, w, columns));\n                for (int k = 0; k < WIDTH; k++) sum.v[k]", POOL)  # fmt: skip
+mutant("pooling: one window too many", "pool.cu", "last = min((i + padding) / stride, out - 1);",
+       "last = (i + padding) / stride;", POOL)  # fmt: skip
+mutant("pooling: the first window is rounded down", "pool.cu", "(before + stride - 1) / stride : 0",
+       "before / stride : 0", POOL)  # fmt: skip
 SHORTCUT = of("pool", kernels.check_shortcut, (2, 5, 9, 8), 7, 2)
-mutant("global pooling: nobody waits in the tree", "pool.cu", "        __syncthreads();  // what is read below", "        // what is read below", SHORTCUT)
-mutant("shortcut: channels at the wrong end", "pool.cu", "const int column = spot.column - before;", "const int column = spot.column;", SHORTCUT)
+mutant("global pooling: nobody waits in the tree", "pool.cu",
+       "        __syncthreads();  // what is read below", "        // what is read below", SHORTCUT)  # fmt: skip
+mutant("shortcut: channels at the wrong end", "pool.cu", "const int column = spot.column - before;",
+       "const int column = spot.column;", SHORTCUT)  # fmt: skip
 
 # --- linear ----------------------------------------------------------------------------------------------------------
 
 LINEAR = of("linear", kernels.check_linear, 33, 70, 10)
-mutant("linear: nobody waits for the tiles", "linear.cu", "        __syncthreads();  // the tiles are complete\n", "", LINEAR)
-mutant("linear: tiles are overwritten while others read", "linear.cu", "        __syncthreads();  // nobody reads them any more\n", "", LINEAR)
-mutant("linear: the edge tile is not guarded", "linear.cu", "const bool inside = row + r < rows && k + c < depth;", "const bool inside = row + r < rows;", LINEAR)
-mutant("linear: results beyond the edge", "linear.cu", "if (m < rows && n < columns) c[", "if (m < rows) c[", LINEAR)
-mutant("linear: a shuffle that reaches half a warp", "linear.cu", "for (int mask = 16; mask; mask >>= 1) sum", "for (int mask = 8; mask; mask >>= 1) sum", LINEAR)
+mutant("linear: nobody waits for the tiles", "linear.cu",
+       "        __syncthreads();  // the tiles are complete\n", "", LINEAR)  # fmt: skip
+mutant("linear: tiles are overwritten while others read", "linear.cu",
+       "        __syncthreads();  // nobody reads them any more\n", "", LINEAR)  # fmt: skip
+mutant("linear: the edge tile is not guarded", "linear.cu",
+       "const bool inside = row + r < rows && k + c < depth;", "const bool inside = row + r < rows;", LINEAR)  # fmt: skip
+mutant("linear: results beyond the edge", "linear.cu", "if (m < rows && n < columns) c[", "if (m < rows) c[",
+       LINEAR)  # fmt: skip
+mutant("linear: a shuffle that reaches half a warp", "linear.cu", "for (int mask = 16; mask; mask >>= 1) sum",
+       "for (int mask = 8; mask; mask >>= 1) sum", LINEAR)  # fmt: skip
 
 # --- convolution -----------------------------------------------------------------------------------------------------
 
@@ -188,29 +211,81 @@ def convolution(module, *arguments):
 
 
 COLUMNS = convolution("im2col", (2, 3, 6, 7), (5, 3, 3, 3), (2, 1), (1, 1))
-mutant("im2col: taps exchanged", "im2col.cu", "a = k / CG / KW, b = k / CG % KW;", "b = k / CG / KW, a = k / CG % KW;",
-       convolution("im2col", (2, 3, 6, 7), (5, 3, 3, 3), (1, 1), (0, 1)))  # fmt: skip
-mutant("im2col: the image has no edge at the right", "im2col.cu", "if (h >= 0 && h < H && w >= 0 && w < W) value", "if (h >= 0 && h < H && w >= 0) value", COLUMNS)
-mutant("col2im: stride is not looked at", "im2col.cu", "if (i < 0 || i % stride_h || i / stride_h >= OH) continue;", "if (i < 0 || i / stride_h >= OH) continue;", COLUMNS)
-mutant("matrix product: nobody waits for the tiles", "im2col.cu", ": ACC(0);\n        __syncthreads();\n        for (int k = 0; k < T; k++) sum",
+mutant("im2col: taps exchanged", "im2col.cu", "a = k / CG / KW, b = k / CG % KW;",
+       "b = k / CG / KW, a = k / CG % KW;", convolution("im2col", (2, 3, 6, 7), (5, 3, 3, 3), (1, 1), (0, 1)))  # fmt: skip
+mutant("im2col: the image has no edge at the right", "im2col.cu",
+       "if (h >= 0 && h < H && w >= 0 && w < W) value", "if (h >= 0 && h < H && w >= 0) value", COLUMNS)  # fmt: skip
+mutant("col2im: stride is not looked at", "im2col.cu",
+       "if (i < 0 || i % stride_h || i / stride_h >= OH) continue;",
+       "if (i < 0 || i / stride_h >= OH) continue;", COLUMNS)  # fmt: skip
+mutant("matrix product: nobody waits for the tiles", "im2col.cu",
+       ": ACC(0);\n        __syncthreads();\n        for (int k = 0; k < T; k++) sum",
        ": ACC(0);\n        for (int k = 0; k < T; k++) sum", COLUMNS)  # fmt: skip
-mutant("matrix product: the edge is not guarded", "im2col.cu", "const bool in_a = i0 + ai < m && k0 + ak < end,", "const bool in_a = i0 + ai < m,", COLUMNS)
-mutant("parts of a sum: nobody waits", "im2col.cu", "    sums[threadIdx.y][threadIdx.x] = sum;\n    __syncthreads();", "    sums[threadIdx.y][threadIdx.x] = sum;",
+mutant("matrix product: the edge is not guarded", "im2col.cu",
+       "const bool in_a = i0 + ai < m && k0 + ak < end,", "const bool in_a = i0 + ai < m,", COLUMNS)  # fmt: skip
+mutant("parts of a sum: nobody waits", "im2col.cu",
+       "    sums[threadIdx.y][threadIdx.x] = sum;\n    __syncthreads();",
+       "    sums[threadIdx.y][threadIdx.x] = sum;",
        convolution("im2col", (3, 2, 9, 9), (2, 2, 3, 3), (1, 1), (1, 1)))  # fmt: skip
 
 EXACT = convolution("conv_exact", (2, 5, 7, 6), (6, 5, 3, 3), (2, 2), (1, 1))
-mutant("implicit product: taps not flipped", "conv_exact.cu", "            -(every * dilation / stride), tap,", "            every * dilation / stride, tap,", EXACT)
+mutant("implicit product: taps not flipped", "conv_exact.cu",
+       "            -(every * dilation / stride), tap,", "            every * dilation / stride, tap,", EXACT)  # fmt: skip
 mutant("implicit product: tiles are overwritten while others read", "conv_exact.cu",
-       "    for (int k0 = 0; k0 < K; k0 += DEPTH) {\n        __syncthreads();", "    for (int k0 = 0; k0 < K; k0 += DEPTH) {", EXACT)  # fmt: skip
-mutant("implicit product: the gradient's sums start anywhere", "conv_exact.cu", "    REAL sums[EACH][4] = {};\n    load(begin);", "    REAL sums[EACH][4];\n    load(begin);", EXACT)
-mutant("implicit product: the image has no edge at the bottom", "conv_exact.cu", "row >= 0 && row < of.IH &&", "row >= 0 &&", EXACT)
+       "    for (int k0 = 0; k0 < K; k0 += DEPTH) {\n        __syncthreads();",
+       "    for (int k0 = 0; k0 < K; k0 += DEPTH) {", EXACT)  # fmt: skip
+mutant("implicit product: the gradient's sums start anywhere", "conv_exact.cu",
+       "    REAL sums[EACH][4] = {};\n    load(begin);", "    REAL sums[EACH][4];\n    load(begin);", EXACT)  # fmt: skip
+mutant("implicit product: the image has no edge at the bottom", "conv_exact.cu", "row >= 0 && row < of.IH &&",
+       "row >= 0 &&", EXACT)  # fmt: skip
 
 DEPTHWISE = convolution("conv_depthwise", (2, 5, 7, 6), (5, 1, 3, 3), (2, 2), (1, 1), (1, 1), 5)
-mutant("depthwise: nobody waits for the rows", "conv_depthwise.cu", "        of_rows[row][lane] = sums[i];\n        __syncthreads();", "        of_rows[row][lane] = sums[i];", DEPTHWISE)
-mutant("depthwise: rows are overwritten while others read", "conv_depthwise.cu", "        __syncthreads();  // all have read the rows before\n", "", DEPTHWISE)
-mutant("depthwise: the last run goes beyond the row", "conv_depthwise.cu", "            if (j + i < OW) write", "            write", DEPTHWISE)
-mutant("depthwise: taps not flipped", "conv_depthwise.cu", "const Numbers<V> weight = read<V>(w + (a * KW + b) * F + f);\n#pragma unroll\n                    for (int e = 0; e < V; e++) sums[e]",
-       "const Numbers<V> weight = read<V>(w + ((KH - 1 - a) * KW + b) * F + f);\n#pragma unroll\n                    for (int e = 0; e < V; e++) sums[e]", DEPTHWISE)  # fmt: skip
+mutant("depthwise: nobody waits for the rows", "conv_depthwise.cu",
+       "        of_rows[row][lane] = sums[i];\n        __syncthreads();",
+       "        of_rows[row][lane] = sums[i];", DEPTHWISE)  # fmt: skip
+mutant("depthwise: rows are overwritten while others read", "conv_depthwise.cu",
+       "        __syncthreads();  // all have read the rows before\n", "", DEPTHWISE)  # fmt: skip
+mutant("depthwise: the last run goes beyond the row", "conv_depthwise.cu",
+       "            if (j + i < OW) write", "            write", DEPTHWISE)  # fmt: skip
+mutant("depthwise: taps not flipped", "conv_depthwise.cu", "const int i = h + padding_h - a * dilation_h;",
+       "const int i = h + padding_h - (KH - 1 - a) * dilation_h;", DEPTHWISE)  # fmt: skip
+
+
+# --- loss, update ----------------------------------------------------------------------------------------------------
+
+LOSS = of("loss", kernels.check_loss, 3, 33, 0.1)
+mutant("loss: the maximum is not taken away", "loss.cu", "sum += exp(x[i] - most);", "sum += exp(x[i]);", LOSS)
+mutant("loss: a shuffle that reaches half a warp", "loss.cu", "    for (int mask = 16; mask; mask >>= 1) {\n",
+       "    for (int mask = 8; mask; mask >>= 1) {\n", LOSS)  # fmt: skip
+mutant("loss: rows beyond the last", "loss.cu", "    if (row >= n) return;", "    if (row > n) return;", LOSS)
+mutant("loss: no smoothing in the gradient", "loss.cu", "if (smoothing) d -= ACC(smoothing / k);", "", LOSS)
+
+
+def update(momentum, nesterov):
+    return of("update", kernels.check_update, momentum, nesterov, (33, 1025))
+
+
+def check_unscale():
+    unscale = importlib.import_module("tinyres.kernels.cuda.update").unscale
+    for size in (3, 1027):
+        for bad in (None, np.inf, np.nan):
+            for at in (0, size - 1):
+                grads = [np.full(size, 3, "f4"), np.full(5, 3, "f4")]
+                if bad:
+                    grads[0][at] = bad
+                assert unscale(grads, np.array(2, "f4")) == (bad is not None)
+                assert (grads[0] == 1.5).sum() == size - (bad is not None)
+
+
+mutant("update: one element too many", "update.cu", "i < count; i += blockDim.x) update(",
+       "i <= count; i += blockDim.x) update(", update(0.9, False))  # fmt: skip
+mutant("update: the velocity is not kept", "update.cu", "        v = velocity;\n", "", update(0.9, False))
+mutant("update: Nesterov does not look ahead", "update.cu", "o.nesterov ? g + o.momentum * velocity : velocity", "velocity",
+       update(0.9, True))  # fmt: skip
+mutant("update: no weight decay", "update.cu", "if (o.decay != 0) g += o.decay * p;", "", update(0.0, False))
+mutant("update: an infinity counts as finite", "update.cu", "bad |= !(a.v[j] - a.v[j] == 0);", "bad |= a.v[j] != a.v[j];",
+       check_unscale)  # fmt: skip
+mutant("update: what was found before stays", "update.cu", "if (threadIdx.x == 0) found[0] = 0;", "", check_unscale)
 
 
 @pytest.fixture(scope="module")

@@ -287,8 +287,8 @@ def test_one_optimizer_s_overflow_does_not_skip_the_other_s_step():
     p, q = parameter(), parameter()
     first, second, scaler = optim.SGD([p], 1.0), optim.SGD([q], 1.0), optim.GradScaler(2.0)
     scaler.scale((p * np.inf + q).sum()).backward()
-    scaler.step(first)
     scaler.step(second)
+    scaler.step(first)
     scaler.update()
     assert p.data.tolist() == [1, 2] and q.data.tolist() == [0, 1] and scaler.get_scale() == 1
 

@@ -86,7 +86,7 @@ def last_cotangent_wins(patch):
 
 @mutant(engine.test_leaves_never_share_a_gradient)
 def leaf_keeps_the_array_it_was_lent(patch):
-    def accumulate(tensor, gradient):
+    def accumulate(tensor, gradient, owned=False):
         tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
     patch.setattr(autograd, "_accumulate", accumulate)
@@ -94,7 +94,7 @@ def leaf_keeps_the_array_it_was_lent(patch):
 
 @mutant(engine.test_a_second_loss_adds_to_the_gradient)
 def gradient_replaced_instead_of_added(patch):
-    patch.setattr(autograd, "_accumulate", lambda tensor, gradient: setattr(tensor, "grad", gradient.copy()))
+    patch.setattr(autograd, "_accumulate", lambda tensor, gradient, owned=False: setattr(tensor, "grad", gradient.copy()))
 
 
 @mutant(locks.test_a_write_cannot_slip_in_anywhere_in_a_block)
@@ -210,7 +210,9 @@ def dropout_without_its_mask_in_backward(patch):
 
 @mutant(case("cross_entropy-0.1-mean"), slope("cross_entropy-0.1-mean"), kernel(kernel_checks.check_loss, 3, 5, 0.1))
 def cross_entropy_without_smoothing_in_backward(patch):
-    replace(patch, "cross_entropy_backward", lambda d, p, labels, _: reference.cross_entropy_backward(d, p, labels, 0.0))
+    for name in ("cross_entropy_backward", "cross_entropy_mean_backward"):
+        right = getattr(reference, name)
+        replace(patch, name, lambda d, p, labels, _, right=right: right(d, p, labels, 0.0))
 
 
 @mutant(case("cross_entropy-0.0-mean"), slope("cross_entropy-0.0-mean"))

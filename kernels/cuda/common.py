@@ -32,11 +32,15 @@ def blocks(items: int, per_block: int) -> int:
 
 def in_memory(x: Any) -> Any:
     """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous.  A view where it lies so, else a copy."""
-    seen = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
-    if seen.flags.c_contiguous:
-        return seen
-    inside = array_module(x).empty(seen.shape, seen.dtype)
-    copy(inside, seen)
+    return contiguous(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
+
+
+def contiguous(x: Any) -> Any:
+    """``x`` itself if it is contiguous, else a copy, which a graph that is captured makes anew when it is replayed."""
+    if x.flags.c_contiguous:
+        return x
+    inside = array_module(x).empty(x.shape, x.dtype)
+    copy(inside, x)
     return inside
 
 

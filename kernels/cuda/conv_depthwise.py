@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tinyres.kernels.arrays import Pair, array_module, output_size
+from tinyres.kernels.arrays import Pair, output_size
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, empty, in_memory
+from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, contiguous, empty, in_memory
 from tinyres.kernels.cuda.im2col import add_parts, check_types, sum_dtype
 from tinyres.kernels.cuda.launch import kernel
 
@@ -70,7 +70,7 @@ def _filters_each(channels: int, w_shape: tuple[int, ...], groups: int) -> int:
 
 def _taps(w: Any) -> Any:
     """w (F, 1, KH, KW) as (KH, KW, F): filters side by side, as the channels of images are."""
-    return array_module(w).ascontiguousarray(w[:, 0].transpose(1, 2, 0))
+    return contiguous(w[:, 0].transpose(1, 2, 0))
 
 
 def _lot(images: Any, packed: bool) -> int:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tinyres.kernels.arrays import Pair, array_module, output_size
+from tinyres.kernels.arrays import Pair, output_size
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cuda.common import address, as_seen, c_type, empty, in_memory
+from tinyres.kernels.cuda.common import address, as_seen, c_type, contiguous, empty, in_memory
 from tinyres.kernels.cuda.im2col import add_parts
 from tinyres.kernels.cuda.launch import kernel
 
@@ -13,7 +13,7 @@ ENOUGH = 2 * 132  # blocks that keep the largest card busy
 
 def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
     real = _check(groups, x, w)
-    x, taps, (f, _, kh, kw) = in_memory(x), array_module(w).ascontiguousarray(w.transpose(2, 3, 1, 0)), w.shape
+    x, taps, (f, _, kh, kw) = in_memory(x), contiguous(w.transpose(2, 3, 1, 0)), w.shape
     n, height, width, c = x.shape
     oh, ow = (output_size(x.shape[i + 1], w.shape[i + 2], stride[i], padding[i], dilation[i]) for i in (0, 1))
     y = empty(x, (n, oh, ow, f))
@@ -28,7 +28,7 @@ def conv2d_backward_input(
     dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Any:
     real = _check(groups, dy, w)
-    dy, taps, (f, _, kh, kw) = in_memory(dy), array_module(w).ascontiguousarray(w.transpose(2, 3, 0, 1)), w.shape
+    dy, taps, (f, _, kh, kw) = in_memory(dy), contiguous(w.transpose(2, 3, 0, 1)), w.shape
     (n, c, height, width), (oh, ow) = x_shape, dy.shape[1:3]
     dx = empty(dy, (n, height, width, c))
     if dx.size:

@@ -223,9 +223,7 @@ def _groups(values: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 @contextlib.contextmanager
-def _guarded(
-    kernel: Kernel, values: list[Any], in_front: bool, regions: dict[str, tuple[int, int]]
-) -> Iterator[list[Any]]:
+def _guarded(kernel: Kernel, values: list[Any], in_front: bool, regions: dict[str, tuple[int, int]]) -> Iterator[list[Any]]:
     """Copies of the arrays that end where a page begins that may not be touched, or with ``in_front`` begin where one ends;
     up to 15 bytes away, so that they lie as the originals do with respect to packs of 16 bytes.  What a kernel may write to
     is copied back.  Arrays that share memory go on to share it.  Fills ``regions``, see `_explain`."""

@@ -5,7 +5,7 @@ The columns of some images at a time, and of one group of channels: `COLUMNS` bo
 from collections.abc import Iterator
 from typing import Any
 
-from tinyres.kernels.arrays import Pair, channels_last, output_size
+from tinyres.kernels.arrays import Pair, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import BLOCK, as_seen, blocks, c_type, empty, in_memory
 from tinyres.kernels.cuda.launch import kernel
@@ -32,7 +32,7 @@ def check_types(images: Any, w: Any) -> tuple[str, str]:
 def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
     real, weights = check_types(x, w)
     macros = {"REAL": real, "LEFT": real, "RIGHT": weights, "RESULT": real}
-    x, rows, f = in_memory(x), channels_last(w), w.shape[0]
+    x, rows, f = in_memory(x), in_memory(w), w.shape[0]
     oh, ow = (output_size(x.shape[i + 1], w.shape[i + 2], stride[i], padding[i], dilation[i]) for i in (0, 1))
     y = empty(x, (len(x), oh, ow, f))
     geometry = (*x.shape[1:], *w.shape[2:], oh, ow, *stride, *padding, *dilation)
@@ -51,7 +51,7 @@ def conv2d_backward_input(
 ) -> Any:
     real, weights = check_types(dy, w)
     macros = {"REAL": real, "LEFT": real, "RIGHT": weights, "RESULT": c_type(empty(dy, (0,), sum_dtype(dy)))}
-    dy, rows, (n, c, height, width), f = in_memory(dy), channels_last(w), x_shape, w.shape[0]
+    dy, rows, (n, c, height, width), f = in_memory(dy), in_memory(w), x_shape, w.shape[0]
     dx = empty(dy, (n, height, width, c))
     geometry = (height, width, c, *w.shape[2:], *dy.shape[1:3], *stride, *padding, *dilation)
     depth, per_group = rows[0].size, f // groups

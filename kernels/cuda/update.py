@@ -7,7 +7,7 @@ import numpy as np
 from tinyres.kernels.arrays import array_module
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import emulator
-from tinyres.kernels.cuda.common import BLOCK, address, c_type, empty
+from tinyres.kernels.cuda.common import BLOCK, address, c_type, contiguous, empty
 from tinyres.kernels.cuda.launch import kernel
 
 EXACT = ("float32", "float64")
@@ -72,7 +72,7 @@ def _written(a: Any, order: list[int]) -> Any:
 
 def _read(a: Any, order: list[int]) -> Any:
     """The same for what is not written: a copy where it lies otherwise."""
-    return array_module(a).ascontiguousarray(a.transpose(order)).reshape(a.transpose(order).shape)
+    return contiguous(a.transpose(order))
 
 
 # --- the list of the work ----------------------------------------------------------------------------------------------

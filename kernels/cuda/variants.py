@@ -41,6 +41,7 @@ def _beside_float(name: str) -> list[Variant]:
 
 # by file; where a file uses INDEX, each set is there again with INDEX=long long
 VARIANTS: dict[str, list[Variant]] = {
+    "augment": _each(*ALL),
     "conv_depthwise": _beside_float("PARAM"),
     "conv_exact": [
         one
@@ -72,6 +73,7 @@ VARIANTS: dict[str, list[Variant]] = {
         for one in _each(real, WIDTH=width, PLACE=place, rare=place != "uint8_t")  # windows of more than 256 places
     ],
     "step": [Variant(())],
+    "update": _each("float", "double"),
 }
 
 

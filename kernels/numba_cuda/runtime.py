@@ -1,21 +1,18 @@
 """How a kernel of this folder runs: compiled by Numba on a GPU, or in Numba's simulator on NumPy arrays.
 
-This is the one file that imports numba.cuda (the built-in one, or NVIDIA's package numba-cuda, which takes its place).  A
+Only this file and `simulator` import numba.cuda (the built-in one, or NVIDIA's package numba-cuda, which takes its place).  A
 CUDA kernel is a function that many threads run at once.  They come in blocks; `kernel[grid, block](...)` says how many
 blocks, and how many threads each has.  A thread asks `cuda.blockIdx` and `cuda.threadIdx` who it is, and works on its
 share.  The threads of a block can lend each other numbers through `cuda.shared.array`, and wait for each other at
 `cuda.syncthreads()`; blocks know nothing of each other, and run in any order.
 
 The simulator (NUMBA_ENABLE_CUDASIM=1 before numba is imported) starts a Python thread for each CUDA thread, so that blocks
-are tiny there.  It has no warp operations, and no kernel here needs one.
+are tiny there.  It has no warp operations, and no kernel here needs one.  Kernels for the CPU (numba.njit) run beside it.
 """
 
 import contextlib
 import functools
-import sys
-import threading
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,8 +24,17 @@ from tinyres.kernels.arrays import array_module, channels_first, channels_last
 from tinyres.kernels.contract import Unsupported
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
-if not SIMULATED and not cuda.is_available():
+if SIMULATED:
+    from tinyres.kernels.numba_cuda import simulator
+elif not cuda.is_available():
     raise RuntimeError("no CUDA device; NUMBA_ENABLE_CUDASIM=1 runs the kernels in Numba's simulator")
+else:
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError("it needs CuPy: pip install 'tinyres[cuda12]' or 'tinyres[cuda13]'") from error
+    numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small arrays are no mistake
+    numba.config.CUDA_ARRAY_INTERFACE_SYNC = 0  # kernels run on CuPy's stream, in order: nothing to wait for
 
 BLOCK = 4 if SIMULATED else 256  # threads of a block that goes over elements, one after the other
 MAX_BLOCKS = 2 if SIMULATED else 1024  # of them; a thread that has done its element goes on to the next
@@ -57,13 +63,11 @@ class Kernel:
     def _launch(self, grid: Any, block: Any, *args: Any) -> None:
         if 0 in np.atleast_1d(grid):
             return
-        kernel = self.version(next(a.dtype.type for a in args if isinstance(getattr(a, "dtype", None), np.dtype) and a.dtype.kind == "f"))
+        arrays = [a for a in args if hasattr(a, "dtype")]
+        kernel = self.version(next(a.dtype.type for a in arrays if a.dtype.kind == "f"))
         if SIMULATED:
-            with _quietly():
-                kernel[grid, block](*(FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in args))
+            simulator.launch(kernel, grid, block, args)
         else:
-            import cupy
-
             kernel[grid, block, cuda.external_stream(cupy.cuda.get_current_stream().ptr)](*args)
 
 
@@ -85,7 +89,7 @@ def check(*arrays: Any) -> None:
 
 def in_memory(x: Any) -> Any:
     """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous.  A view where it lies so, else a copy."""
-    return channels_last(x) if x.ndim == 4 else array_module(x).ascontiguousarray(x)
+    return channels_last(x) if x.ndim == 4 else array_module(x).ascontiguousarray(x).reshape(x.shape)
 
 
 def as_seen(x: Any) -> Any:
@@ -106,41 +110,3 @@ def flat(*arrays: Any) -> Iterator[list[Any]]:
     for a, vector in zip(arrays, vectors, strict=True):
         if not a.flags.c_contiguous:
             a[...] = vector.reshape(a.shape)
-
-
-if SIMULATED:
-    try:
-        from numba.cuda.simulator import kernelapi
-        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray  # an array as it is: no copy, read-only or not
-    except ImportError as error:
-        raise RuntimeError("this numba.cuda has no simulator; the one built into Numba 0.60 to 0.68 has") from error
-
-    _lock = threading.Lock()
-
-    def _shared_array(self: Any, shape: Any, dtype: Any) -> Any:
-        """Shared memory, of NaN, known by the line that asks for it.  In the simulator's own, two threads that arrive at
-        once each get an array of their own."""
-        frame = sys._getframe(1)
-        with _lock:
-            key = frame.f_code, frame.f_lineno
-            if key not in self._allocations:
-                self._allocations[key] = np.full(shape, np.nan, dtype)
-            return self._allocations[key]
-
-    kernelapi.FakeCUDAShared.array = _shared_array
-else:
-    numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small arrays are no mistake
-    numba.config.CUDA_ARRAY_INTERFACE_SYNC = 0  # kernels run on CuPy's stream: nothing to wait for
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Like on a GPU, inf - inf is no warning.  And threads take turns often: most of the time all but one wait at a barrier."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            yield
-    finally:
-        sys.setswitchinterval(interval)

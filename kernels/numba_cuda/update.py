@@ -16,7 +16,7 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, chec
 def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):  # type: ignore[no-untyped-def]
     """d = g + weight_decay p;  v = momentum v + d;  p -= lr v, or with ``nesterov`` p -= lr (d + momentum v).
 
-    A thread a parameter, in one pass: 20 bytes.  Without momentum v is not touched, and p -= lr d.  Where skip[0] is not
+    A thread a parameter, in one pass: 20 bytes.  Without momentum v is not touched (it is p), and p -= lr d.  Where skip[0] is not
     0, nothing changes."""
     if skip[0] != 0:
         return
@@ -61,10 +61,12 @@ def sgd(
     xp = array_module(params[0])
     rate = lr.reshape(1) if isinstance(lr, xp.ndarray) else xp.full(1, lr, np.float64)
     skip = xp.zeros(1, np.int32) if skip is None else skip.reshape(1)
-    for p, g, v in zip(params, grads, buffers or params, strict=True):
-        with flat(p, v) as (into, speed):
+    for i, (p, g) in enumerate(zip(params, grads, strict=True)):
+        with flat(p, *buffers[i : i + 1]) as written:
             gradient = xp.ascontiguousarray(g).reshape(-1)
-            sgd_kernel[blocks(p.size), BLOCK](into, gradient, speed, rate, momentum, weight_decay, nesterov, skip)
+            sgd_kernel[blocks(p.size), BLOCK](
+                written[0], gradient, written[-1], rate, momentum, weight_decay, nesterov, skip
+            )
 
 
 def unscale(grads: list[Any], scale: Any) -> Any:

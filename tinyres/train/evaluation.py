@@ -42,7 +42,7 @@ def evaluate(
             for done, (batch, y) in enumerate(loader, 1):
                 x = Tensor(batch).to(device)
                 logits = model(x)
-                batch_loss = F.cross_entropy(logits, y).item()
+                batch_loss = F.cross_entropy(logits, Tensor(y).to(device)).item()
                 if not math.isfinite(batch_loss):
                     with detect_anomaly():
                         model(x)

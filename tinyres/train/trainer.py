@@ -191,16 +191,16 @@ class Trainer:
         """Forward, backward, update.  The update is left out if the loss or a gradient is not finite."""
         state, random = self.state, default_generator().bit_generator.state
         self.schedule.set_step(state.epoch * self.steps + state.step)
-        x = Tensor(images).to(self.device).to(self.dtype)
+        x, y = Tensor(images).to(self.device).to(self.dtype), Tensor(labels).to(self.device)
         logits = self.model(x)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, y)
         self.optimizer.zero_grad()
         self.scaler.backward(loss)
         self.scaler.unscale_(self.optimizer)
         gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
         if not (math.isfinite(loss.item()) and (self.scaler.enabled or all(map(_finite, gradients)))):
             default_generator().bit_generator.state = random
-            self._name_the_culprit(lambda: F.cross_entropy(self.model(x), labels).backward())
+            self._name_the_culprit(lambda: F.cross_entropy(self.model(x), y).backward())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         state.step += 1

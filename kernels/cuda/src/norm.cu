@@ -224,7 +224,7 @@ struct Sums {
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_backward_sums(
     const REAL* __restrict__ dy, const REAL* __restrict__ x, const REAL* __restrict__ y, const VECTOR* __restrict__ mean,
     REAL* __restrict__ dz, VECTOR* __restrict__ parts, INDEX rows, INDEX share, int columns) {
-    const int GROUP = 4;
+    const int GROUP = WIDTH > 4 ? 2 : 4;  // three arrays at once: more would not fit into the registers
     DYNAMIC_SHARED(Sums, shared);
     const int column = column_of(), part = blockIdx.x;
     const INDEX begin = part * share, end = column < columns ? min(begin + share, rows) : 0;
@@ -267,7 +267,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_backward_input(
     const VECTOR* __restrict__ weight, const VECTOR* __restrict__ mean, const VECTOR* __restrict__ var,
     REAL* __restrict__ dx, VECTOR* __restrict__ dweight, VECTOR* __restrict__ dbias, VECTOR eps, INDEX rows, int count,
     int columns, int training) {
-    const int GROUP = 4;
+    const int GROUP = WIDTH > 4 ? 2 : 4;  // three arrays at once: more would not fit into the registers
     DYNAMIC_SHARED(Sums, shared);
     const int column = column_of();
     Sums all;

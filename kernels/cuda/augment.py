@@ -1,0 +1,61 @@
+"""Random crop and flip, and a loader that lives on the device: `src/augment.cu`."""
+
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.arrays import array_module
+from tinyres.kernels.contract import Unsupported
+from tinyres.kernels.cuda.common import BLOCK, c_type, empty
+from tinyres.kernels.cuda.launch import kernel
+
+
+def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale: Any) -> Any:
+    """As the reference's, C-contiguous too.  Offsets, flips, mean and scale may lie on the host."""
+    if images.dtype != np.uint8:
+        raise Unsupported(f"images of {images.dtype}")
+    xp, (n, c, h, w) = array_module(images), images.shape
+    if offsets.shape != (n, 2) or flips.shape != (n,):
+        raise ValueError(f"crop_flip: {n} images, but offsets {offsets.shape} and flips {flips.shape}.")
+    if isinstance(offsets, np.ndarray) and offsets.size and not 0 <= offsets.min() <= offsets.max() <= 2 * pad:
+        raise ValueError(f"crop_flip: offsets are {offsets.min()} to {offsets.max()}; they must be in 0 .. {2 * pad}.")
+    images, offsets = xp.ascontiguousarray(images), xp.ascontiguousarray(xp.asarray(offsets, np.int64))
+    flips = xp.ascontiguousarray(xp.asarray(flips, bool)).view(np.uint8)
+    mean, scale = _whole(mean, images), _whole(scale, images)
+    y = empty(images, images.shape, np.float32)
+    if y.size:
+        blocks = -(-c * h * w // BLOCK)  # of an image
+        run = kernel("augment", "crop_flip", REAL="float")
+        run(n * blocks, BLOCK, images, offsets, flips, mean, scale, y, blocks, c, h, w, pad)
+    return y
+
+
+def next_batch(
+    images: Any, labels: Any, order: Any, step: Any, epoch: Any, x: Any, y: Any, *, mean: Any, scale: Any, pad: int, seed: int
+) -> None:
+    """Fills x and y with batch ``step`` of a data set that lies on the device, and does not move ``step``.
+
+    images (M, C, H, W) uint8, labels (M,) int64, order (M,) int32: which image is at which place of the epoch.  step and
+    epoch are int32 of shape (), so that a captured graph goes on as they do.  x (B, C, H, W), channels-last in memory, of any
+    floating-point dtype: (image / 255 - mean) * scale, randomly cropped from a border of ``pad`` zeros and mirrored; with
+    ``pad`` 0 as it is.  y (B,) int64.  Behind the last image of the order the first follows.
+
+    The crop and the flip of place k of an epoch depend on (seed, epoch, k) alone."""
+    (count, c, h, w), batch = images.shape, len(x)
+    inside = x.transpose(0, 2, 3, 1)
+    if x.shape != (batch, c, h, w) or y.shape != (batch,) or labels.shape != (count,) or order.shape != (count,):
+        raise ValueError(f"next_batch: images {images.shape}, labels {labels.shape} and order {order.shape} do not go into "
+                         f"x {x.shape} and y {y.shape}.")  # fmt: skip
+    if not inside.flags.c_contiguous:
+        raise ValueError("next_batch: x must be channels-last in memory.")
+    if not x.size or not count:
+        return
+    run, blocks = kernel("augment", "next_batch", REAL=c_type(x)), -(-h * w // BLOCK)
+    run(batch * blocks, BLOCK, images, labels, order, step, epoch, _whole(mean, images), _whole(scale, images),
+        inside, y, blocks, batch, count, c, h, w, pad, seed % (1 << 64))  # fmt: skip
+
+
+def _whole(values: Any, images: Any) -> Any:
+    """``values``, which broadcast to an image, as float32 (C, H, W) where the images are.  As it is, if it is that already."""
+    xp = array_module(images)
+    return xp.ascontiguousarray(xp.broadcast_to(xp.asarray(values, np.float32), images.shape[1:]))
