@@ -104,6 +104,9 @@ class Kernels(Protocol):
     def add_relu(self, x: Array, y: Array) -> Array:
         """max(x + y, 0), the join that ends a residual block: 3 arrays moved, where two kernels move 5."""
 
+    def cast(self, x: Array, dtype: Any) -> Array:
+        """x in another floating-point dtype, rounded to nearest; what is too large for it becomes an infinity."""
+
     def accumulate(self, total: Array, x: Array) -> None:
         """total += x, in place: how cotangents meet where a block's input forks."""
 

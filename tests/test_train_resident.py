@@ -48,9 +48,10 @@ def weights(step):
     return np.concatenate([array.ravel() for array in step.model.state_dict().values()])
 
 
-def test_a_captured_step_does_what_the_step_does():
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_captured_step_does_what_the_step_does(dtype):
     images, labels = data()
-    captured, eager = make(images, labels), make(images, labels, capture=False)
+    captured, eager = make(images, labels, dtype=dtype), make(images, labels, capture=False, dtype=dtype)
     for epoch in (0, 1):
         assert run(captured, 6, epoch) == run(eager, 6, epoch)
     assert captured.graph is not None and captured.reason == "" and len(captured.graph.launches) > 50

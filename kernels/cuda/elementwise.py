@@ -48,3 +48,10 @@ def accumulate(total: Any, x: Any) -> None:
     _map("accumulate", in_memory(x), inside)
     if address(inside) != address(total):  # total lies otherwise in memory
         copy(total, as_seen(inside))
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    c_type(x)
+    y = empty(x, in_memory(x).shape, dtype)
+    copy(as_seen(y), x)
+    return as_seen(y)

@@ -184,9 +184,14 @@ def _explain(kernel: Kernel, report: _Report, status: int, values: list[Any], re
 def copy(target: Any, array: Any) -> None:
     """target[...] = array; while a graph is captured, it is recorded."""
     if getattr(_local, "recording", None) is not None:
-        _local.recording.append(functools.partial(np.copyto, target, array))
+        _local.recording.append(functools.partial(_copy, target, array))
     else:
-        np.copyto(target, array)
+        _copy(target, array)
+
+
+def _copy(target: Any, array: Any) -> None:
+    with np.errstate(over="ignore"):  # into 16 bits, what is too large becomes an infinity
+        target[...] = array
 
 
 # --- checked launches ------------------------------------------------------------------------------------------------

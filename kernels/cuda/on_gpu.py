@@ -8,7 +8,6 @@ from tinyres.kernels import cuda
 from tinyres.kernels.arrays import array_module
 from tinyres.kernels.contract import NAMES, Unsupported
 
-
 DEVICE = "cuda"  # where the arrays must be
 
 

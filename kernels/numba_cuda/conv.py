@@ -18,7 +18,7 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, chec
 
 
 @Kernel
-def im2col_kernel(x, columns, size, kernel, stride, padding, dilation):  # type: ignore[no-untyped-def]
+def im2col_kernel(x, columns, size, kernel, stride, padding, dilation):
     """columns[g, (n, i, j), (a, b, c)] = x[n, i s - p + a d, j s - p + b d, g C/G + c], and 0 beside the image.
 
     A thread writes one number of the columns at a time.  Neighbours write side by side and, since channels lie last, also
@@ -39,7 +39,7 @@ def im2col_kernel(x, columns, size, kernel, stride, padding, dilation):  # type:
 
 
 @Kernel
-def col2im_kernel(dcolumns, dx, size, kernel, stride, padding, dilation):  # type: ignore[no-untyped-def]
+def col2im_kernel(dcolumns, dx, size, kernel, stride, padding, dilation):
     """dx[n, h, w, c] = the sum of dcolumns over all places of windows that read the pixel.
 
     A thread owns a pixel's channel and gathers: for each tap (a, b) it asks which window had the pixel there, i s - p + a d
@@ -48,7 +48,8 @@ def col2im_kernel(dcolumns, dx, size, kernel, stride, padding, dilation):  # typ
     height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
     per_group = channels // dcolumns.shape[0]
     for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
-        c, w, h, n = e % channels, e // channels % width, e // (channels * width) % height, e // (channels * width * height)
+        c, w, h = e % channels, e // channels % width, e // (channels * width) % height
+        n = e // (channels * width * height)
         total = REAL(0)
         for a in range(kernel[0]):
             top = h + padding[0] - a * dilation[0]  # = i s, if a window has the pixel in its row a
@@ -95,9 +96,7 @@ def conv2d_backward_input(
     return channels_first(dx)
 
 
-def _columns(
-    x: Any, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+def _columns(x: Any, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
     """x (N, H, W, C) -> (G, M, L).  The windows of a plain 1x1 convolution are the pixels themselves."""
     if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
         return _by_group(x, groups)

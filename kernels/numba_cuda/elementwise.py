@@ -12,7 +12,7 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, Kernel, as_seen, blocks, c
 
 
 @Kernel
-def relu_kernel(x, y):  # type: ignore[no-untyped-def]
+def relu_kernel(x, y):
     """y = max(x, 0).  8 bytes an element."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         y[i] = x[i]
@@ -21,7 +21,7 @@ def relu_kernel(x, y):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def relu6_kernel(x, y):  # type: ignore[no-untyped-def]
+def relu6_kernel(x, y):
     """y = min(max(x, 0), 6).  8 bytes an element."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         y[i] = x[i]
@@ -32,7 +32,7 @@ def relu6_kernel(x, y):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def relu_backward_kernel(dy, y, dx):  # type: ignore[no-untyped-def]
+def relu_backward_kernel(dy, y, dx):
     """dx = dy (y > 0), where y is the ReLU's output.  12 bytes an element.
 
     A product, not a choice: where y is 0, an infinity in dy becomes NaN and is seen."""
@@ -41,14 +41,14 @@ def relu_backward_kernel(dy, y, dx):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def relu6_backward_kernel(dy, y, dx):  # type: ignore[no-untyped-def]
+def relu6_backward_kernel(dy, y, dx):
     """dx = dy (0 < y < 6).  12 bytes an element."""
     for i in range(cuda.grid(1), dx.size, cuda.gridsize(1)):
         dx[i] = dy[i] * (y[i] > 0 and y[i] < 6)
 
 
 @Kernel
-def add_relu_kernel(x, y, z):  # type: ignore[no-untyped-def]
+def add_relu_kernel(x, y, z):
     """z = max(x + y, 0), the join that ends a residual block.  12 bytes an element; x + y and then a ReLU would move 20."""
     for i in range(cuda.grid(1), z.size, cuda.gridsize(1)):
         total = x[i] + y[i]
@@ -58,7 +58,7 @@ def add_relu_kernel(x, y, z):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def accumulate_kernel(x, total):  # type: ignore[no-untyped-def]
+def accumulate_kernel(x, total):
     """total += x: where the cotangents of a block's two branches meet.  12 bytes an element."""
     for i in range(cuda.grid(1), total.size, cuda.gridsize(1)):
         total[i] += x[i]

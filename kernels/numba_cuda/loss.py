@@ -9,7 +9,7 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, chec
 
 
 @Kernel
-def cross_entropy_kernel(logits, labels, smoothing, losses, log_probs):  # type: ignore[no-untyped-def]
+def cross_entropy_kernel(logits, labels, smoothing, losses, log_probs):
     """log p_k = x_k - max x - log sum exp(x - max x), which cannot overflow; loss = -(1 - s) log p_label - s mean log p.
 
     8 N K bytes (the second and third walk find the row in the cache)."""
@@ -31,7 +31,7 @@ def cross_entropy_kernel(logits, labels, smoothing, losses, log_probs):  # type:
 
 
 @Kernel
-def cross_entropy_backward_kernel(dlosses, one, divisor, log_probs, labels, smoothing, dlogits):  # type: ignore[no-untyped-def]
+def cross_entropy_backward_kernel(dlosses, one, divisor, log_probs, labels, smoothing, dlogits):
     """dlogits[n, k] = (p_k - q_k) dloss / divisor, q = (1 - s) one_hot(label) + s / K.  With ``one``, all images share
     dlosses[0].  A thread an element, 8 N K bytes."""
     classes = log_probs.shape[1]

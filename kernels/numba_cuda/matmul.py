@@ -13,7 +13,7 @@ ROWS, COLUMNS = (4, 2) if SIMULATED else (8, 32)  # a block's threads in a sum o
 
 
 @Kernel
-def product_kernel(a, b, c, parts):  # type: ignore[no-untyped-def]
+def product_kernel(a, b, c, parts):
     """c[g * parts + p] = a[g] @ b[g] over the p-th part of the inner length.  a (G, M, K), b (G, K, N), c (G * parts, M, N).
 
     A thread computes one element of c: a row of a times a column of b, each of them K numbers long.  If every thread read
@@ -50,7 +50,7 @@ def product_kernel(a, b, c, parts):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def sum_rows_kernel(x, length, divisor, sums):  # type: ignore[no-untyped-def]
+def sum_rows_kernel(x, length, divisor, sums):
     """sums[b] = the sum of rows b * length ... (b + 1) * length - 1 of x (M, C), divided by ``divisor``.
 
     A block sums COLUMNS columns of one such piece.  Thread (x, y) adds up rows y, y + ROWS, ... of its column; then the
@@ -100,7 +100,7 @@ def sum_grid(pieces: int, columns: int) -> tuple[tuple[int, int], tuple[int, int
 
 
 def sum_rows(x: Any, length: int, divisor: int = 1) -> Any:
-    """x (B * length, C) -> (B, C): the sums of ``length`` rows each (the last sum may have fewer), divided by ``divisor``."""
+    """x (B * length, C) -> (B, C): sums of ``length`` rows each (the last may be of fewer), divided by ``divisor``."""
     pieces = max(1, -(-x.shape[0] // max(1, length)))
     sums = empty(x, pieces, x.shape[1])
     sum_rows_kernel[sum_grid(*sums.shape)](x, length, divisor, sums)

@@ -14,7 +14,7 @@ PIECES = 3 if SIMULATED else 512  # into which a long column is cut
 
 
 @Kernel
-def sum_squares_kernel(x, mean, length, sums):  # type: ignore[no-untyped-def]
+def sum_squares_kernel(x, mean, length, sums):
     """sums[b, c] = the sum of (x - mean)^2 over rows b * length ... (b + 1) * length - 1.  4 M C bytes.
 
     As a second pass over x: with sum x^2 - (sum x)^2 / m, one pass would do, and where the mean is large against the
@@ -40,7 +40,7 @@ def sum_squares_kernel(x, mean, length, sums):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):  # type: ignore[no-untyped-def]
+def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):
     """sums[b, 0, c] = sum dz and sums[b, 1, c] = sum dz xhat over the rows of piece b, where dz = dy (y > 0) with ``relu``,
     else dy, and xhat = (x - mean) / sqrt(var + eps).  Two trees side by side.  12 M C bytes with a ReLU, else 8."""
     partial = cuda.shared.array((2, ROWS, COLUMNS), REAL)
@@ -71,7 +71,7 @@ def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):  # type:
 
 
 @Kernel
-def normalise_kernel(x, weight, bias, mean, var, eps, residual, add, relu, y):  # type: ignore[no-untyped-def]
+def normalise_kernel(x, weight, bias, mean, var, eps, residual, add, relu, y):
     """y = weight (x - mean) / sqrt(var + eps) + bias, with ``add`` plus the residual, with ``relu`` then max(., 0).
 
     A thread an element.  In one pass 8 M C bytes (12 with a residual); three passes for the three steps would move 28."""
@@ -88,7 +88,7 @@ def normalise_kernel(x, weight, bias, mean, var, eps, residual, add, relu, y):  
 
 
 @Kernel
-def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx, dz, keep):  # type: ignore[no-untyped-def]
+def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx, dz, keep):
     """dx = weight / sqrt(var + eps) (dz - (sum dz + xhat sum dz xhat) / m) in training, where the batch's own mean and
     variance hang on x, else weight / sqrt(var + eps) dz.  sums (2, C) holds both sums; with ``keep``, dz is written too.
 
@@ -109,8 +109,8 @@ def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx, 
 
 
 @Kernel
-def running_kernel(running_mean, running_var, mean, var, momentum, m):  # type: ignore[no-untyped-def]
-    """running += momentum (new - running), where the new variance is the unbiased one, var m / (m - 1).  A thread a channel."""
+def running_kernel(running_mean, running_var, mean, var, momentum, m):
+    """running += momentum (new - running), the new variance unbiased: var m / (m - 1).  A thread a channel."""
     for c in range(cuda.grid(1), mean.size, cuda.gridsize(1)):
         running_mean[c] += momentum * (mean[c] - running_mean[c])
         running_var[c] += momentum * (var[c] * (m / (m - 1)) - running_var[c])

@@ -10,10 +10,11 @@ from tinyres.kernels.numba_cuda.matmul import sum_rows
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
 
 Shape = tuple[int, ...]
+INFINITY = float("inf")
 
 
 @Kernel
-def max_pool_kernel(x, y, index, kernel, stride, padding):  # type: ignore[no-untyped-def]
+def max_pool_kernel(x, y, index, kernel, stride, padding):
     """y = the largest of a window, index = where in the window it stood, counted row by row.  NaN wins over numbers.
 
     The first of equals wins (> and not >=).  A place beside the image never wins.  4 N H W C bytes and more read (windows
@@ -21,8 +22,9 @@ def max_pool_kernel(x, y, index, kernel, stride, padding):  # type: ignore[no-un
     height, width, channels = x.shape[1], x.shape[2], x.shape[3]
     rows, columns = y.shape[1], y.shape[2]
     for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
-        c, j, i, n = e % channels, e // channels % columns, e // (channels * columns) % rows, e // (channels * columns * rows)
-        best, place = REAL(-REAL_INFINITY), 0
+        c, j, i = e % channels, e // channels % columns, e // (channels * columns) % rows
+        n = e // (channels * columns * rows)
+        best, place = REAL(-INFINITY), 0
         for a in range(kernel[0]):
             for b in range(kernel[1]):
                 h, w = i * stride[0] - padding[0] + a, j * stride[1] - padding[1] + b
@@ -35,12 +37,13 @@ def max_pool_kernel(x, y, index, kernel, stride, padding):  # type: ignore[no-un
 
 
 @Kernel
-def max_pool_backward_kernel(dy, index, dx, kernel, stride, padding):  # type: ignore[no-untyped-def]
+def max_pool_backward_kernel(dy, index, dx, kernel, stride, padding):
     """dx = the sum of dy over the windows whose maximum stood at this pixel."""
     height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
     rows, columns = dy.shape[1], dy.shape[2]
     for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
-        c, w, h, n = e % channels, e // channels % width, e // (channels * width) % height, e // (channels * width * height)
+        c, w, h = e % channels, e // channels % width, e // (channels * width) % height
+        n = e // (channels * width * height)
         total = REAL(0)
         for a in range(kernel[0]):
             top = h + padding[0] - a  # = i s, if a window has the pixel in its row a
@@ -55,12 +58,13 @@ def max_pool_backward_kernel(dy, index, dx, kernel, stride, padding):  # type: i
 
 
 @Kernel
-def avg_pool_kernel(x, y, kernel, stride, padding):  # type: ignore[no-untyped-def]
+def avg_pool_kernel(x, y, kernel, stride, padding):
     """y = the sum over a window, zero beside the image, divided by KH * KW."""
     height, width, channels = x.shape[1], x.shape[2], x.shape[3]
     rows, columns = y.shape[1], y.shape[2]
     for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
-        c, j, i, n = e % channels, e // channels % columns, e // (channels * columns) % rows, e // (channels * columns * rows)
+        c, j, i = e % channels, e // channels % columns, e // (channels * columns) % rows
+        n = e // (channels * columns * rows)
         total = REAL(0)
         for a in range(kernel[0]):
             for b in range(kernel[1]):
@@ -71,12 +75,13 @@ def avg_pool_kernel(x, y, kernel, stride, padding):  # type: ignore[no-untyped-d
 
 
 @Kernel
-def avg_pool_backward_kernel(dy, dx, kernel, stride, padding):  # type: ignore[no-untyped-def]
+def avg_pool_backward_kernel(dy, dx, kernel, stride, padding):
     """dx = the sum of dy over the windows that cover this pixel, divided by KH * KW."""
     height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
     rows, columns = dy.shape[1], dy.shape[2]
     for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
-        c, w, h, n = e % channels, e // channels % width, e // (channels * width) % height, e // (channels * width * height)
+        c, w, h = e % channels, e // channels % width, e // (channels * width) % height
+        n = e // (channels * width * height)
         total = REAL(0)
         for a in range(kernel[0]):
             top = h + padding[0] - a
@@ -89,7 +94,7 @@ def avg_pool_backward_kernel(dy, dx, kernel, stride, padding):  # type: ignore[n
 
 
 @Kernel
-def spread_kernel(dy, dx):  # type: ignore[no-untyped-def]
+def spread_kernel(dy, dx):
     """dx[n, p, c] = dy[n, c] / P, to all P pixels of a map.  4 N P C bytes."""
     pixels, channels = dx.shape[1], dx.shape[2]
     for e in range(cuda.grid(1), dx.shape[0] * pixels * channels, cuda.gridsize(1)):
@@ -98,11 +103,14 @@ def spread_kernel(dy, dx):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def subsample_kernel(x, y, before, stride):  # type: ignore[no-untyped-def]
-    """y[n, i, j, before + c] = x[n, i s, j s, c], and 0 in channels that x has not.  4 bytes an element of y, and of x read."""
+def subsample_kernel(x, y, before, stride):
+    """y[n, i, j, before + c] = x[n, i s, j s, c], and 0 in channels that x has not.
+
+    4 bytes an element of y, and of x as far as it is read."""
     rows, columns, channels = y.shape[1], y.shape[2], y.shape[3]
     for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
-        c, j, i, n = e % channels, e // channels % columns, e // (channels * columns) % rows, e // (channels * columns * rows)
+        c, j, i = e % channels, e // channels % columns, e // (channels * columns) % rows
+        n = e // (channels * columns * rows)
         if c >= before and c < before + x.shape[3]:
             y[n, i, j, c] = x[n, i * stride, j * stride, c - before]
         else:
@@ -110,18 +118,16 @@ def subsample_kernel(x, y, before, stride):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def subsample_backward_kernel(dy, dx, before, stride):  # type: ignore[no-untyped-def]
+def subsample_backward_kernel(dy, dx, before, stride):
     """dx[n, h, w, c] = dy[n, h / s, w / s, before + c] where both divide, else 0."""
     height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
     for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
-        c, w, h, n = e % channels, e // channels % width, e // (channels * width) % height, e // (channels * width * height)
+        c, w, h = e % channels, e // channels % width, e // (channels * width) % height
+        n = e // (channels * width * height)
         if h % stride == 0 and w % stride == 0:
             dx[n, h, w, c] = dy[n, h // stride, w // stride, before + c]
         else:
             dx[n, h, w, c] = 0
-
-
-REAL_INFINITY = float("inf")
 
 
 def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, Any]:

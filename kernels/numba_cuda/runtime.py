@@ -1,7 +1,8 @@
 """How a kernel of this folder runs: compiled by Numba on a GPU, or in Numba's simulator on NumPy arrays.
 
-Only this file and `simulator` import numba.cuda (the built-in one, or NVIDIA's package numba-cuda, which takes its place).  A
-CUDA kernel is a function that many threads run at once.  They come in blocks; `kernel[grid, block](...)` says how many
+Only this file and `simulator` import numba.cuda (the built-in one, or NVIDIA's package numba-cuda, which takes its place).
+
+A CUDA kernel is a function that many threads run at once.  They come in blocks; `kernel[grid, block](...)` says how many
 blocks, and how many threads each has.  A thread asks `cuda.blockIdx` and `cuda.threadIdx` who it is, and works on its
 share.  The threads of a block can lend each other numbers through `cuda.shared.array`, and wait for each other at
 `cuda.syncthreads()`; blocks know nothing of each other, and run in any order.
@@ -77,7 +78,7 @@ def blocks(items: int) -> int:
 
 
 def check(*arrays: Any) -> None:
-    """Raises Unsupported unless the arrays (None is left out) are of one dtype that the kernels know, and lie where they run."""
+    """Raises Unsupported unless all arrays (None is left out) are of one dtype that is known here, on the right device."""
     given = [a for a in arrays if a is not None]
     names = sorted({a.dtype.name for a in given})
     if len(names) != 1 or names[0] not in ("float32", "float64"):

@@ -13,11 +13,11 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, chec
 
 
 @Kernel
-def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):  # type: ignore[no-untyped-def]
+def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):
     """d = g + weight_decay p;  v = momentum v + d;  p -= lr v, or with ``nesterov`` p -= lr (d + momentum v).
 
-    A thread a parameter, in one pass: 20 bytes.  Without momentum v is not touched (it is p), and p -= lr d.  Where skip[0] is not
-    0, nothing changes."""
+    A thread a parameter, in one pass: 20 bytes.  Without momentum v is not touched (it is p), and p -= lr d.  Where skip[0]
+    is not 0, nothing changes."""
     if skip[0] != 0:
         return
     for i in range(cuda.grid(1), p.size, cuda.gridsize(1)):
@@ -32,7 +32,7 @@ def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):  # type: ig
 
 
 @Kernel
-def unscale_kernel(g, scale, found):  # type: ignore[no-untyped-def]
+def unscale_kernel(g, scale, found):
     """g /= scale, and found = 1 if one of them is not finite.  Many threads may write the 1: it is the same 1."""
     for i in range(cuda.grid(1), g.size, cuda.gridsize(1)):
         g[i] /= REAL(scale[0])
@@ -41,7 +41,7 @@ def unscale_kernel(g, scale, found):  # type: ignore[no-untyped-def]
 
 
 @Kernel
-def update_scale_kernel(scale, good_steps, found, growth, backoff, interval):  # type: ignore[no-untyped-def]
+def update_scale_kernel(scale, good_steps, found, growth, backoff, interval):
     """Dynamic loss scaling: after an overflow a smaller scale, after ``interval`` good steps a larger one.  One thread."""
     if found[0] != 0:
         scale[0] *= REAL(backoff)

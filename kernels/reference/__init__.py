@@ -4,6 +4,7 @@ It is the path to read, the baseline of every benchmark and the oracle of every 
 layout that makes NumPy fast: channels last, and blocks of a few images, so that what one step writes is still in the
 cache when the next step reads it."""
 
+from tinyres.kernels.arrays import convert as cast
 from tinyres.kernels.reference.augment import crop_flip
 from tinyres.kernels.reference.conv import conv2d, conv2d_backward_input, conv2d_backward_weight
 from tinyres.kernels.reference.elementwise import accumulate, add_relu, relu, relu6, relu6_backward, relu_backward
@@ -34,7 +35,7 @@ from tinyres.kernels.reference.update import sgd, unscale, update_scale
 
 __all__ = [
     "accumulate", "add_relu", "avg_pool2d", "avg_pool2d_backward", "batch_norm", "batch_norm_backward",
-    "batch_norm_inference", "batch_norm_running", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
+    "batch_norm_inference", "batch_norm_running", "cast", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
     "crop_flip", "cross_entropy", "cross_entropy_backward", "cross_entropy_mean", "cross_entropy_mean_backward",
     "global_avg_pool2d", "global_avg_pool2d_backward", "linear", "linear_backward_bias", "linear_backward_input",
     "linear_backward_weight", "max_pool2d", "max_pool2d_backward", "relu", "relu6", "relu6_backward", "relu_backward",

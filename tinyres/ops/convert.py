@@ -4,7 +4,6 @@ from typing import Any
 
 from tinyres.autograd import Function
 from tinyres.device import device_of, move
-from tinyres.kernels.arrays import convert
 
 
 class Cast(Function):
@@ -17,11 +16,11 @@ class Cast(Function):
     @staticmethod
     def forward(ctx: Any, x: Any, *, dtype: Any) -> Any:
         ctx.dtype = x.dtype
-        return convert(x, dtype)
+        return ctx.kernels.cast(x, dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
-        return convert(dy, ctx.dtype)
+        return ctx.kernels.cast(dy, ctx.dtype)
 
 
 class Move(Function):

@@ -3,7 +3,6 @@
 from typing import Any
 
 from tinyres.autograd import Function
-from tinyres.kernels.arrays import convert
 from tinyres.ops.check import fail, mixed
 
 
@@ -30,7 +29,7 @@ class Linear(Function):
         (x, w), needs, kernels = ctx.saved, ctx.needs_input_grad, ctx.kernels
         dx = kernels.linear_backward_input(dy, w) if needs[0] else None
         if dx is not None and dx.dtype != x.dtype:
-            dx = convert(dx, x.dtype)
+            dx = kernels.cast(dx, x.dtype)
         dw = kernels.linear_backward_weight(dy, x) if needs[1] else None
         if len(needs) == 2:
             return dx, dw

@@ -90,16 +90,17 @@ struct Moments {
 };
 
 // Block ``part`` takes ``share`` rows.
-extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_statistics(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_statistics(
     const REAL* __restrict__ x, VECTOR* __restrict__ parts, INDEX rows, INDEX share, int columns) {
-    const int GROUP = 8;
+    const int GROUP = WIDTH > 4 ? 6 : 8;  // what fits into the registers
     DYNAMIC_SHARED(Moments, shared);
     const int column = column_of(), part = blockIdx.x;
     const INDEX begin = part * share, end = column < columns ? min(begin + share, rows) : 0;
     Moments sum;
     sum.clear();
     for (INDEX first = begin + threadIdx.y; first < end; first += GROUP * blockDim.y) {
-        const int there = min(GROUP, int((end - 1 - first) / INDEX(blockDim.y)) + 1);
+        int there = 0;  // of the group's rows
+        for (int i = 0; i < GROUP; i++) there += first + i * blockDim.y < end;
         Values values[GROUP];
         Moments group;
         group.clear();
@@ -164,19 +165,20 @@ __device__ __forceinline__ void normalise(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_inference(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_inference(
     const REAL* __restrict__ x, const VECTOR* __restrict__ mean, const VECTOR* __restrict__ var,
     const VECTOR* __restrict__ weight, const VECTOR* __restrict__ bias, const REAL* __restrict__ residual,
     REAL* __restrict__ y, VECTOR eps, INDEX rows, int columns, int relu) {
     const int column = column_of();
     if (column < columns)
-        normalise(x, residual, y, weight, bias, mean + column * WIDTH, var + column * WIDTH, eps, rows, columns, column, relu);
+        normalise(x, residual, y, weight, bias, mean + column * WIDTH, var + column * WIDTH, eps, rows, columns, column,
+            relu);
 }
 
 // --- the forward pass in training ---
 
 // ``share`` is that of batch_norm_statistics, of whose blocks there were ``count``.
-extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalise(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_normalise(
     const REAL* __restrict__ x, const VECTOR* __restrict__ parts, const VECTOR* __restrict__ weight,
     const VECTOR* __restrict__ bias, const REAL* __restrict__ residual, REAL* __restrict__ y, VECTOR* __restrict__ mean,
     VECTOR* __restrict__ var, VECTOR eps, INDEX rows, INDEX share, int count, int columns, int relu) {
@@ -221,7 +223,7 @@ struct Sums {
 };
 
 // With a residual, whose cotangent is dz, that is written too: the next kernel then reads dz instead of dy and y.
-extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_backward_sums(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_backward_sums(
     const REAL* __restrict__ dy, const REAL* __restrict__ x, const REAL* __restrict__ y, const VECTOR* __restrict__ mean,
     REAL* __restrict__ dz, VECTOR* __restrict__ parts, INDEX rows, INDEX share, int columns) {
     const int GROUP = WIDTH > 4 ? 2 : 4;  // three arrays at once: more would not fit into the registers
@@ -262,7 +264,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_backward_sums(
 }
 
 // dx from the two sums, and dweight and dbias, which they are.  Where y is not given, dy is dz already.
-extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_backward_input(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_backward_input(
     const REAL* __restrict__ dy, const REAL* __restrict__ x, const REAL* __restrict__ y, const VECTOR* __restrict__ parts,
     const VECTOR* __restrict__ weight, const VECTOR* __restrict__ mean, const VECTOR* __restrict__ var,
     REAL* __restrict__ dx, VECTOR* __restrict__ dweight, VECTOR* __restrict__ dbias, VECTOR eps, INDEX rows, int count,
