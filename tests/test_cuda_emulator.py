@@ -71,6 +71,8 @@ extern "C" __global__ void sums(const REAL* x, ACC* y) {
     y[2 * (i + blockDim.x * blockDim.y * blockIdx.x) + 1] = twice;
 }
 
+extern "C" __global__ void turns(int* y) { __shared__ int next; y[threadIdx.x] = ++next; }  // (0xff.. is -1)
+
 // --- what is wrong ---
 
 extern "C" __global__ void no_syncthreads(float* y) {
@@ -270,6 +272,17 @@ def check_block_sum(real="float", block=(64, 2)):
         np.testing.assert_array_equal(y[..., i], np.broadcast_to((i + 1.0) * x.sum(axis=1, keepdims=True), (3, threads)))
 
 
+def test_threads_run_forward_backward_or_in_a_random_order(monkeypatch):
+    orders = []
+    for order in "0123":
+        monkeypatch.setenv("TINYRES_EMULATOR_ORDER", order)
+        orders.append(np.zeros(70, "i4"))
+        kernel("own", "turns")(1, 70, orders[-1])
+        assert sorted(orders[-1]) == list(range(70))
+    assert (orders[0] == np.arange(70)).all() and (orders[1] == np.arange(70)[::-1]).all()
+    assert len({tuple(order) for order in orders}) == 4
+
+
 @pytest.mark.parametrize("real", ["float", "double", "half"])
 @pytest.mark.parametrize("block", [(32, 1), (256, 1), (16, 6), (1024, 1)])
 def test_block_sum_is_the_sum_in_every_thread_of_any_block(real, block, checked):
@@ -310,7 +323,9 @@ def test_a_fault_is_reported_with_its_thread(name):
     y = np.zeros(64, "i4" if name in ("divides", "overflows") else "f4")
     with pytest.raises(KernelFault, match=rf"^{name}, block \(0, 0, 0\), thread \(\d+, 0, 0\): {message}"):
         kernel("own", name)(1, 32, y, *args)
-    kernel("own", "sums")(1, 32, np.ones(32, "f4"), np.empty(64, "f4"))  # and what comes next runs
+    x, y = np.arange(5, dtype="i4"), np.empty(5, "i4")
+    kernel("own", "turn")(1, 5, x, y, 1)  # and what comes next runs, undisturbed by threads that were left waiting
+    np.testing.assert_array_equal(y, np.roll(x, -1))
 
 
 def test_an_index_outside_of_an_inner_axis_or_a_local_array_is_found_too():
@@ -419,7 +434,7 @@ import ctypes, faulthandler, sys, threading
 import numpy as np
 from tinyres.kernels.cuda import elementwise
 faulthandler.enable()
-x = np.ones(1 << 20, np.float32)
+x = np.ones(1 << 24, np.float32)  # so that nearly all of the time is spent in the kernel
 elementwise.relu(x)
 threading.Thread(target=lambda: [elementwise.relu(x) for _ in range(10000)], daemon=True).start()
 import time; time.sleep(0.05)

@@ -3,6 +3,8 @@
 Launches are checked: results start as NaN, each array ends where a page begins that may not be touched, and a block's
 threads run forwards, backwards and in random order."""
 
+import itertools
+
 import numpy as np
 import pytest
 from backends import require
@@ -38,7 +40,8 @@ def check_loss(n, k, smoothing, dtype="float32", labels="int64"):
     for got, want in zip(loss.cross_entropy_mean(x, y, smoothing), (losses.mean(), log_probs), strict=True):
         close(got, want, dtype)
     kept = log_probs.astype(dtype)
-    close(loss.cross_entropy_backward(d, kept, y, smoothing), reference.cross_entropy_backward(d, log_probs, y, smoothing), dtype)
+    close(loss.cross_entropy_backward(d, kept, y, smoothing),
+          reference.cross_entropy_backward(d, log_probs, y, smoothing), dtype)  # fmt: skip
     one = np.array(-2.5, dtype)
     close(loss.cross_entropy_mean_backward(one, kept, y, smoothing),
           reference.cross_entropy_mean_backward(one, log_probs, y, smoothing), dtype)  # fmt: skip
@@ -93,22 +96,33 @@ def test_a_label_that_is_no_column_makes_a_nan_and_reads_nothing(label):
     assert total == 1
 
 
-def check_count(n, k, dtype="float32", labels="int64"):
-    """Few values, so that there are ties, and some NaN."""
-    x = rng.integers(0, 3, (n, k)).astype(dtype)
-    x[rng.random((n, k)) < 1 / (2 * k)] = np.nan
-    y, total = rng.integers(0, k, n).astype(labels), np.array(7, "i4")
-    y[::2] = x.argmax(axis=1)[::2]
-    loss.count_wrong(x, y, total)
-    assert total == 7 + (x.argmax(axis=1) != y).sum()
-    loss.count_wrong(x, y, total)
-    assert total == 7 + 2 * (x.argmax(axis=1) != y).sum()
+def check_count(x, y):
+    """Twice into the same total."""
+    total, wrong = np.array(7, "i4"), (x.argmax(axis=1) != y).sum()
+    for times in (1, 2):
+        loss.count_wrong(x, y, total)
+        assert total == 7 + times * wrong
+
+
+def check_count_of_any_row():
+    """All rows of three values out of 0, 1, infinity and NaN, with each label."""
+    x = np.array(list(itertools.product((0, 1, np.inf, np.nan), repeat=3)), "f4")
+    for label in range(3):
+        check_count(x, np.full(len(x), label))
+        for one in x:  # alone, as errors may cancel
+            check_count(one[None], np.array([label]))
 
 
 def test_wrong_answers_are_counted_by_the_first_maximum_and_nan_is_one():
-    for sizes in ((1, 1), (40, 10), (129, 3), (9, 33)):
-        check_count(*sizes)
-    check_count(17, 5, "float64", "int32")
+    check_count_of_any_row()
+
+
+@pytest.mark.parametrize(("sizes", "dtype", "kind"), [((1, 1), "f4", "i8"), ((40, 10), "f4", "i8"), ((9, 65), "f8", "i4")])
+def test_wrong_answers_are_counted_over_many_rows_and_columns(sizes, dtype, kind):
+    x = rng.standard_normal(sizes).astype(dtype)
+    y = rng.integers(0, sizes[1], sizes[0]).astype(kind)
+    y[::2] = x.argmax(axis=1)[::2]
+    check_count(x, y)
 
 
 def test_strided_logits_and_labels_are_read_as_they_are_seen():

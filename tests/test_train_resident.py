@@ -11,6 +11,7 @@ import tinyres.functional as F
 from tinyres.data import Dataset
 from tinyres.errors import NonFiniteError
 from tinyres.kernels import dispatch
+from tinyres.kernels.cuda import variants
 from tinyres.train import Trainer
 from tinyres.train.progress import Silent
 from tinyres.train.resident import WARM_UP, ResidentStep, Sums
@@ -55,6 +56,9 @@ def test_a_captured_step_does_what_the_step_does(dtype):
     for epoch in (0, 1):
         assert run(captured, 6, epoch) == run(eager, 6, epoch)
     assert captured.graph is not None and captured.reason == "" and len(captured.graph.launches) > 50
+    for entry in captured.graph.launches:
+        if isinstance(entry, tuple):  # (others are copies)
+            variants.check(entry[0].file, entry[0].macros)  # it is compiled for GPUs in the tests
     assert eager.graph is None and eager.reason == "not asked for"
     np.testing.assert_array_equal(weights(captured), weights(eager))
 

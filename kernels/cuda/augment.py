@@ -31,14 +31,15 @@ def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale:
 
 
 def next_batch(
-    images: Any, labels: Any, order: Any, step: Any, epoch: Any, x: Any, y: Any, *, mean: Any, scale: Any, pad: int, seed: int
-) -> None:
+    images: Any, labels: Any, order: Any, step: Any, epoch: Any, x: Any, y: Any, *,
+    mean: Any, scale: Any, pad: int, seed: int,
+) -> None:  # fmt: skip
     """Fills x and y with batch ``step`` of a data set that lies on the device, and does not move ``step``.
 
     images (M, C, H, W) uint8, labels (M,) int64, order (M,) int32: which image is at which place of the epoch.  step and
-    epoch are int32 of shape (), so that a captured graph goes on as they do.  x (B, C, H, W), channels-last in memory, of any
-    floating-point dtype: (image / 255 - mean) * scale, randomly cropped from a border of ``pad`` zeros and mirrored; with
-    ``pad`` 0 as it is.  y (B,) int64.  Behind the last image of the order the first follows.
+    epoch are int32 of shape (), so that a captured graph goes on as they do.  x (B, C, H, W), channels-last in memory and of
+    any floating-point dtype: (image / 255 - mean) * scale, randomly cropped from a border of ``pad`` zeros and mirrored, or
+    with ``pad`` 0 as it is.  y (B,) int64.  Behind the last image of the order the first follows.
 
     The crop and the flip of place k of an epoch depend on (seed, epoch, k) alone."""
     (count, c, h, w), batch = images.shape, len(x)
@@ -56,6 +57,6 @@ def next_batch(
 
 
 def _whole(values: Any, images: Any) -> Any:
-    """``values``, which broadcast to an image, as float32 (C, H, W) where the images are.  As it is, if it is that already."""
+    """``values``, which broadcast to an image, as float32 (C, H, W) where the images are: itself, if it is that."""
     xp = array_module(images)
     return xp.ascontiguousarray(xp.broadcast_to(xp.asarray(values, np.float32), images.shape[1:]))

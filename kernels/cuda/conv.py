@@ -13,7 +13,7 @@ from typing import Any
 
 from tinyres.kernels.arrays import Pair
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cuda import conv_depthwise, conv_exact, im2col
+from tinyres.kernels.cuda import conv_depthwise, conv_exact, conv_tensor, im2col
 
 
 def tf32_allowed() -> bool:
@@ -23,17 +23,17 @@ def tf32_allowed() -> bool:
 
 def _candidates(image: Any) -> tuple[ModuleType, ...]:
     if image.dtype.name == "float32" and not tf32_allowed():
-        return conv_depthwise, conv_exact, im2col
-    return conv_depthwise, conv_exact, im2col
+        return conv_depthwise, conv_exact
+    return conv_depthwise, conv_tensor, conv_exact
 
 
 def _first(name: str, image: Any, *args: Any) -> Any:
     for module in _candidates(image):
         try:
             return getattr(module, name)(image, *args)
-        except Unsupported as reason:
-            last = reason
-    raise last
+        except Unsupported:  # nor, on a GPU, what the card is too old for
+            continue
+    return getattr(im2col, name)(image, *args)
 
 
 def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:

@@ -12,7 +12,8 @@ TILE = 32  # columns of a block, at most
 STATISTICS_ROWS = 8  # that a thread of the first kernels reads at a time, and one part holds at least of each thread
 ROWS = 4  # that a thread of the second kernels reads at a time
 PARTS = 128  # of a sum, at most: they fill the card, and few are quick to add up
-SECOND_BLOCKS = 264  # of the second kernels, at most: each of them adds up the parts
+FORWARD_BLOCKS = 264  # of the second kernel, at most: two fit on a multiprocessor, and each of them adds up the parts
+BACKWARD_BLOCKS = 132  # the same: one fits
 
 
 def batch_norm(
@@ -22,8 +23,8 @@ def batch_norm(
     mean, var, y = empty(weight, weight.shape), empty(weight, weight.shape), empty(inside, inside.shape)
     parts = plan.new_parts(weight)
     plan.first("batch_norm_statistics", inside, parts, plan.rows, plan.share, plan.columns)
-    plan.second("batch_norm_normalise", inside, parts, *vectors, joined, y, mean, var, eps, plan.rows, plan.share,
-                plan.parts, plan.columns, relu)  # fmt: skip
+    plan.second("batch_norm_normalise", FORWARD_BLOCKS, inside, parts, *vectors, joined, y, mean, var, eps, plan.rows,
+                plan.share, plan.parts, plan.columns, relu)  # fmt: skip
     return as_seen(y), mean, var
 
 
@@ -32,7 +33,7 @@ def batch_norm_inference(
 ) -> Array:
     plan, inside, joined, vectors = _prepare((x, residual), (mean, var, weight, bias))
     y = empty(inside, inside.shape)
-    plan.second("batch_norm_inference", inside, *vectors, joined, y, eps, plan.rows, plan.columns, relu)
+    plan.second("batch_norm_inference", FORWARD_BLOCKS, inside, *vectors, joined, y, eps, plan.rows, plan.columns, relu)
     return as_seen(y)
 
 
@@ -47,8 +48,8 @@ def batch_norm_backward(
     plan.first("batch_norm_backward_sums", d, inside, result, centre, dz, parts, plan.rows, plan.share, plan.columns)
     if dz is not None:
         d, result = dz, None
-    plan.second("batch_norm_backward_input", d, inside, result, parts, scale, centre, spread, dx, dweight, dbias, eps,
-                plan.rows, plan.parts, plan.columns, training)  # fmt: skip
+    plan.second("batch_norm_backward_input", BACKWARD_BLOCKS, d, inside, result, parts, scale, centre, spread, dx, dweight,
+                dbias, eps, plan.rows, plan.parts, plan.columns, training)  # fmt: skip
     joined = dy if dz is None else as_seen(dz)  # without a ReLU dz is dy
     return as_seen(dx), dweight, dbias, joined if residual else None
 
@@ -91,8 +92,8 @@ class _Plan:
     def first(self, name: str, *arguments: Any) -> None:
         self._kernel(name)((self.parts, self.tiles), self.block, *arguments, shared=self.shared)
 
-    def second(self, name: str, *arguments: Any) -> None:
-        blocks = max(1, min(-(-self.rows // (ROWS * self.block[1])), SECOND_BLOCKS // self.tiles))
+    def second(self, name: str, most: int, *arguments: Any) -> None:
+        blocks = max(1, min(-(-self.rows // (ROWS * self.block[1])), most // self.tiles))
         self._kernel(name)((blocks, self.tiles), self.block, *arguments, shared=self.shared)
 
     def _kernel(self, name: str) -> Kernel:

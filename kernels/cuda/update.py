@@ -28,9 +28,9 @@ def sgd(
     orders = [_order(p) for p in params]
     params = [_written(p, order) for p, order in zip(params, orders, strict=True)]
     grads = [_read(g, order) for g, order in zip(grads, orders, strict=True)]
-    buffers = [_written(v, order) for v, order in zip(buffers if momentum else [], orders, strict=bool(momentum))]
-    number = isinstance(lr, (int, float, np.generic)) or (isinstance(lr, np.ndarray) and not isinstance(params[0], np.ndarray))
-    rates = (None, float(lr)) if number else (lr, 0.0)
+    buffers = [_written(v, order) for v, order in zip(buffers, orders, strict=True)] if momentum else []
+    on_device = hasattr(lr, "dtype") and not isinstance(lr, np.generic) and array_module(lr) is array_module(params[0])
+    rates = (lr, 0.0) if on_device else (None, float(lr))
     for p, g, v, lines in _launches(params, grads, buffers):
         kernel("update", "sgd", REAL=real)(len(lines), BLOCK, p, g, v, lines, *rates, momentum, weight_decay, nesterov, skip)
 

@@ -49,6 +49,18 @@ VARIANTS: dict[str, list[Variant]] = {
         for real in ("float", "double")
         for one in _each(real, TILE_M=rows, TILE_F=filters, EACH=each, rare=real == "double")
     ],
+    "conv_tensor_forward": [
+        one
+        for real, tile, words in (
+            ("float", 16, 4), ("float", 32, 4), *((real, *two) for real in HALVES for two in ((16, 2), (32, 2), (32, 4))),
+        )
+        for one in _each(real, TILE_F=tile, WORDS=words, capability=75 if real == "half" else 80)
+    ],
+    "conv_tensor_weight": [
+        one
+        for real, tile, taps in itertools.product(("float", *HALVES), (16, 32), (1, 3))
+        for one in _each(real, TILE=tile, TAPS=taps, capability=75 if real == "half" else 80)
+    ],
     "elementwise": _each(*ALL),
     "im2col": [  # operands, weights of that type or float, and results of either
         *(one for real in ("float", "double") for one in _each(real, LEFT=real, RIGHT=real, RESULT=real)),

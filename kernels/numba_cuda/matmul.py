@@ -29,7 +29,7 @@ def product_kernel(a, b, c, parts):
     i, j, g = cuda.blockIdx.x * TILE + y, cuda.blockIdx.y * TILE + x, z // parts
     length = (inner + parts - 1) // parts
     first = z % parts * length
-    last = min(first + length, inner)
+    last = first + length if first + length < inner else inner  # (Numba 0.68 cannot compile min for a GPU)
     total = REAL(0)
     for k in range(first, last, TILE):
         # Beyond an edge stands 0, which adds nothing.  In a tile's row the threads lie side by side along the last axis.
@@ -62,7 +62,8 @@ def sum_rows_kernel(x, length, divisor, sums):
     column = cuda.blockIdx.y * COLUMNS + cuda.threadIdx.x
     total = REAL(0)
     if column < columns:
-        for row in range(b * length + y, min((b + 1) * length, rows), ROWS):
+        last = (b + 1) * length if (b + 1) * length < rows else rows
+        for row in range(b * length + y, last, ROWS):
             total += x[row, column]
     partial[y, cuda.threadIdx.x] = total
     half = ROWS // 2
@@ -72,7 +73,7 @@ def sum_rows_kernel(x, length, divisor, sums):
             partial[y, cuda.threadIdx.x] += partial[y + half, cuda.threadIdx.x]
         half //= 2
     if y == 0 and column < columns:
-        sums[b, column] = partial[0, cuda.threadIdx.x] / divisor
+        sums[b, column] = partial[0, cuda.threadIdx.x] / REAL(divisor)
 
 
 def product(a: Any, b: Any, c: Any, parts: int = 1) -> None:

@@ -26,7 +26,8 @@ def sum_squares_kernel(x, mean, length, sums):
     total = REAL(0)
     if column < columns:
         centre = mean[column]
-        for row in range(b * length + y, min((b + 1) * length, rows), ROWS):
+        last = (b + 1) * length if (b + 1) * length < rows else rows
+        for row in range(b * length + y, last, ROWS):
             total += (x[row, column] - centre) * (x[row, column] - centre)
     partial[y, cuda.threadIdx.x] = total
     half = ROWS // 2
@@ -50,7 +51,8 @@ def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):
     total, total_xhat = REAL(0), REAL(0)
     if column < columns:
         centre, std = mean[column], REAL(math.sqrt(var[column] + REAL(eps)))
-        for row in range(b * length + t, min((b + 1) * length, rows), ROWS):
+        last = (b + 1) * length if (b + 1) * length < rows else rows
+        for row in range(b * length + t, last, ROWS):
             dz = dy[row, column]
             if relu:
                 dz *= y[row, column] > 0

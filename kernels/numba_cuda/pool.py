@@ -71,7 +71,7 @@ def avg_pool_kernel(x, y, kernel, stride, padding):
                 h, w = i * stride[0] - padding[0] + a, j * stride[1] - padding[1] + b
                 if h >= 0 and h < height and w >= 0 and w < width:
                     total += x[n, h, w, c]
-        y[n, i, j, c] = total / (kernel[0] * kernel[1])
+        y[n, i, j, c] = total / REAL(kernel[0] * kernel[1])
 
 
 @Kernel
@@ -90,7 +90,7 @@ def avg_pool_backward_kernel(dy, dx, kernel, stride, padding):
                     left = w + padding[1] - b
                     if left >= 0 and left % stride[1] == 0 and left // stride[1] < columns:
                         total += dy[n, top // stride[0], left // stride[1], c]
-        dx[n, h, w, c] = total / (kernel[0] * kernel[1])
+        dx[n, h, w, c] = total / REAL(kernel[0] * kernel[1])
 
 
 @Kernel
@@ -99,7 +99,7 @@ def spread_kernel(dy, dx):
     pixels, channels = dx.shape[1], dx.shape[2]
     for e in range(cuda.grid(1), dx.shape[0] * pixels * channels, cuda.gridsize(1)):
         n, p, c = e // (pixels * channels), e // channels % pixels, e % channels
-        dx[n, p, c] = dy[n, c] / pixels
+        dx[n, p, c] = dy[n, c] / REAL(pixels)
 
 
 @Kernel

@@ -18,7 +18,7 @@ VARIABLES = {
     "TINYRES_BACKEND": "the kernels that run, where none are named",
     "TINYRES_THREADS": "how many threads they use",
     "TINYRES_CONV": "the algorithm of 3x3 convolutions: auto, direct, winograd2 or winograd4",
-    "TINYRES_TF32": "0: float32 convolutions on a GPU multiply exactly, not in TF32",
+    "TINYRES_TF32": "0: float32 convolutions of the CUDA kernels multiply exactly, not in TF32",
     "TINYRES_DATA": "where data sets are kept",
     "TINYRES_CIFAR_MIRROR": "base URLs to download CIFAR from, with commas between them",
 }

@@ -2,14 +2,14 @@
 //
 //     y[h,w] = (image[h + down - pad, w' + right - pad] / 255 - mean) * scale,  0 outside;  w' = w, or W - 1 - w if mirrored
 //
-// 5 bytes cross the bus for an element of float32, and 4 operations are made with it: memory limits it, a batch of 128 images
-// of CIFAR has 2 MB.
+// 5 bytes cross the bus for an element of float32, and 5 operations are made with it: memory limits it.  A batch of 128
+// images of CIFAR has 2 MB.
 //
 // `next_batch` does all that a loader does, on the device: so a captured graph of a training step goes through the data by
-// itself.  It asks nothing of the host, since where it stands (``step``, ``epoch``) and the order of the images lie in device
-// memory, and random numbers come from a generator without a state: Philox4x32-10 (Salmon et al. 2011, "Parallel random
-// numbers: as easy as 1, 2, 3") turns a counter and a key into 128 random bits.  The counter is (place in the epoch, epoch),
-// the key the seed, so what happens to an image depends on nothing else: not on the batch size, not on which thread asks.
+// itself.  It asks nothing of the host, since where it stands (``step``, ``epoch``) and the order of the images lie in
+// device memory, and random numbers come from a generator without a state: Philox4x32-10 (Salmon et al. 2011, "Parallel
+// random numbers: as easy as 1, 2, 3") turns a counter and a key into 128 random bits.  The counter is (place in the epoch,
+// epoch), the key the seed.  So what happens to an image depends on nothing else: not on the batch size, not on the thread.
 #include "common.cuh"
 
 struct Words { unsigned v[4]; };
@@ -68,9 +68,9 @@ extern "C" __global__ void __launch_bounds__(256) crop_flip(
 }
 
 // Batch step[0] of the images (count, C, H, W) in this order -> x (batch, H, W, C) and y (batch,).  One thread a pixel with
-// all its channels: neighbouring threads read neighbours of each plane, and write side by side.  Each thread draws its image's
-// numbers again: 40 multiplications are cheaper than to meet at a barrier for them.  With ``pad`` 0 nothing is drawn, and
-// images come as they are.  Behind the last image the first one follows.
+// all its channels: neighbouring threads read neighbours of each plane, and write side by side.  Each thread draws its
+// image's numbers again: 40 multiplications are cheaper than to meet at a barrier for them.  With ``pad`` 0 nothing is
+// drawn, and images come as they are.  Behind the last image the first one follows.
 extern "C" __global__ void __launch_bounds__(256) next_batch(
     const uint8_t* __restrict__ images, const long long* __restrict__ labels, const int* __restrict__ order,
     const int* __restrict__ step, const int* __restrict__ epoch, const float* __restrict__ mean,

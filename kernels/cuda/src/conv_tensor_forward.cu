@@ -72,11 +72,12 @@ struct Chunk { int channel, y, x; INDEX input, weight; };  // from where a windo
 
 // x (N, IH, IW, C), w, y (N, OH, OW, F).  Forward, w is (F, C, KH, KW).  Backward, dy, w and dx take their places, so w is
 // (C, F, KH, KW).  Grid: tiles of pixels, tiles of filters, phases.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) gather(
+extern "C" __global__ void __launch_bounds__(THREADS, TILE_F == 16 ? 2 : 1) gather(
     const REAL* __restrict__ x, const float* __restrict__ w, REAL* __restrict__ y, int backward, int parts, int N, int IH, int IW,
     int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int packed_in,
     int packed_out) {
-    __shared__ __align__(16) uint32_t filters[SHARED_WORDS];
+    __shared__ Words<4> shared[SHARED_WORDS / 4];
+    uint32_t* filters = reinterpret_cast<uint32_t*>(shared);
     __shared__ Chunk chunks[2][STAGE];
     const int phase_h = blockIdx.z / stride_w, phase_w = blockIdx.z % stride_w;
     const Axis v = axis(backward, phase_h, OH, KH, stride_h, padding_h), h = axis(backward, phase_w, OW, KW, stride_w, padding_w);

@@ -5,8 +5,8 @@
 //
 // The first three are one matrix product, c[m,n] = sum over k of a[m,k] b[n,k], read with other strides.  Each takes 2 N I O
 // floating-point operations and moves N I + O I + N O elements.  A ResNet's last layer, (128, 64) by (10, 64), has 82,000
-// multiply-adds and 46 KB: what it costs is the launch and the wait for memory, so a block asks for as much of k as it can at
-// once.  Sums run in one fixed order: the same bits every time.
+// multiply-adds and 40 KB: what it costs is the launch and the wait for memory, so a block asks for as much of k as it can
+// at once.  Sums run in one fixed order: the same bits every time.
 //
 // REAL is float or double; x may be half or bfloat16 (macro INPUT) where REAL is float.
 #include "common.cuh"
@@ -17,11 +17,11 @@
 constexpr int TILE = 16;            // a block of 16 x 16 threads makes 16 x 16 elements of c
 constexpr int DEPTH = 64;           // of which it adds 64 products at a time
 constexpr int PITCH = DEPTH + 1;    // columns of a tile in shared memory: odd, so that 16 rows lie in 16 different banks
-constexpr int THREADS = TILE * TILE;
+constexpr int THREADS = 256;        // TILE * TILE
 
-// Rows ``row`` .. row + 15 and columns ``k`` .. k + 63 of a matrix of rows x depth elements, m[r * by_row + k * by_k], come into
-// shared memory; what lies outside becomes 0 and adds nothing.  Neighbouring threads read neighbouring addresses: the index
-// that goes first is the one with stride 1.
+// Rows ``row`` .. row + 15 and columns ``k`` .. k + 63 of a matrix of rows x depth elements, m[r * by_row + k * by_k], come
+// into shared memory; what lies outside becomes 0 and adds nothing.  Neighbouring threads read neighbouring addresses: the
+// index that goes first is the one with stride 1.
 template <class T> __device__ __forceinline__ void load(
     ACC* tile, const T* m, INDEX row, INDEX rows, INDEX k, INDEX depth, INDEX by_row, INDEX by_k) {
     const int thread = threadIdx.x + TILE * threadIdx.y;

@@ -165,7 +165,7 @@ __device__ __forceinline__ void normalise(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_inference(
+extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_inference(
     const REAL* __restrict__ x, const VECTOR* __restrict__ mean, const VECTOR* __restrict__ var,
     const VECTOR* __restrict__ weight, const VECTOR* __restrict__ bias, const REAL* __restrict__ residual,
     REAL* __restrict__ y, VECTOR eps, INDEX rows, int columns, int relu) {
@@ -178,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_inference(
 // --- the forward pass in training ---
 
 // ``share`` is that of batch_norm_statistics, of whose blocks there were ``count``.
-extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_normalise(
+extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalise(
     const REAL* __restrict__ x, const VECTOR* __restrict__ parts, const VECTOR* __restrict__ weight,
     const VECTOR* __restrict__ bias, const REAL* __restrict__ residual, REAL* __restrict__ y, VECTOR* __restrict__ mean,
     VECTOR* __restrict__ var, VECTOR eps, INDEX rows, INDEX share, int count, int columns, int relu) {
