@@ -3,6 +3,7 @@
 The simulator starts a Python thread for each CUDA thread, so that everything here is tiny."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -164,8 +165,11 @@ def test_other_dtypes_are_refused_before_anything_is_computed(dtype):
         numba_cuda.conv2d(x, w, (1, 1), (0, 0), (1, 1), 1)
 
 
-def test_every_kernel_of_the_contract_is_there():
+def test_every_kernel_of_the_contract_is_there_with_its_arguments():
     assert set(numba_cuda.__all__) == set(contract.NAMES)
+    for name in contract.NAMES:
+        arguments = [list(inspect.signature(getattr(module, name)).parameters) for module in (numba_cuda, reference)]
+        assert arguments[0] == arguments[1], name
 
 
 class Net(tr.nn.Module):

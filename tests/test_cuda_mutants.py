@@ -11,7 +11,7 @@ import pytest
 import test_cuda_elementwise as elementwise
 import test_cuda_emulator as emulation
 import test_ops_kernels as kernels
-from cuda_sources import NEEDS_COMPILER, sources
+from cuda_sources import NEEDS_COMPILER, SOURCE, sources
 
 from tinyres.kernels.cuda import launch
 
@@ -297,7 +297,7 @@ def passed():
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_kernel_is_caught(name, passed, monkeypatch):
     replacement, check = MUTANTS[name]
-    own = {"own.cu": emulation.SOURCE + NEIGHBOURS}
+    own = {"own.cu": SOURCE + NEIGHBOURS}
     if check not in passed:
         with sources(own):
             assert not fails(check, monkeypatch), "the check fails without the fault"

@@ -274,7 +274,9 @@ def _guarded(kernel: Kernel, values: list[Any], in_front: bool, regions: dict[st
 
 class Graph:
     """What a CUDA graph is on a GPU (see `gpu.Graph`): launches that are recorded, not run, and replayed together.  The
-    arrays that they use are kept with them."""
+    arrays that they use are kept with them.
+
+    What NumPy itself does between launches, such as the copy of a reshape, is not recorded, where a GPU would record it."""
 
     def __init__(self) -> None:
         self.launches: list[Callable[[], Any]] = []

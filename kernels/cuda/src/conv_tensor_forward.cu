@@ -39,6 +39,7 @@ constexpr int COLUMNS = TILE_F / 8, OF_LANE = 2 * COLUMNS;   // tiles of 8 filte
 constexpr int STAGE = TILE_F == 16 ? 9 : 18;                 // chunks: with 3x3 taps, a block of channels or two
 constexpr int CHUNK = COLUMNS * 32 * WORDS + 4;              // words; 4 more, so that neighbouring taps use other banks
 constexpr int WARPS = 8, THREADS = 32 * WARPS, SUMS = 2 * COLUMNS * 4;
+constexpr int LOADERS = THREADS / (TILE_F / 16);             // threads that load 16 filters of the tile
 constexpr int OUT = OF_LANE < PACK ? OF_LANE : PACK;         // elements of a lane that are written at once
 constexpr int MOST_PARTS_WORDS = WARPS / 2 * 32 * SUMS, FILTER_WORDS = STAGE * CHUNK;
 constexpr int SHARED_WORDS = FILTER_WORDS > MOST_PARTS_WORDS ? FILTER_WORDS : MOST_PARTS_WORDS;
@@ -72,7 +73,7 @@ struct Chunk { int channel, y, x; INDEX input, weight; };  // from where a windo
 
 // x (N, IH, IW, C), w, y (N, OH, OW, F).  Forward, w is (F, C, KH, KW).  Backward, dy, w and dx take their places, so w is
 // (C, F, KH, KW).  Grid: tiles of pixels, tiles of filters, phases.
-extern "C" __global__ void __launch_bounds__(THREADS, TILE_F == 16 ? 2 : 1) gather(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) gather(
     const REAL* __restrict__ x, const float* __restrict__ w, REAL* __restrict__ y, int backward, int parts, int N, int IH, int IW,
     int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int packed_in,
     int packed_out) {
@@ -89,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TILE_F == 16 ? 2 : 1) gath
     // the windows of this lane's four pixels, which are rows g, g + 8, g + 16 and g + 24 of the tile
     const INDEX m = first + warp / parts * 32 + g;
     const INDEX line = m / h.places;
-    Place start = {line / v.places, int(line % v.places), int(m - line * h.places)}, at = start;
+    Place at = {line / v.places, int(line % v.places), int(m - line * h.places)};
     INDEX from[4];
     int top[4], left[4];
 #pragma unroll
@@ -126,19 +127,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, TILE_F == 16 ? 2 : 1) gath
         int q = (part + parts - q0 % parts) % parts;  // this warp's chunks are part, part + parts, ...
         __syncthreads();                              // all have read the last filters; all chunks have been described
         if (q < here) load(chunks[stage][q]);
-        // Taps lie side by side in memory, so the lane number runs along them first.  Filter ``column`` of the tile stands in
-        // that column of the fragments which makes OF_LANE filters in a row fall to one lane at the end.
-#pragma unroll 6
-        for (int e = threadIdx.x; e < STAGE * DEPTH * TILE_F; e += THREADS) {
-            const int s = e % STAGE, k = e / STAGE % DEPTH, column = e / STAGE / DEPTH;
+        // Taps lie side by side in memory, so the lane number runs along them first; a thread takes 16 filters, whose loads are
+        // all on their way before the first arrives.  Filter ``column`` of the tile stands in that column of the fragments
+        // which makes OF_LANE filters in a row fall to one lane at the end.
+        const int c0 = threadIdx.x / LOADERS * 16;
+#pragma unroll 1
+        for (int e = threadIdx.x % LOADERS; e < STAGE * DEPTH; e += LOADERS) {
+            const int s = e % STAGE, k = e / STAGE;
             if (s >= here) continue;
-            const Chunk chunk = chunks[stage][s];
-            const bool inside = chunk.channel + k < C && f0 + column < F;
-            const float value = inside ? w[chunk.weight + k * next_depth + (f0 + column) * next_filter] : 0.f;
-            const int of_lane = (column / OF_LANE * 2 + column % 2) * 4 + k / EACH, tile = column % OF_LANE / 2;
-            uint32_t* to = filters + s * CHUNK + (tile * 32 + of_lane) * WORDS + k % EACH / PER_WORD;
-            if (sizeof(REAL) == 4) *to = to_tf32(value);
-            else narrow(reinterpret_cast<REAL*>(to)[k % PER_WORD], value);
+            const float* filter = w + (chunks[stage][s].weight + k * next_depth + (f0 + c0) * next_filter);
+            const int left = chunks[stage][s].channel + k < C ? F - f0 - c0 : 0;
+            float values[16];
+#pragma unroll
+            for (int i = 0; i < 16; i++, filter += next_filter) values[i] = i < left ? *filter : 0.f;
+            uint32_t* to = filters + s * CHUNK + k / EACH * WORDS + k % EACH / PER_WORD;
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                const int column = c0 + i, row = column / OF_LANE * 2 + column % 2, tile = column % OF_LANE / 2;
+                uint32_t* word = to + (tile * 32 + row * 4) * WORDS;
+                if (sizeof(REAL) == 4) *word = to_tf32(values[i]);
+                else narrow(reinterpret_cast<REAL*>(word)[k % PER_WORD], values[i]);
+            }
         }
         describe(chunks[stage ^ 1], q0 + STAGE);
         __syncthreads();  // all have written the filters
@@ -165,12 +174,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, TILE_F == 16 ? 2 : 1) gath
         sum_of_warps<SUMS>(&sums[0][0][0], reinterpret_cast<float*>(filters), warp / parts, part, parts);
         if (part) return;
     }
-    at = start;
     const int f = f0 + t * OF_LANE;
 #pragma unroll
-    for (int r = 0; r < 4; r++, advance(at, 8, v, h)) {
-        if (m + 8 * r >= rows) break;
-        REAL* to = y + ((at.n * OH + v.first + at.y * v.every) * OW + h.first + at.x * h.every) * F + f;
+    for (int r = 0; r < 4; r++) {
+        const INDEX place = m + 8 * r;
+        if (place >= rows) break;
+        INDEX pixel = place;
+        if (gridDim.z > 1) {  // phases
+            const INDEX row = place / h.places;
+            pixel = (row / v.places * OH + v.first + row % v.places * v.every) * OW + h.first + (place - row * h.places) * h.every;
+        }
+        REAL* to = y + pixel * F + f;
 #pragma unroll
         for (int e = 0; e < OF_LANE; e += OUT) {
             Out out;
