@@ -8,6 +8,8 @@ import importlib
 
 import numpy as np
 import pytest
+import test_cuda_augment as augmentation
+import test_cuda_conv_tensor as tensor_cores
 import test_cuda_elementwise as elementwise
 import test_cuda_emulator as emulation
 import test_ops_kernels as kernels
@@ -286,6 +288,84 @@ mutant("update: no weight decay", "update.cu", "if (o.decay != 0) g += o.decay *
 mutant("update: an infinity counts as finite", "update.cu", "bad |= !(a.v[j] - a.v[j] == 0);", "bad |= a.v[j] != a.v[j];",
        check_unscale)  # fmt: skip
 mutant("update: what was found before stays", "update.cu", "if (threadIdx.x == 0) found[0] = 0;", "", check_unscale)
+
+
+# --- convolution on tensor cores -------------------------------------------------------------------------------------
+
+TENSOR, FORWARD, WEIGHT = "conv_tensor.cuh", "conv_tensor_forward.cu", "conv_tensor_weight.cu"
+
+
+def tensor(*shape, real="float32"):
+    """The check of test_cuda_conv_tensor for N, C, F, H, W, kernel, stride, padding."""
+    return functools.partial(tensor_cores.check, shape, real)
+
+
+EVEN, ODD = tensor(2, 16, 16, 8, 8, 3, 1, 1, real="float16"), tensor(1, 17, 33, 7, 6, 3, 2, 1)
+mutant("tensor cores: pixels of a wrong register", FORWARD, "a[r / 2][i / 2][r % 2 + i % 2 * 2]",
+       "a[r / 2][i / 2][r % 2 * 2 + i % 2]", EVEN)  # fmt: skip
+mutant(
+    "tensor cores: filters of the next lane",
+    FORWARD,
+    "(filters + q * CHUNK) + lane;",
+    "(filters + q * CHUNK) + (lane ^ 4);",
+    EVEN,
+)
+mutant(
+    "tensor cores: nobody waits for the filters",
+    FORWARD,
+    "        __syncthreads();  // all have written the filters\n",
+    "",
+    EVEN,
+)
+mutant("tensor cores: filters are overwritten while others read", FORWARD,
+       "        __syncthreads();                              // all have read the last filters; all chunks "
+    "have been described\n",
+       "", tensor(1, 64, 16, 4, 4, 3, 1, 1))  # fmt: skip
+mutant("tensor cores: results beyond the last filter", FORWARD, "if (f + e + i < F) to[e + i]", "to[e + i]", ODD)
+mutant("tensor cores: taps not flipped", FORWARD, "(phase + padding - tap) / stride, -1, tap, stride,",
+       "(phase + padding - tap) / stride, 1, tap, stride,", ODD)  # fmt: skip
+mutant(
+    "tensor cores: the image has no edge at the right", FORWARD, " && unsigned(left[r] + chunk.x) < unsigned(IW);", ";", EVEN
+)
+mutant("tensor cores: TF32 is cut off", TENSOR, "? to_tf32(__uint_as_float(word)) : word", "? word : word", ODD)
+mutant("tensor cores: halves exchanged in a word", TENSOR, "bits(from[e]) << e % PER_WORD * 16",
+       "bits(from[e]) << (PER_WORD - 1 - e % PER_WORD) * 16", tensor(1, 5, 3, 5, 4, 3, 1, 1, real="bfloat16"))  # fmt: skip
+mutant("tensor cores: warps add before the others have shown", TENSOR, "        __syncthreads();\n        if (member < half)",
+       "        if (member < half)", EVEN)  # fmt: skip
+mutant("tensor cores: pixels exchanged in a word", WEIGHT, "return e % 2 ? low >> 16 | (high & 0xffff0000u)",
+       "return e % 2 ? high >> 16 | (low & 0xffff0000u)", tensor(2, 16, 16, 8, 8, 3, 1, 1, real="bfloat16"))  # fmt: skip
+mutant("tensor cores: the last four of a row are all pixels", WEIGHT, "i < pixels ? F - f : 0", "F - f", ODD)
+
+# --- augmentation ----------------------------------------------------------------------------------------------------
+
+
+def check_crop_flip():
+    for kernel in (of("augment", kernels.check_crop_flip, 3, 9, 2), augmentation.check_batches):
+        kernel()
+
+
+mutant(
+    "augment: no border",
+    "augment.cu",
+    "if (row < 0 || row >= height || column < 0 || column >= width) return 0;",
+    "",
+    check_crop_flip,
+)
+mutant(
+    "augment: mirrored by one too many",
+    "augment.cu",
+    "column = width - 1 - column;",
+    "column = width - column;",
+    check_crop_flip,
+)
+mutant("augment: nine rounds", "augment.cu", "round < 10", "round < 9", augmentation.check_published)
+mutant(
+    "augment: offsets exchanged",
+    "augment.cu",
+    "int(offsets[2 * n]) - pad,",
+    "int(offsets[2 * n + 1]) - pad,",
+    check_crop_flip,
+)
 
 
 @pytest.fixture(scope="module")

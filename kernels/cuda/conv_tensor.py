@@ -41,7 +41,7 @@ def conv2d_backward_weight(
     real = _check(dilation, groups, dy, x)
     dy, x, (f, c, kh, kw) = in_memory(dy), in_memory(x), w_shape
     n, oh, ow = dy.shape[:3]
-    tile = 32 if min(c, f) > 16 else 16
+    tile = 32 if min(c, f) > 16 and _packed(c, 4, x) and _packed(f, 4, dy) else 16
     taps = 3 if kw == 3 and stride[1] == 1 and ow % 4 == 0 else 1
     grid = (-(-f // tile) * -(-c // tile), kh * kw // taps)
     sixteens = -(-n * oh * -(-ow // 4) // 4)  # 16 pixels are a warp's step; a block has 4 warps, for 4 steps or more

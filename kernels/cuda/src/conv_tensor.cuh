@@ -4,10 +4,10 @@
 //   REAL = bfloat16           mma m16n8k16                                                         sm_80 and later
 //   REAL = half               mma m16n8k16, or two m16n8k8                                         sm_75 and later
 //
-// A lane of a warp loads neighbouring channels of one pixel at once, up to 16 bytes: as they come, these 32-bit words are its
-// fragments.  That takes two liberties.  The order of the terms of a sum is free, as long as A and B agree on it, so a lane's
-// "k = t and t + 4" may be channels 4t and 4t + 1.  And a row or a column of the product may stand for any pixel or filter, as
-// long as the end of the kernel knows which.
+// A lane of a warp loads neighbouring channels of one pixel at once, up to 16 bytes: as they come, these 32-bit words are
+// its fragments.  That takes two liberties.  The order of the terms of a sum is free, as long as A and B agree on it, so a
+// lane's "k = t and t + 4" may be channels 4t and 4t + 1.  And a row or a column of the product may stand for any pixel or
+// filter, as long as the end of the kernel knows which.
 #pragma once
 #include "mma.cuh"
 
@@ -35,16 +35,17 @@ template <int SIZE> __device__ __forceinline__ Words<SIZE> read_words(const REAL
 }
 
 // A word in memory -> a word of a fragment.  TF32: rounded, since the cores would cut off what is too much.
-__device__ __forceinline__ uint32_t operand(uint32_t word) { return sizeof(REAL) == 4 ? to_tf32(__uint_as_float(word)) : word; }
-
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float) { mma_tf32(d, a, b); }
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half) { mma_half(d, a, b); }
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16) {
-    mma_bfloat16(d, a, b);
+__device__ __forceinline__ uint32_t operand(uint32_t word) {
+    return sizeof(REAL) == 4 ? to_tf32(__uint_as_float(word)) : word;
 }
 
-// The sum of the warps' ``sum``s of COUNT numbers a lane, in warp 0 of each group of ``members``, a power of two: half of them
-// show theirs, the other half adds, and again with the rest.  So the order is fixed.  ``shared``: 32 COUNT numbers for
+typedef const uint32_t (&A)[4], (&B)[2];
+__device__ __forceinline__ void multiply(float (&d)[4], A a, B b, float) { mma_tf32(d, a, b); }
+__device__ __forceinline__ void multiply(float (&d)[4], A a, B b, half) { mma_half(d, a, b); }
+__device__ __forceinline__ void multiply(float (&d)[4], A a, B b, bfloat16) { mma_bfloat16(d, a, b); }
+
+// The sum of the warps' ``sum``s of COUNT numbers a lane, in warp 0 of each group of ``members``, a power of two: half of
+// them show theirs, the other half adds, and again with the rest.  So the order is fixed.  ``shared``: 32 COUNT numbers for
 // half of the block's warps.  All threads must call it; nobody may still use ``shared``.
 template <int COUNT>
 __device__ __forceinline__ void sum_of_warps(float* sum, float* shared, int group, int member, int members) {

@@ -1,8 +1,8 @@
 // Convolution on the tensor cores, and its gradient by the input.  (By the weights: conv_tensor_weight.cu.  Which REAL on
 // which architecture: conv_tensor.cuh.)
 //
-// It is the matrix product y[m,f] = sum over k of columns[m,k] w[f,k] with a row m for each output pixel and k = (tap, channel),
-// where the columns exist nowhere in memory: they are read from x as they are needed ("implicit GEMM").
+// It is the matrix product y[m,f] = sum over k of columns[m,k] w[f,k] with a row m for each output pixel and k = (tap,
+// channel), where the columns exist nowhere in memory: they are read from x as they are needed ("implicit GEMM").
 //
 // Costs: 2 M F K FLOPs; x, w and y are moved once.  ResNet-20 at batch 128, one 3x3 layer, in float (half: half the bytes):
 //
@@ -11,10 +11,11 @@
 //     32, 16x16        32768     288       0.60    8.4         2.0 us               1.9 us                38
 //     64, 8x8          8192      576       0.60    4.2         1.0 us               1.9 us                2 x 19
 //
-// (An H200; mma.sync gets about 63 % of the peak.)  So the cores are not the limit here.  What comes close to it is the
-// way of the columns to the cores: each element of x is wanted by 9 taps.  The L1 cache delivers 128 bytes a clock, 132 times:
-// 75 MB are 2.6 us, if each is moved ONCE from L1 to a register.  The usual path, from L2 to shared memory (cp.async), then
-// from there to registers (ldmatrix), moves all nine copies of x three times, and pays barriers and addresses for it.  Hence:
+// (Estimates for an H200; mma.sync gets about 63 % of the peak.)  So the cores are not the limit here.  What comes close to
+// it is the way of the columns to the cores: each element of x is wanted by 9 taps.  The L1 caches of 132 multiprocessors
+// deliver 128 bytes a clock each: 75 MB are 2.6 us, if each is moved ONCE from L1 to a register.  The usual path, from L2 to
+// shared memory (cp.async), then from there to registers (ldmatrix), moves all nine copies of x three times, and pays barriers
+// and addresses for it.  Hence:
 //
 //   A    pixels go straight from L1 into the registers of the lane that multiplies them, 16 bytes at a time (conv_tensor.cuh
 //        says why no shuffle is needed).  The nine taps read the same lines, which stay in L1.  While a warp multiplies one
@@ -43,6 +44,7 @@ constexpr int LOADERS = THREADS / (TILE_F / 16);             // threads that loa
 constexpr int OUT = OF_LANE < PACK ? OF_LANE : PACK;         // elements of a lane that are written at once
 constexpr int MOST_PARTS_WORDS = WARPS / 2 * 32 * SUMS, FILTER_WORDS = STAGE * CHUNK;
 constexpr int SHARED_WORDS = FILTER_WORDS > MOST_PARTS_WORDS ? FILTER_WORDS : MOST_PARTS_WORDS;
+constexpr int RESIDENT = TILE_F == 32 && sizeof(INDEX) == 8 ? 1 : 2;  // blocks, for which there must be registers
 struct __align__(OUT * sizeof(REAL)) Out { REAL v[OUT]; };
 
 // Both directions gather: an output place adds up input places, one for each tap.  Along one axis, output place
@@ -73,15 +75,16 @@ struct Chunk { int channel, y, x; INDEX input, weight; };  // from where a windo
 
 // x (N, IH, IW, C), w, y (N, OH, OW, F).  Forward, w is (F, C, KH, KW).  Backward, dy, w and dx take their places, so w is
 // (C, F, KH, KW).  Grid: tiles of pixels, tiles of filters, phases.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) gather(
-    const REAL* __restrict__ x, const float* __restrict__ w, REAL* __restrict__ y, int backward, int parts, int N, int IH, int IW,
-    int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int packed_in,
-    int packed_out) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
+    const REAL* __restrict__ x, const float* __restrict__ w, REAL* __restrict__ y, int backward, int parts, int N, int IH,
+    int IW, int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w,
+    int packed_in, int packed_out) {
     __shared__ Words<4> shared[SHARED_WORDS / 4];
     uint32_t* filters = reinterpret_cast<uint32_t*>(shared);
     __shared__ Chunk chunks[2][STAGE];
     const int phase_h = blockIdx.z / stride_w, phase_w = blockIdx.z % stride_w;
-    const Axis v = axis(backward, phase_h, OH, KH, stride_h, padding_h), h = axis(backward, phase_w, OW, KW, stride_w, padding_w);
+    const Axis v = axis(backward, phase_h, OH, KH, stride_h, padding_h);
+    const Axis h = axis(backward, phase_w, OW, KW, stride_w, padding_w);
     const INDEX rows = INDEX(N) * v.places * h.places, first = INDEX(blockIdx.x) * (WARPS / parts * 32);
     if (first >= rows) return;  // a smaller phase than others; the whole block leaves
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32, part = warp % parts;
@@ -102,11 +105,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gather(
     }
 
     // Chunk q is tap q % taps of a block of channels.  The divisions that say so are done once for a block of threads.
-    const INDEX next_depth = backward ? INDEX(F) * KH * KW : INDEX(KH) * KW, next_filter = backward ? KH * KW : INDEX(C) * KH * KW;
+    const INDEX next_depth = INDEX(backward ? F : 1) * KH * KW, next_filter = INDEX(backward ? 1 : C) * KH * KW;
     auto describe = [&](Chunk* to, int q0) {
         const int q = q0 + threadIdx.x;
         if (threadIdx.x >= STAGE || q >= count) return;
-        const int tap = q % taps, a = tap / h.taps, b = tap - a * h.taps, channel = q / taps * DEPTH, dy = a * v.step, dx = b * h.step;
+        const int tap = q % taps, a = tap / h.taps, b = tap - a * h.taps, channel = q / taps * DEPTH;
+        const int dy = a * v.step, dx = b * h.step;
         to[threadIdx.x] = {channel, dy, dx, (INDEX(dy) * IW + dx) * C + channel,
                            channel * next_depth + (v.tap + a * v.tap_every) * KW + h.tap + b * h.tap_every};
     };
@@ -127,8 +131,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gather(
         int q = (part + parts - q0 % parts) % parts;  // this warp's chunks are part, part + parts, ...
         __syncthreads();                              // all have read the last filters; all chunks have been described
         if (q < here) load(chunks[stage][q]);
-        // Taps lie side by side in memory, so the lane number runs along them first; a thread takes 16 filters, whose loads are
-        // all on their way before the first arrives.  Filter ``column`` of the tile stands in that column of the fragments
+        // Taps lie side by side in memory, so the lane number runs along them first; a thread takes 16 filters, whose loads
+        // are all on their way before the first arrives.  Filter ``column`` of the tile stands in that column of the fragments
         // which makes OF_LANE filters in a row fall to one lane at the end.
         const int c0 = threadIdx.x / LOADERS * 16;
 #pragma unroll 1
@@ -182,7 +186,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gather(
         INDEX pixel = place;
         if (gridDim.z > 1) {  // phases
             const INDEX row = place / h.places;
-            pixel = (row / v.places * OH + v.first + row % v.places * v.every) * OW + h.first + (place - row * h.places) * h.every;
+            const INDEX line = row / v.places * OH + v.first + row % v.places * v.every;
+            pixel = line * OW + h.first + (place - row * h.places) * h.every;
         }
         REAL* to = y + pixel * F + f;
 #pragma unroll
