@@ -330,7 +330,7 @@ mutant(
 mutant("tensor cores: TF32 is cut off", TENSOR, "? to_tf32(__uint_as_float(word)) : word", "? word : word", ODD)
 mutant("tensor cores: halves exchanged in a word", TENSOR, "bits(from[e]) << e % PER_WORD * 16",
        "bits(from[e]) << (PER_WORD - 1 - e % PER_WORD) * 16", tensor(1, 5, 3, 5, 4, 3, 1, 1, real="bfloat16"))  # fmt: skip
-mutant("tensor cores: warps add before the others have shown", TENSOR, "        __syncthreads();\n        if (member < half)",
+mutant("tensor cores: warps add before others have shown", TENSOR, "        __syncthreads();\n        if (member < half)",
        "        if (member < half)", EVEN)  # fmt: skip
 mutant("tensor cores: pixels exchanged in a word", WEIGHT, "return e % 2 ? low >> 16 | (high & 0xffff0000u)",
        "return e % 2 ? high >> 16 | (low & 0xffff0000u)", tensor(2, 16, 16, 8, 8, 3, 1, 1, real="bfloat16"))  # fmt: skip
