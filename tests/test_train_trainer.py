@@ -229,6 +229,7 @@ def test_settings_without_meaning_are_refused(changes: dict[str, Any], says: str
 
 def test_the_learning_rate_goes_in_proportion_to_the_batch_unless_it_is_given() -> None:
     assert tiny_trainer(lr=None, batch_size=32).lr == pytest.approx(0.1)
+    assert tiny_trainer(lr=None, batch_size=None).loader.batch_size == 42  # all images, where there are fewer than 128
     assert tiny_trainer(lr=0.3, batch_size=32).lr == 0.3
 
 

@@ -44,7 +44,8 @@ class Trainer:
 
     model: a network, or the name of one, or {"name": "resnet20", "shortcut": "B"}.  Named networks are built here,
         after `manual_seed(seed)`, and their files can be used by ``tinyres eval``.
-    recipe: a name in `RECIPES`.  epochs, lr: by default the recipe's, lr in proportion to the batch size.
+    recipe: a name in `RECIPES`.  epochs, lr: by default the recipe's, lr in proportion to the batch size, which is 128, or
+        all images where there are fewer.
     seed: of the initial weights (of a named network), the order of the images and the augmentation.
     augment: whether to crop and mirror.  validation: how many training images to hold out and to test on instead.
     out: the folder for checkpoints, metrics and curves; nothing is kept without one.
@@ -58,7 +59,7 @@ class Trainer:
 
     def __init__(
         self, model: Module | str | dict[str, Any], dataset: Dataset, recipe: str = "onecycle", *,
-        epochs: int | None = None, batch_size: int = BATCH_SIZE, lr: float | None = None, seed: int = 0,
+        epochs: int | None = None, batch_size: int | None = None, lr: float | None = None, seed: int = 0,
         augment: bool = True, validation: int = 0, out: str | os.PathLike[str] | None = None, save_every: float = 60.0,
         options: Sequence[str] = (), display: progress.Silent | None = None, profile: bool = False, amp: str | None = None,
         graph: bool = True,
@@ -69,6 +70,7 @@ class Trainer:
         self.held_out = "validation" if validation else "test"
         self.dataset = dataset.split_validation(validation) if validation else dataset
         available = len(self.dataset.train_labels)
+        batch_size = min(BATCH_SIZE, available) if batch_size is None else batch_size
         _check("batch_size", batch_size, 1 <= batch_size <= available, f"from 1 to the {available} training images")
         self.lr = self.recipe.lr * batch_size / BATCH_SIZE if lr is None else lr
         _check("lr", self.lr, 0 < self.lr < math.inf, "a number above 0")

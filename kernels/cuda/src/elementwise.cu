@@ -1,7 +1,7 @@
 // One thread a pack of 16 bytes, then one thread an element for what is left: each array crosses the memory bus once.
 //
-// n elements, of which the first ``packs`` packs are read as such: 0 where an array does not start at a multiple of 16 bytes.
-// NaN stays NaN, as in NumPy: `x > 0 ? x : 0` and fmaxf(x, 0) would both turn it into 0.
+// n elements, of which the first ``packs`` packs are read as such: 0 where an array does not start at a multiple of 16
+// bytes.  NaN stays NaN, as in NumPy: `x > 0 ? x : 0` and fmaxf(x, 0) would both turn it into 0.
 #include "common.cuh"
 
 __device__ __forceinline__ ACC relu_of(ACC x) { return x <= 0 ? ACC(0) : x; }

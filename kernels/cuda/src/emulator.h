@@ -1,8 +1,8 @@
 // Runs CUDA C++ on the host: this file, then a .cu file, then EXPORT(kernel) for each of its kernels.
 //
 // Each CUDA thread of a block is a fiber.  A warp's lanes run one after the other, each until it waits at a barrier of the
-// warp (__syncwarp, a shuffle, a tensor-core instruction), and all wait there for the last; a warp runs until all of its lanes
-// wait at a barrier of the block.  Blocks run one after another, so `static` serves for __shared__.
+// warp (__syncwarp, a shuffle, a tensor-core instruction), and all wait there for the last; a warp runs until all of its
+// lanes wait at a barrier of the block.  Blocks run one after another, so `static` serves for __shared__.
 //
 // What is found: reads of shared memory, and of local variables, that nothing has written (they hold NaN, or a huge number);
 // accesses outside an array (the launcher puts a page behind each that may not be touched); barriers that not all threads
@@ -253,7 +253,9 @@ static void run_grid(dim3 grid, dim3 block, size_t dynamic, unsigned order) {
     }
     std::mt19937 random(order);
     grid_dim = grid; block_dim = block;
-    for (unsigned bz = 0; bz < grid.z; bz++) for (unsigned by = 0; by < grid.y; by++) for (unsigned bx = 0; bx < grid.x; bx++) {
+    for (unsigned bz = 0; bz < grid.z; bz++)
+    for (unsigned by = 0; by < grid.y; by++)
+    for (unsigned bx = 0; bx < grid.x; bx++) {
         block_index = {bx, by, bz};
         poison(shared_begin, shared_end);
         poison(memory, memory + dynamic + 2 * CANARY);
@@ -324,7 +326,9 @@ template <class T> T argument(const char* from) {
 template <class... A, size_t... I> void call(void (*kernel)(A...), const char* args, std::index_sequence<I...>) {
     kernel(argument<std::remove_const_t<A>>(args + 8 * I)...);
 }
-template <class... A> void call(void (*kernel)(A...), const char* args) { call(kernel, args, std::index_sequence_for<A...>{}); }
+template <class... A> void call(void (*kernel)(A...), const char* args) {
+    call(kernel, args, std::index_sequence_for<A...>{});
+}
 }  // namespace emulator
 
 extern "C" const emulator::Report* tinyres_report() { return &emulator::report; }

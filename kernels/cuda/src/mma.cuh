@@ -18,7 +18,8 @@
 namespace emulator {
 struct Fragments { uint32_t a[4], b[2]; };
 static float rows[32][16][16], columns[32][8][16];  // of each warp: A's rows and B's columns
-template <class Element> void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int depth, Element element) {
+template <class Element>
+void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int depth, Element element) {
     const char* warp = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, "mma");
     float(*of_a)[16] = rows[now->warp], (*of_b)[16] = columns[now->warp];
     if (is_first())
@@ -29,7 +30,8 @@ template <class Element> void mma(float (&d)[4], const uint32_t (&a)[4], const u
                 for (int e = 0; e < elements; e++)
                     of_a[lane / 4 + 8 * (i % 2)][lane % 4 * elements + e + i / 2 * (depth / 2)] = element(f.a[i], e);
             for (int i = 0; i < 2; i++)
-                for (int e = 0; e < elements; e++) of_b[lane / 4][lane % 4 * elements + e + i * (depth / 2)] = element(f.b[i], e);
+                for (int e = 0; e < elements; e++)
+                    of_b[lane / 4][lane % 4 * elements + e + i * (depth / 2)] = element(f.b[i], e);
         }
     const int group = now->lane / 4, pair = now->lane % 4;
     float sum[4] = {};
