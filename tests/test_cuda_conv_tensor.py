@@ -5,17 +5,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 from backends import require
+from cases import LAYOUTS
 
 from tinyres.kernels import reference
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import conv_tensor
 
 TYPES = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-RESULT = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}  # the rounding of an image's elements, by their type
+ROUNDING = {"float32": 0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of an element of an image, relative to it
+SUMS = 2e-6  # the rounding of float32 sums, relative to the largest
 SHAPES = [  # N, C, F, H, W, kernel, stride, padding
     (2, 3, 16, 8, 8, 3, 1, 1), (2, 16, 16, 9, 7, 3, 1, 1), (2, 16, 32, 8, 8, 3, 2, 1), (1, 17, 33, 7, 10, 3, 2, 1),
     (3, 8, 5, 6, 6, 1, 1, 0), (2, 64, 64, 4, 4, 3, 1, 1), (2, 4, 6, 9, 8, 1, 2, 0), (1, 2, 3, 11, 11, 5, 3, 2),
-    (2, 32, 64, 8, 8, 1, 2, 0), (1, 1, 1, 1, 1, 3, 1, 1),
+    (2, 32, 64, 8, 8, 1, 2, 0), (1, 1, 1, 1, 1, 3, 1, 1), (1, 48, 8, 5, 9, 3, 1, 1), (3, 12, 20, 12, 24, 3, 1, 1),
+    (2, 3, 2, 5, 6, 1, 3, 1), (1, 20, 40, 3, 6, 3, 1, 2),
 ]  # fmt: skip
 
 
@@ -36,24 +39,31 @@ def error(got, want):
     return np.abs(got.astype(np.float64) - want).max() / max(np.abs(want).max(), 1e-30)
 
 
-def check(shape, name):
+def drawn(shape, name):
+    """x, w, the cotangent of y, and the geometry."""
     n, c, f, h, w, k, s, p = shape
     rng = np.random.default_rng(n + c + f)
-    geometry = ((s, s), (p, p), (1, 1), 1)
     x, weight = rng.standard_normal((n, c, h, w)).astype(TYPES[name]), rng.standard_normal((f, c, k, k)).astype("f4")
-    exact_x, exact_w = rounded(x, name), rounded(weight, name)
-    y = reference.conv2d(exact_x, exact_w, *geometry)
-    dy = rng.standard_normal(y.shape).astype(TYPES[name])
-    exact_dy = rounded(dy, name)
-    for got, want, of_image in (
-        (conv_tensor.conv2d(x, weight, *geometry), y, True),
-        (conv_tensor.conv2d_backward_input(dy, weight, x.shape, *geometry),
-         reference.conv2d_backward_input(exact_dy, exact_w, x.shape, *geometry), True),
-        (conv_tensor.conv2d_backward_weight(dy, x, weight.shape, *geometry),
-         reference.conv2d_backward_weight(exact_dy, exact_x, weight.shape, *geometry), False),
-    ):  # fmt: skip
-        assert got.shape == want.shape and got.dtype == (TYPES[name] if of_image else np.float32)
-        assert error(got, want) < (RESULT[name] if of_image else 1e-5)
+    dy = rng.standard_normal((n, f, (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1)).astype(TYPES[name])
+    return x, weight, dy, ((s, s), (p, p), (1, 1), 1)
+
+
+def passes(module, x, w, dy, geometry):
+    """y, dx, dw."""
+    return (
+        module.conv2d(x, w, *geometry),
+        module.conv2d_backward_input(dy, w, x.shape, *geometry),
+        module.conv2d_backward_weight(dy, x, w.shape, *geometry),
+    )
+
+
+def check(shape, name):
+    x, w, dy, geometry = drawn(shape, name)
+    wanted = passes(reference, *(rounded(a, name) for a in (x, w, dy)), geometry)
+    for got, want, dtype in zip(passes(conv_tensor, x, w, dy, geometry), wanted, (x.dtype, x.dtype, w.dtype), strict=True):
+        assert got.shape == want.shape and got.dtype == dtype
+        allowed = SUMS * np.abs(want).max() + (ROUNDING[name] * np.abs(want) if dtype == x.dtype else 0)
+        assert (np.abs(got.astype(np.float64) - want) <= allowed).all()  # (a NaN is no less either)
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -62,12 +72,80 @@ def test_all_passes_agree_with_the_reference_on_rounded_operands(shape, name):
     check(shape, name)
 
 
+@pytest.mark.parametrize("enough, parts", [(1, 1), (5, 2), (999, 4)])
+@pytest.mark.parametrize("name", TYPES)
+def test_warps_that_share_a_sum_and_blocks_that_share_the_pixels_add_up(name, enough, parts, monkeypatch):
+    monkeypatch.setattr(conv_tensor, "ENOUGH", enough)
+    assert conv_tensor._parts(2 * 17 * 20, 1) == parts
+    check((2, 16, 16, 17, 20, 3, 1, 1), name)
+    check((2, 40, 36, 17, 20, 3, 2, 1), name)
+
+
 @pytest.mark.parametrize("order", ["1", "2", "3"])
 @pytest.mark.parametrize("name", TYPES)
 def test_it_does_not_matter_which_threads_run_first(name, order, monkeypatch):
     monkeypatch.setenv("TINYRES_EMULATOR_ORDER", order)
     check((2, 16, 16, 6, 5, 3, 1, 1), name)
     check((1, 17, 33, 7, 6, 3, 2, 1), name)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_bits_do_not_depend_on_which_threads_run_first(name, monkeypatch):
+    x, w, dy, geometry = drawn((2, 16, 32, 12, 12, 3, 1, 1), name)
+    first = passes(conv_tensor, x, w, dy, geometry)
+    monkeypatch.setenv("TINYRES_EMULATOR_ORDER", "2")
+    for a, b in zip(first, passes(conv_tensor, x, w, dy, geometry), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 16, 7, 7, 3, 1, 1), (2, 32, 32, 8, 8, 3, 1, 1), (2, 17, 5, 8, 9, 3, 2, 0)], ids=str
+)
+@pytest.mark.parametrize("name", TYPES)
+def test_a_nan_reaches_the_windows_that_read_it_and_no_other(name, shape):
+    x, w, dy, geometry = drawn(shape, name)
+    x[0, 0, 2, -1] = dy[1, 1, 0, 0] = np.nan
+    wanted = passes(reference, *(a.astype(np.float64) for a in (x, w, dy)), geometry)
+    for got, want in zip(passes(conv_tensor, x, w, dy, geometry), wanted, strict=True):
+        np.testing.assert_array_equal(np.isnan(got.astype(np.float64)), np.isnan(want))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_whatever_the_memory_of_the_arguments_looks_like(layout):
+    x, w, dy, geometry = drawn((2, 16, 16, 5, 8, 3, 1, 1), "float32")
+    wanted, given = passes(conv_tensor, x, w, dy, geometry), [layout(a) for a in (x, w, dy)]
+    for a in given:
+        a.flags.writeable = False
+    for got, want in zip(passes(conv_tensor, *given, geometry), wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert all(a.transpose(0, 2, 3, 1).flags.c_contiguous for a in wanted[:2]), "images are channels-last"
+
+
+def shifted(a):
+    """The same values, channels-last, from an address on that is no multiple of 16."""
+    memory = np.empty(a.size + 16, a.dtype)
+    start = next(i for i in range(1, 16) if memory[i:].ctypes.data % 16 == a.itemsize)
+    n, c, height, width = a.shape
+    view = memory[start : start + a.size].reshape(n, height, width, c).transpose(0, 3, 1, 2)
+    view[...] = a
+    return view
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_arrays_that_do_not_start_at_a_multiple_of_16_bytes_are_read_one_by_one(name, monkeypatch):
+    monkeypatch.delenv("TINYRES_EMULATOR")  # there, copies are aligned
+    x, w, dy, geometry = drawn((2, 32, 32, 4, 4, 3, 1, 1), name)
+    y, dx, dw = passes(conv_tensor, x, w, dy, geometry)
+    for got, want in zip(passes(conv_tensor, shifted(x), w, shifted(dy), geometry), (y, dx), strict=False):
+        np.testing.assert_array_equal(got, want)
+    assert error(conv_tensor.conv2d_backward_weight(shifted(dy), shifted(x), w.shape, *geometry), dw) < SUMS
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 6, 6, 3, 1, 1), (2, 4, 3, 8, 8, 3, 2, 1)], ids=["no images", "some"])
+def test_no_images_give_no_output_and_no_gradient(shape):
+    x, w, dy, geometry = drawn(shape, "float32")
+    y, dx, dw = passes(conv_tensor, x, w, dy, geometry)
+    assert y.shape == dy.shape and dx.shape == x.shape and dw.any() == bool(len(x))
 
 
 def test_tf32_costs_three_digits_of_a_floats_seven():

@@ -14,8 +14,8 @@
 // (Estimates for an H200; mma.sync gets about 63 % of the peak.)  So the cores are not the limit here.  What comes close to
 // it is the way of the columns to the cores: each element of x is wanted by 9 taps.  The L1 caches of 132 multiprocessors
 // deliver 128 bytes a clock each: 75 MB are 2.6 us, if each is moved ONCE from L1 to a register.  The usual path, from L2 to
-// shared memory (cp.async), then from there to registers (ldmatrix), moves all nine copies of x three times, and pays barriers
-// and addresses for it.  Hence:
+// shared memory (cp.async), then from there to registers (ldmatrix), moves all nine copies of x three times, and pays for
+// barriers and addresses.  Hence:
 //
 //   A    pixels go straight from L1 into the registers of the lane that multiplies them, 16 bytes at a time (conv_tensor.cuh
 //        says why no shuffle is needed).  The nine taps read the same lines, which stay in L1.  While a warp multiplies one
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
         __syncthreads();                              // all have read the last filters; all chunks have been described
         if (q < here) load(chunks[stage][q]);
         // Taps lie side by side in memory, so the lane number runs along them first; a thread takes 16 filters, whose loads
-        // are all on their way before the first arrives.  Filter ``column`` of the tile stands in that column of the fragments
+        // are all on their way before the first arrives.  Filter ``column`` of the tile is in that column of the fragments
         // which makes OF_LANE filters in a row fall to one lane at the end.
         const int c0 = threadIdx.x / LOADERS * 16;
 #pragma unroll 1

@@ -102,20 +102,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
         }
     }
     sum_of_warps<SUMS>(&sums[0][0][0][0], shared, 0, warp, WARPS);
-    if (warp) return;
-    // Rows g and g + 8 of a product are this lane's filters 2p and 2p + 1; columns 2t and 2t + 1 are those of lanes with such a g.
-    const int c0 = blockIdx.y % channel_tiles * TILE;
+    if (warp == 0)
 #pragma unroll
-    for (int tap = 0; tap < TAPS; tap++)
-#pragma unroll
-        for (int p = 0; p < EACH / 2; p++)
-#pragma unroll
-            for (int q = 0; q < EACH; q++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int filter = f + 2 * p + i / 2, channel = c0 + (2 * t + i % 2) * EACH + q;
-                    const INDEX k = INDEX(a * KW + b + tap) * C + channel;
-                    if (filter >= F || channel >= C) continue;
-                    parts[(INDEX(blockIdx.x) * KH * KW * C + k) * F + filter] = sums[tap][p][q][i];
-                }
+        for (int i = 0; i < SUMS; i++) shared[32 * i + lane] = (&sums[0][0][0][0])[i];
+    __syncthreads();
+    // Now all threads write, filters side by side.  Rows g and g + 8 of a product are filters 2p and 2p + 1 of lanes with
+    // this g; columns 2t and 2t + 1 are channel q of the lanes that loaded it as g = 2t and 2t + 1.
+    const int f0 = blockIdx.y / channel_tiles * TILE, c0 = blockIdx.y % channel_tiles * TILE;
+    for (int e = threadIdx.x; e < TAPS * TILE * TILE; e += THREADS) {
+        const int filter = e % TILE, channel = e / TILE % TILE, tap = e / (TILE * TILE), column = channel / EACH;
+        const int product = (tap * (EACH / 2) + filter % EACH / 2) * EACH + channel % EACH;
+        const float sum = shared[(4 * product + filter % 2 * 2 + column % 2) * 32 + filter / EACH * 4 + column / 2];
+        const INDEX k = (INDEX(blockIdx.x) * KH * KW + a * KW + b + tap) * C + c0 + channel;
+        if (f0 + filter < F && c0 + channel < C) parts[k * F + f0 + filter] = sum;
+    }
 }
