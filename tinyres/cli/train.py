@@ -44,7 +44,7 @@ def options(parser: Any) -> None:
     add_data_dir(parser)
     parser.add_argument("--recipe", choices=("onecycle", "he2015"), help="how to train (default: onecycle)")
     parser.add_argument("--epochs", type=whole(1), metavar="N", help="the recipe's course is stretched over them")
-    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="(default: 128, or all images where there are fewer)")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="(default: 128, or all images if fewer)")
     parser.add_argument("--lr", type=number(0, excluded=True), metavar="X", help="the recipe's highest learning rate")
     parser.add_argument("--seed", type=whole(0), metavar="N", help="of weights, order and augmentation (default: 0)")
     parser.add_argument("--no-augment", action="store_true", default=None, help="neither crop nor mirror the images")
