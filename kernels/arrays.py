@@ -36,10 +36,10 @@ def is_half(dtype: Any) -> bool:
     return dtype.itemsize == 2 and is_floating(dtype)
 
 
-def convert(array: Any, dtype: Any) -> Any:
+def convert(x: Any, dtype: Any) -> Any:
     """A copy in another dtype.  What is too large for it becomes an infinity, without a warning."""
     with np.errstate(over="ignore"):
-        return array.astype(dtype)
+        return x.astype(dtype)
 
 
 def channels_last(x: Any) -> Any:

@@ -269,7 +269,7 @@ def check(*arrays: np.ndarray | None) -> None:
     """Raises Unsupported for what no kernel here does."""
     if config.DISABLE_JIT:
         raise Unsupported("the JIT is off (NUMBA_DISABLE_JIT)")
-    if not all(isinstance(a, np.ndarray) for a in arrays if a is not None):
+    if not all(isinstance(a, np.ndarray | np.generic) for a in arrays if a is not None):
         raise Unsupported("arrays on a GPU")
     dtypes = {a.dtype for a in arrays if a is not None}
     if len(dtypes) > 1 or not dtypes <= DTYPES:
