@@ -11,7 +11,7 @@ import pytest
 import tinyres as tr
 from tinyres.kernels import dispatch
 
-BACKENDS = sorted(os.environ.get("TINYRES_TEST_BACKENDS", "").split() or dispatch.BACKENDS)
+BACKENDS = sorted(dispatch.BACKENDS)
 
 # backend -> {pattern found in "name of the case, dtype": why}.  What stands here must raise in strict mode, and nothing
 # else may.

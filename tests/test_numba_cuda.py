@@ -17,7 +17,7 @@ KERNELS = Path(tr.kernels.dispatch.__file__).parent / "numba_cuda"
 
 def python(*arguments, simulate):
     path = os.pathsep.join([str(ROOT), str(HERE)])
-    env = {**os.environ, "PYTHONPATH": path, "NUMBA_ENABLE_CUDASIM": str(int(simulate)), "TINYRES_TEST_BACKENDS": ""}
+    env = {**os.environ, "PYTHONPATH": path, "NUMBA_ENABLE_CUDASIM": str(int(simulate))}
     command = [sys.executable, "-W", "error", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=1200)
 
