@@ -1,5 +1,6 @@
 """What all tests share: tinyres is importable from a bare checkout, and every test leaves the process as it found it."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -28,3 +29,9 @@ def same_backend_and_seed():
         dispatch._load.cache_clear()
     dispatch._current = backend
     tr.default_generator().bit_generator.state = state
+
+
+@pytest.fixture
+def nothing_locked():
+    """No graph of an earlier test is alive: an exception that went through its frames leaves it to the collector."""
+    gc.collect()

@@ -13,6 +13,8 @@ import tinyres.functional as F
 from tinyres import autograd
 from tinyres.errors import GraphError
 
+pytestmark = pytest.mark.usefixtures("nothing_locked")
+
 
 def leaf(*values):
     return tr.tensor(np.array(values, np.float64), requires_grad=True)

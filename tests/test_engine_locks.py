@@ -16,6 +16,8 @@ from tinyres import autograd
 from tinyres.autograd import check_writable
 from tinyres.errors import GraphError, TinyresError
 
+pytestmark = pytest.mark.usefixtures("nothing_locked")
+
 
 def leaf(*shape):
     return tr.tensor(np.random.default_rng(0).standard_normal(shape), requires_grad=True)
