@@ -61,9 +61,13 @@ class Kernels(Protocol):
     # --- batch norm: z = weight * (x - mean) / sqrt(var + eps) + bias;  y = relu(z + residual), each part optional ---
 
     def batch_norm(
-        self, x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool
-    ) -> tuple[Array, Array, Array]:
-        """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,).  Two passes for the statistics."""
+        self, x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool,
+        running: tuple[Array, Array, float] | None = None,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,).  Two passes for the statistics.
+
+        ``running``: the running mean and variance (C,), which move in place by the third, the momentum, towards those of
+        the batch of m elements a channel, whose biased variance becomes the unbiased one, var m / (m - 1)."""
 
     def batch_norm_inference(
         self, x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
@@ -80,12 +84,6 @@ class Kernels(Protocol):
         With xhat = (x - mean) / sqrt(var + eps) and sums over N, H, W, of m elements each: dbias = sum dz,
         dweight = sum dz xhat, dx = weight / sqrt(var + eps) * (dz - (dbias + xhat dweight) / m) when ``training``,
         weight / sqrt(var + eps) * dz when not."""
-
-    def batch_norm_running(
-        self, running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, m: int
-    ) -> None:
-        """In place: the running statistics move by ``momentum`` towards those of a batch of m elements a channel, whose
-        biased variance becomes the unbiased one, var m / (m - 1)."""
 
     # --- elementwise: NaN stays NaN ---
 

@@ -113,11 +113,11 @@ def test_the_mean_of_the_losses_and_its_gradient_are_the_references(smoothing):
 
 
 def test_running_statistics_move_towards_the_batchs():
-    arrays = [k.draw(5) for _ in range(4)]
-    mine = [a.copy() for a in arrays]
-    numba_cuda.batch_norm_running(*mine, 0.1, 7)
-    reference.batch_norm_running(*arrays, 0.1, 7)
-    for got, want in zip(mine, arrays, strict=True):
+    x, weight, bias, *theirs = k.draw(2, 5, 1, 2), *(k.draw(5) for _ in range(4))
+    mine = [a.copy() for a in theirs]
+    numba_cuda.batch_norm(x, weight, bias, 1e-5, None, True, (*mine, 0.1))
+    reference.batch_norm(x, weight, bias, 1e-5, None, True, (*theirs, 0.1))
+    for got, want in zip(mine, theirs, strict=True):
         k.close(got, want)
 
 

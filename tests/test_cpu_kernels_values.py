@@ -313,6 +313,8 @@ def test_what_no_kernel_does_is_refused_before_anything_is_computed():
         lambda: cpu.add_relu(x, x[0]),
         lambda: cpu.batch_norm(x, one, one, EPS, y, True),
         lambda: cpu.batch_norm(empty, one, one, EPS, None, True),
+        lambda: cpu.batch_norm(x, one, one, EPS, None, True, (*np.ones((2, 6), np.float32)[:, ::2], 0.1)),
+        lambda: cpu.batch_norm(x, one, one, EPS, None, True, (one, one.astype(float), 0.1)),
         lambda: cpu.crop_flip(x, np.zeros((2, 2), int), np.zeros(2, bool), 4, one[:, None, None], one[:, None, None]),
     ):
         with pytest.raises(Unsupported):

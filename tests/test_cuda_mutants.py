@@ -171,6 +171,7 @@ mutant("batch norm: the last rows' part counts as a whole one", "norm.cu",
        of("norm", kernels.check_batch_norm, (9, 2, 16, 9)))  # fmt: skip
 mutant("batch norm: xhat left out", "norm.cu", "factor[k] = all.product[k] * inverse / rows * inverse;",
        "factor[k] = 0;", PLAIN_NORM)  # fmt: skip
+mutant("batch norm: the running variance is the biased one", "norm.cu", "all.m[k] / (all.n - 1)", "all.m[k] / all.n", NORM)
 mutant("batch norm: a NaN is swallowed", "norm.cu", "{ return z <= 0 ? ACC(0) : z; }",
        "{ return z > 0 ? z : ACC(0); }", check_nan_in_norm)  # fmt: skip
 mutant("batch norm: columns beyond the last", "norm.cu",

@@ -191,15 +191,16 @@ def test_forward_and_backward_are_two_launches_each(launches):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("channels", [1, 64, 257])
 def test_the_running_statistics_move_in_place(channels, dtype):
-    running, batch = rng.standard_normal((2, 2, channels)).astype(dtype)
+    x, _, _, weight, bias = drawn((3, channels, 2, 2), dtype)
+    running = rng.standard_normal((2, channels)).astype(weight.dtype)
     want = [a.astype(float) for a in running]
-    reference.batch_norm_running(*want, *batch.astype(float), 0.1, 12)
-    assert norm.batch_norm_running(*running, *batch, 0.1, 12) is None
+    reference.batch_norm(*wide(x, weight, bias), EPS, None, True, (*want, 0.1))
+    norm.batch_norm(x, weight, bias, EPS, None, True, (*running, 0.1))
     for a, b in zip(running, want, strict=True):
-        close(a, b, 1e-6 if dtype == "float32" else 1e-14, dtype)
+        close(a, b, 1e-6 if dtype != "float64" else 1e-14, weight.dtype)
 
 
 def test_an_empty_batch_can_be_normalised():
@@ -219,4 +220,4 @@ def test_types_that_do_not_go_together_are_refused():
     with pytest.raises(Unsupported):
         norm.batch_norm(x.astype(np.float16), weight, bias, EPS, x, False)
     with pytest.raises(Unsupported):
-        norm.batch_norm_running(*np.zeros((4, 2), np.float32).T[:, ::2], weight[:2], bias[:2], 0.1, 4)
+        norm.batch_norm(x, weight, bias, EPS, None, False, (*np.zeros((2, 8), np.float32)[:, ::2], 0.1))

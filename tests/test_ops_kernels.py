@@ -75,10 +75,15 @@ def check_batch_norm(kernels, shape, training=True, residual=False, relu=False):
     x, weight, bias = draw(*shape), 1 + 0.1 * draw(c), draw(c)
     r = draw(*shape) if residual else None
     if training:
-        y, mean, var = kernels.batch_norm(x, weight, bias, eps, r, relu)
+        running, m = [draw(c), np.exp(draw(c))], x.size // c
+        before = [a.copy() for a in running]
+        y, mean, var = kernels.batch_norm(x, weight, bias, eps, r, relu, (*running, 0.25) if m > 1 else None)
         exact = x.astype(float)
         close(mean, exact.mean(axis=(0, 2, 3)))
         close(var, exact.var(axis=(0, 2, 3)))
+        if m > 1:
+            close(running[0], 0.75 * before[0] + 0.25 * exact.mean(axis=(0, 2, 3)))
+            close(running[1], 0.75 * before[1] + 0.25 * exact.var(axis=(0, 2, 3), ddof=1))
     else:
         mean, var = draw(c), np.exp(draw(c))
         y = kernels.batch_norm_inference(x, weight, bias, mean, var, eps, r, relu)

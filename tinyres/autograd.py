@@ -171,11 +171,11 @@ class Node:
         self.retained: weakref.ref | None = None  # the tensor that asked for its gradient by retain_grad()
         self.output: tuple[Any, Any] = (None, None)  # shape and dtype
         self.where = _caller() if getattr(_state, "anomaly", False) else ""
-        self._record = record
+        self.recording = record  # whether there may be a backward pass
 
     def save(self, *arrays: Any) -> Any:
         """Keeps arrays for the backward pass (``ctx.saved``) and returns them, a single one as itself."""
-        if self._record:
+        if self.recording:
             self._taken += _lock(arrays)
             self.saved += arrays
         return arrays[0] if len(arrays) == 1 else arrays

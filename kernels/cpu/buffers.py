@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 PAGE = 4096
+_DATA = object.__basicsize__  # where in NumPy's struct of an array the address of its memory stands: behind Python's head
 HUGE = 1 << 21  # bytes from which huge pages pay
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 _guard = threading.Lock()  # for _held and _owners
 _held = 0
+_scratch = threading.local()  # of each thread: `scratch`
 _owners: list[Any] = []  # the type of owner of each size, with its list of free memory
 
 
@@ -46,9 +48,23 @@ def empty_images(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     return empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
+def address(array: np.ndarray | None) -> int:
+    """Of an array's memory; 0 for None.  (``array.ctypes`` makes objects first: a step asks for a thousand addresses.)"""
+    return 0 if array is None else ctypes.c_size_t.from_address(id(array) + _DATA).value
+
+
+def scratch(size: int) -> np.ndarray:
+    """At least ``size`` bytes of any content, which belong to the calling thread until it asks again."""
+    memory = getattr(_scratch, "memory", None)
+    if memory is None or len(memory) < size:
+        memory = _scratch.memory = empty((size,), np.uint8)
+    return memory
+
+
 def trim() -> int:
     """Gives all memory that is free back to the system; returns how many bytes."""
-    global _held
+    global _held, _scratch
+    _scratch = threading.local()  # whoever computes with one now still holds it
     released = 0
     with _guard:
         for owner in _owners:

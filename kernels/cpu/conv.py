@@ -12,6 +12,7 @@ import numpy as np
 from tinyres.kernels.arrays import Pair, channels_first, channels_last, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers, choose, conv_depthwise, conv_direct, runtime, simd, winograd
+from tinyres.kernels.cpu.buffers import address
 
 Shape = tuple[int, ...]
 
@@ -53,11 +54,11 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     taps = (step_c, step_f, step_row, step_column)
     m = choose.tile("forward", n, c, f, size, kernel, stride)
     if m:
-        return channels_first(winograd.convolve(x, w.ctypes.data, taps, f, size, padding, m, lanes))
+        return channels_first(winograd.convolve(x, address(w), taps, f, size, padding, m, lanes))
     y = buffers.empty((n, *size, f), np.float32)
     steps = (4 * size[0] * size[1] * f, 4 * size[1] * f, 4 * f)
-    whole = conv_direct.Class(kernel, padding, size, w.ctypes.data, 0)
-    conv_direct.correlate(x, [whole], taps, stride, f, y.ctypes.data, steps, lanes)
+    whole = conv_direct.Class(kernel, padding, size, address(w), 0)
+    conv_direct.correlate(x, [whole], taps, stride, f, address(y), steps, lanes)
     return channels_first(y)
 
 
@@ -75,7 +76,7 @@ def conv2d_backward_input(dy: Any, w: Any, x_shape: Shape, stride: Pair, padding
     step_f, step_c, step_row, step_column = w.strides
     m = choose.tile("backward_input", n, f, c, (height, width), kernel, stride)
     if m and max(padding) <= 2:
-        last = w.ctypes.data + 2 * step_row + 2 * step_column
+        last = address(w) + 2 * step_row + 2 * step_column
         margin = (2 - padding[0], 2 - padding[1])
         taps = (step_f, step_c, -step_row, -step_column)
         return channels_first(winograd.convolve(dy, last, taps, c, (height, width), margin, m, lanes))
@@ -86,12 +87,12 @@ def conv2d_backward_input(dy: Any, w: Any, x_shape: Shape, stride: Pair, padding
             width, kernel[1], stride[1], padding[1]
         ):
             reach = (taps_down, taps_across) if taps_down and taps_across else (0, 0)
-            first = w.ctypes.data + last_down * step_row + last_across * step_column
+            first = address(w) + last_down * step_row + last_across * step_column
             corner = 4 * (row * width + column) * c
             classes.append(conv_direct.Class(reach, (top, left), (rows, columns), first, corner))
     taps = (step_f, step_c, -stride[0] * step_row, -stride[1] * step_column)
     steps = (4 * height * width * c, 4 * stride[0] * width * c, 4 * stride[1] * c)
-    conv_direct.correlate(dy, classes, taps, (1, 1), c, dx.ctypes.data, steps, lanes)
+    conv_direct.correlate(dy, classes, taps, (1, 1), c, address(dx), steps, lanes)
     return channels_first(dx)
 
 

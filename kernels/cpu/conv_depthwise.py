@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from tinyres.kernels.arrays import Pair, threads
 from tinyres.kernels.cpu import buffers, simd
+from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import pad_rows, unpad
 from tinyres.kernels.cpu.conv_direct import input_classes
 from tinyres.kernels.cpu.simd import I64, constant, fma, load, offset, prefetch_read, prefetch_write, store, unpack
@@ -183,7 +184,7 @@ def _run(x: Any, w: Any, stride: Pair, padding: Pair, size: Pair, y: int, y_step
     strips = -(-oh // strip)
     temporary = _up(4 * ((strip - 1) * stride[0] + max(kh, 1)) * across * cp, 64)
     parameters = [
-        x.ctypes.data, packed.ctypes.data, y, n, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, *y_steps, strip, strips,
+        address(x), address(packed), y, n, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, *y_steps, strip, strips,
         across, temporary,
     ]  # fmt: skip
     simd.run(_job(lanes), parameters, n * strips, temporary + 4 * PIXELS * lanes)
@@ -191,7 +192,7 @@ def _run(x: Any, w: Any, stride: Pair, padding: Pair, size: Pair, y: int, y_step
 
 def correlate(x: Any, w: Any, stride: Pair, padding: Pair, y: Any, lanes: int) -> None:
     """x (N, H, W, C), w (C, 1, KH, KW) -> y (N, OH, OW, C)."""
-    _run(x, w[:, 0], stride, padding, y.shape[1:3], y.ctypes.data, y.strides[:3], lanes)
+    _run(x, w[:, 0], stride, padding, y.shape[1:3], address(y), y.strides[:3], lanes)
 
 
 def correlate_back(dy: Any, w: Any, stride: Pair, padding: Pair, dx: Any, lanes: int) -> None:
@@ -203,7 +204,7 @@ def correlate_back(dy: Any, w: Any, stride: Pair, padding: Pair, dx: Any, lanes:
             taps = w[:, 0, last_down % stride[0] :: stride[0], last_across % stride[1] :: stride[1]]
             if not down or not across:
                 taps = taps[:, :0, :0]
-            to = dx.ctypes.data + row * dx.strides[1] + column * dx.strides[2]
+            to = address(dx) + row * dx.strides[1] + column * dx.strides[2]
             _run(dy, taps[:, ::-1, ::-1], (1, 1), (top, left), (rows, columns), to, lattice, lanes)
 
 
@@ -218,7 +219,7 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
     dy_at = _up(4 * ((strip - 1) * stride[0] + kh) * across * cp, 64)
     sums = buffers.empty((parts, kh, kw, cp), np.float32)
     parameters = [
-        x.ctypes.data, dy.ctypes.data, sums.ctypes.data, n, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, strip,
+        address(x), address(dy), address(sums), n, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, strip,
         strips, across, dy_at, n * strips, parts,
     ]  # fmt: skip
     simd.run(_weight_job(lanes), parameters, parts, dy_at + 4 * strip * ow * cp)

@@ -16,6 +16,7 @@ import numpy as np
 
 from tinyres.kernels.arrays import Pair, threads
 from tinyres.kernels.cpu import buffers, simd
+from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
 from tinyres.kernels.cpu.simd import copy, get_float, prefetch_read, prefetch_write, set_float, unpack
 
@@ -201,7 +202,7 @@ def correlate(
     table, at = [], 0
     for k in classes:
         kh, kw = k.kernel
-        numbers = [k.w, memory.ctypes.data + at, kh, kw, c, filters, fp, *taps]
+        numbers = [k.w, address(memory) + at, kh, kw, c, filters, fp, *taps]
         simd.run(_pack_job(lanes), numbers, c, 0)
         table += [kh, kw, *k.padding, *k.size, at, k.corner]
         at += 4 * kh * kw * c * fp
@@ -211,7 +212,7 @@ def correlate(
     strip = _strip(n, oh, 4 * stride[0] * across * c, CACHE)
     temporary = _up(4 * ((strip - 1) * stride[0] + kh) * across * c, 64)
     parameters = [
-        x.ctypes.data, memory.ctypes.data, y, n, h, width, c, *stride, filters, fp, *y_steps, strip, -(-oh // strip), across,
+        address(x), address(memory), y, n, h, width, c, *stride, filters, fp, *y_steps, strip, -(-oh // strip), across,
         temporary, len(classes),
     ]  # fmt: skip
     simd.run(_job(lanes), parameters + table, n * -(-oh // strip), temporary + 4 * 2 * PIXELS[lanes] * lanes)
@@ -227,15 +228,15 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
     parts = min(n * strips, 2 * threads())
     dy_at = _up(4 * (((strip - 1) * stride[0] + kh) * padded_width * c + kp), 64)  # blocks read up to kp floats of the last
     memory, dw = simd.workspace(4 * parts * kh * kp * fp), buffers.empty((f, c, kh, kw), np.float32)
-    sums = memory.ctypes.data
+    sums = address(memory)
     parameters = [
-        x.ctypes.data, dy.ctypes.data, sums, n, h, width, c, kh, kp, *stride, *padding, oh, ow, f, fp, strip, strips,
+        address(x), address(dy), sums, n, h, width, c, kh, kp, *stride, *padding, oh, ow, f, fp, strip, strips,
         padded_width, dy_at, n * strips, parts,
     ]  # fmt: skip
     simd.run(
         _weight_job(lanes, int((kh, kw, c) == (3, 3, 3) and lanes == 16)), parameters, parts, dy_at + 4 * strip * ow * fp
     )
-    simd.run(_weight_end_job(lanes), [sums, dw.ctypes.data, c, kh, kw, f, kp, fp, parts], kh * kw, 4 * lanes)
+    simd.run(_weight_end_job(lanes), [sums, address(dw), c, kh, kw, f, kp, fp, parts], kh * kw, 4 * lanes)
     return dw
 
 

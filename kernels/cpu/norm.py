@@ -14,6 +14,7 @@ error at most n / n_guess = 32 times that of two passes, in the worst case; with
 (Measured, float32, standard deviation 1: the variance is right to 6e-8 at means of 0 to 1,000,000.)
 """
 
+import functools
 import math
 from typing import Any
 
@@ -32,22 +33,33 @@ GUESS = 4  # rows that the guess is made from
 
 
 def batch_norm(
-    x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool
-) -> tuple[Array, Array, Array]:
-    flat, rows = _prepare(x, weight, bias, residual)
-    mean, var = np.empty(rows.channels, x.dtype), np.empty(rows.channels, x.dtype)
+    x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool,
+    running: tuple[Array, Array, float] | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    *moving, momentum = running or (None, None, 0.0)
+    if not all(a is None or (a.flags.c_contiguous and a.flags.writeable) for a in moving):
+        raise Unsupported("running statistics that are read-only or have gaps between them")
+    flat, rows = _prepare(x, weight, bias, residual, *moving)
+    mean, var, tables = np.empty(rows.channels, x.dtype), np.empty(rows.channels, x.dtype), rows.tables(3, x.dtype)
     parts = np.empty((2, rows.shares, rows.channels))
-    means, squares = address(parts), address(parts[1])
+    means = address(parts)
+    squares = means + parts.nbytes // 2
+    weight, bias = np.ascontiguousarray(weight), np.ascontiguousarray(bias)
     _statistics(rows.shares, [flat], [*rows.sizes, means, squares], scratch=3 * rows.period)
-    _join_statistics(1, [mean, var], [*rows.sizes, rows.shares, means, squares])
-    return _normalise(flat, rows, weight, bias, mean, var, eps, residual, relu), mean, var
+    _join_statistics(
+        1, [mean, var, *moving, tables, weight, bias], [*rows.sizes, rows.shares, means, squares], [eps, momentum]
+    )
+    return _normalise(flat, rows, tables, residual, relu), mean, var
 
 
 def batch_norm_inference(
     x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
 ) -> Array:
     flat, rows = _prepare(x, weight, bias, residual, mean, var)
-    return _normalise(flat, rows, weight, bias, mean, var, eps, residual, relu)
+    tables = rows.tables(3, x.dtype)
+    weight, bias, mean, var = map(np.ascontiguousarray, (weight, bias, mean, var))
+    _fill_tables(1, [tables, weight, bias, mean, var], rows.sizes, [eps])
+    return _normalise(flat, rows, tables, residual, relu)
 
 
 def batch_norm_backward(
@@ -60,10 +72,10 @@ def batch_norm_backward(
     dx = buffers.empty_images(x.shape, x.dtype)
     masked = buffers.empty_images(x.shape, x.dtype) if residual and y is not None else None
     parts = np.empty((2, rows.shares, rows.channels))
-    sums, products = address(parts), address(parts[1])
+    sums = address(parts)
+    products = sums + parts.nbytes // 2
     _sum_gradients(rows.shares, [dz, flat, y, masked, mean], [*rows.sizes, sums, products], scratch=3 * rows.period)
-    dweight, dbias = np.empty(rows.channels, x.dtype), np.empty(rows.channels, x.dtype)
-    tables = buffers.empty((4, rows.period), x.dtype)
+    dweight, dbias, tables = np.empty(rows.channels, x.dtype), np.empty(rows.channels, x.dtype), rows.tables(4, x.dtype)
     _join_gradients(
         1, [dweight, dbias, tables, weight, mean, var], [*rows.sizes, rows.shares, sums, products], [eps]
     )
@@ -76,31 +88,31 @@ def batch_norm_backward(
 class _Rows:
     """How an image array is cut: ``sizes`` is (elements, channels, elements in a row, elements in a share)."""
 
-    def __init__(self, x: Array) -> None:
-        self.channels = x.shape[1]
-        self.period = self.channels * max(1, TABLE // self.channels)
+    def __init__(self, size: int, channels: int) -> None:
+        self.channels = channels
+        self.period = channels * max(1, TABLE // channels)
         share = self.period * max(GUESS, CHUNK // self.period)
-        self.shares = -(-x.size // share)
-        self.sizes = (x.size, self.channels, self.period, share)
+        self.shares = -(-size // share)
+        self.sizes = (size, channels, self.period, share)
+
+    def tables(self, count: int, dtype: Any) -> Array:
+        return np.empty((count, self.period), dtype)
+
+
+_rows = functools.lru_cache(1000)(_Rows)
 
 
 def _prepare(x: Array, *others: Array | None) -> tuple[Array, _Rows]:
     check(x, *others)
     if x.size == 0:
         raise Unsupported("empty arrays")
-    return channels_last(x), _Rows(x)
+    return channels_last(x), _rows(x.size, x.shape[1])
 
 
-def _normalise(
-    x: Array, rows: _Rows, weight: Array, bias: Array, mean: Array, var: Array, eps: float,
-    residual: Array | None, relu: bool,
-) -> Array:  # fmt: skip
+def _normalise(x: Array, rows: _Rows, tables: Array, residual: Array | None, relu: bool) -> Array:
     """y from a channels-last x (N, H, W, C)."""
     n, h, w, c = x.shape
     y = buffers.empty_images((n, c, h, w), x.dtype)
-    tables = buffers.empty((3, rows.period), x.dtype)
-    weight, bias, mean, var = map(np.ascontiguousarray, (weight, bias, mean, var))
-    _fill_tables(1, [tables, weight, bias, mean, var], rows.sizes, [eps])
     joined = None if residual is None else channels_last(residual)
     _write(rows.shares, [y, x, joined, tables], [*rows.sizes, rows.shares, joined is not None, relu])
     return y
@@ -177,10 +189,11 @@ def _statistics(a: Any, index: int, scratch: Any) -> None:
 
 @Kernel
 def _join_statistics(a: Any, index: int, scratch: Any) -> None:
-    """The shares' means and M, in order: mean and variance of all."""
+    """The shares' means and M, in order: mean and variance of all; the running statistics; and the tables of `_fill`."""
     n = numbers(a)
-    mean, var, size, channels, share, shares = a[0], a[1], n[2], n[3], n[5], n[6]
-    means, squares = pointer(n[7], types.float64), pointer(n[8], types.float64)
+    mean, var, size, channels, share, shares = a[0], a[1], n[7], n[8], n[10], n[11]
+    means, squares = pointer(n[12], types.float64), pointer(n[13], types.float64)
+    moves, momentum, pixels = n[2] != 0, reals(a)[15], size // channels
     for c in range(channels):
         total = 0.0
         for i in range(shares):
@@ -193,14 +206,22 @@ def _join_statistics(a: Any, index: int, scratch: Any) -> None:
         mean[c] = centre
         # not max(): a NaN stays; rounding can leave a hair less than nothing
         var[c] = 0.0 if spread < 0 else spread * channels / size
+        if moves:
+            a[2][c] += momentum * (mean[c] - a[2][c])
+            a[3][c] += momentum * (var[c] * (pixels / (pixels - 1)) - a[3][c])
+    _fill(a[4], a[5], a[6], mean, var, channels, n[9], reals(a)[14])
 
 
 @Kernel
 def _fill_tables(a: Any, index: int, scratch: Any) -> None:
-    """mean, weight / sqrt(var + eps) and bias, as tables."""
     n = numbers(a)
-    weight, bias, mean, var, channels, period, eps = a[1], a[2], a[3], a[4], n[6], n[7], reals(a)[9]
-    means, slopes, biases = a[0], at(a[0], period), at(a[0], 2 * period)
+    _fill(a[0], a[1], a[2], a[3], a[4], n[6], n[7], reals(a)[9])
+
+
+@register_jitable
+def _fill(tables: Any, weight: Any, bias: Any, mean: Any, var: Any, channels: int, period: int, eps: float) -> None:
+    """mean, weight / sqrt(var + eps) and bias, as tables."""
+    means, slopes, biases = tables, at(tables, period), at(tables, 2 * period)
     for c in range(channels):
         means[c] = mean[c]
         slopes[c] = weight[c] / math.sqrt(var[c] + eps)

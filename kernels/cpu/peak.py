@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 
 from tinyres.kernels.arrays import threads
 from tinyres.kernels.cpu import simd
+from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.simd import unpack
 
 SUMS = 12  # enough to cover the latency of a multiply-add with two units, few enough for 16 registers
@@ -54,6 +55,6 @@ def fma_peak(seconds: float = 1.0) -> float:
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        simd.run(_job(lanes), [rounds, out.ctypes.data], parts, 0)
+        simd.run(_job(lanes), [rounds, address(out)], parts, 0)
         best = max(best, 2 * lanes * SUMS * rounds * parts / (time.perf_counter() - start))
     return best

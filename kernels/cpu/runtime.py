@@ -16,6 +16,7 @@ import functools
 import os
 import threading
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -29,11 +30,11 @@ from numba.extending import register_jitable
 from tinyres.kernels.arrays import threads
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu.buffers import address
 
 CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
 SPINS = 2000  # looks at the counter, some 10 us, before the caller lets others have its core
 PATIENCE = 40_000  # looks for the next job, some 50 us, before a helper goes to sleep: to wake it takes about as long
-WORDS = np.dtype(np.int64)
 DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 I64 = ir.IntType(64)
 intrinsic: Any = numba.extending.intrinsic  # (its own type makes callers pass the typing context)
@@ -175,7 +176,7 @@ class _Helpers:
 
     def __init__(self) -> None:
         self.queue: SimpleQueue = SimpleQueue()
-        self.slots = np.zeros((threads() - 1, 8), WORDS)
+        self.slots = np.zeros((threads() - 1, 8), np.int64)
         self.addresses = [address(slot) for slot in self.slots]
         self.kept: list[Any] = [None] * len(self.slots)  # what each slot's last job may look at, until its next job
         for i in range(len(self.slots)):
@@ -203,25 +204,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has none of its parent's threads
 
 
-def address(array: np.ndarray | None) -> int:
-    return 0 if array is None else array.ctypes.data
-
-
-def spread(job: int, parameters: np.ndarray, count: int, scratch_size: int = 0, parallel: bool = True) -> None:
+def spread(job: int, parameters: array, count: int, scratch_size: int = 0, parallel: bool = True) -> None:
     """Calls ``job(parameters, i, scratch)`` for i in range(count) and returns when all are done.
 
-    ``job`` is an address, ``parameters`` a contiguous array, ``scratch_size`` in bytes a thread; scratch comes aligned to
-    64 bytes and with any content.  Any thread may call this at any time.  A helper that comes late finds nothing left to
+    ``job`` is an address, ``parameters`` the table that it reads, ``scratch_size`` in bytes a thread; scratch comes aligned
+    to 64 bytes and with any content.  Any thread may call this at any time.  A helper that comes late finds nothing left to
     take and touches only `progress`, which is kept alive for it."""
     helpers = min(threads(), count // 2) - 1 if parallel else 0
     size = -(-scratch_size // buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets
-    scratch = buffers.empty(((max(helpers, 0) + 1) * size,), np.uint8) if scratch_size else None
-    own = address(scratch)
+    scratch = buffers.scratch((max(helpers, 0) + 1) * size) if scratch_size else None
+    own, table = address(scratch), parameters.buffer_info()[0]
     if helpers <= 0:
-        _work_alone(job, parameters.ctypes.data, count, own)
+        _work_alone(job, table, count, own)
         return
-    progress = np.zeros(2, WORDS)
-    fixed = (job, parameters.ctypes.data, count, progress.ctypes.data)
+    progress = array("q", (0, 0))
+    fixed = (job, table, count, progress.buffer_info()[0])
     for i in range(helpers):
         _helpers().post(i, (*fixed, own + (i + 1) * size if scratch_size else 0), (parameters, progress, scratch))
     _work(*fixed, own)
@@ -252,9 +249,9 @@ class Kernel:
         first = arrays[0]
         assert first is not None
         job = self.compiled.get(first.dtype.char) or self._compile(first.dtype.char)
-        table = np.array([*map(address, arrays), *integers, *[0] * len(reals)], WORDS)
+        table = array("q", [*map(address, arrays), *integers])
         if reals:
-            table[-len(reals) :].view(np.float64)[:] = reals
+            table.frombytes(array("d", reals).tobytes())
         spread(job.address, table, count, scratch * first.itemsize, parallel)
 
     def _compile(self, char: str) -> Any:

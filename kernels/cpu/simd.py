@@ -10,6 +10,7 @@ integers: Numba's cache knows such closures apart by the integers' values.  They
 import functools
 import hashlib
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def run(job: Any, parameters: list[int], count: int, scratch_size: int) -> None:
     memory comes aligned to cache lines, in large pages, with whatever was in it."""
     if scratch_size:
         scratch_size = max(scratch_size, LARGE // threads())
-    spread(job.address, np.array(parameters, np.int64), count, scratch_size)
+    spread(job.address, array("q", parameters), count, scratch_size)
 
 
 @functools.cache

@@ -26,6 +26,7 @@ import numpy as np
 
 from tinyres.kernels.arrays import Pair, threads
 from tinyres.kernels.cpu import buffers, simd
+from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
 from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, set_float, unpack
 from tinyres.kernels.cpu.winograd_math import transform
@@ -234,12 +235,12 @@ def convolve(x: Any, w: Any, taps: Taps, filters: int, size: Pair, padding: Pair
     cp, fp = _up(c, lanes), _up(filters, lanes)
     u_step = 4 * c * fp + 64
     memory, y = simd.workspace((m + 2) ** 2 * u_step), buffers.empty((n, *size, filters), np.float32)
-    u = memory.ctypes.data
+    u = address(memory)
     simd.run(_filter_job(lanes, m), [w, u, u_step, c, filters, fp, *taps], c, 4 * 9 * lanes)
     b = _Blocks(n, size, m, lanes, cp, fp, cp, CACHE)
     per_job = -(-b.count // (8 * threads()))
     parameters = [
-        x.ctypes.data, u, y.ctypes.data, n, h, width, c, *size, filters, *padding, b.th, b.tw, b.images, b.strip,
+        address(x), u, address(y), n, h, width, c, *size, filters, *padding, b.th, b.tw, b.images, b.strip,
         b.strips, cp, fp, b.v_step, b.m_step, b.v_at, b.m_at,
         per_job, u_step,
     ]  # fmt: skip
@@ -258,12 +259,12 @@ def weight_gradient(dy: Any, x: Any, padding: Pair, m: int, lanes: int) -> Any:
     parts = max(1, min(b.count, threads() * 2 // splits))
     points = (m + 2) ** 2
     memory, dw = simd.workspace(4 * parts * points * cp * fp), buffers.empty((f, c, 3, 3), np.float32)
-    du = memory.ctypes.data
+    du = address(memory)
     parameters = [
-        x.ctypes.data, dy.ctypes.data, du, n, h, width, c, oh, ow, f, *padding, b.th, b.tw, b.images, b.strip,
+        address(x), address(dy), du, n, h, width, c, oh, ow, f, *padding, b.th, b.tw, b.images, b.strip,
         b.strips, cp, fp, b.v_step, b.m_step, b.v_at, b.m_at, splits, parts, b.count,
     ]  # fmt: skip
     simd.run(_weight_job(lanes, m), parameters, splits * parts, b.scratch)
-    numbers = [du, dw.ctypes.data, c, f, cp, fp, splits, parts]
+    numbers = [du, address(dw), c, f, cp, fp, splits, parts]
     simd.run(_weight_end_job(lanes, m), numbers, c, 4 * (points + 9) * lanes)
     return dw

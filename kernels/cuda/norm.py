@@ -3,7 +3,7 @@
 from typing import Any
 
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cuda.common import BLOCK, address, as_seen, c_type, empty, in_memory
+from tinyres.kernels.cuda.common import address, as_seen, c_type, empty, in_memory
 from tinyres.kernels.cuda.launch import Kernel, kernel
 
 Array = Any
@@ -17,14 +17,18 @@ BACKWARD_BLOCKS = 132  # the same: one fits
 
 
 def batch_norm(
-    x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool
-) -> tuple[Array, Array, Array]:
-    plan, inside, joined, vectors = _prepare((x, residual), (weight, bias))
+    x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool,
+    running: tuple[Array, Array, float] | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    running = running or (None, None, 0.0)
+    if not all(a is None or a.flags.c_contiguous for a in running[:2]):
+        raise Unsupported("running statistics with gaps between them")
+    plan, inside, joined, (*vectors, _, _) = _prepare((x, residual), (weight, bias, *running[:2]))
     mean, var, y = empty(weight, weight.shape), empty(weight, weight.shape), empty(inside, inside.shape)
     parts = plan.new_parts(weight)
     plan.first("batch_norm_statistics", inside, parts, plan.rows, plan.share, plan.columns)
-    plan.second("batch_norm_normalise", FORWARD_BLOCKS, inside, parts, *vectors, joined, y, mean, var, eps, plan.rows,
-                plan.share, plan.parts, plan.columns, relu)  # fmt: skip
+    plan.second("batch_norm_normalise", FORWARD_BLOCKS, inside, parts, *vectors, joined, y, mean, var, *running, eps,
+                plan.rows, plan.share, plan.parts, plan.columns, relu)  # fmt: skip
     return as_seen(y), mean, var
 
 
@@ -52,20 +56,6 @@ def batch_norm_backward(
                 dbias, eps, plan.rows, plan.parts, plan.columns, training)  # fmt: skip
     joined = dy if dz is None else as_seen(dz)  # without a ReLU dz is dy
     return as_seen(dx), dweight, dbias, joined if residual else None
-
-
-def batch_norm_running(
-    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, m: int
-) -> None:
-    vector = c_type(running_mean, running_var, mean, var, allowed=("float32", "float64"))
-    if not (running_mean.flags.c_contiguous and running_var.flags.c_contiguous):
-        raise Unsupported("running statistics with gaps between them")
-    if channels := running_mean.size:
-        width = 16 // running_mean.itemsize  # unused: it is that of most images, and so compiled already
-        kernel("norm", "batch_norm_running", REAL=vector, VECTOR=vector, WIDTH=width)(
-            -(-channels // BLOCK), BLOCK, running_mean, running_var, in_memory(mean), in_memory(var), momentum, m / (m - 1),
-            channels,
-        )  # fmt: skip
 
 
 class _Plan:
@@ -100,7 +90,7 @@ class _Plan:
         return kernel("norm", name, **self.macros)
 
 
-def _prepare(images: tuple[Array | None, ...], vectors: tuple[Array, ...]) -> Any:
+def _prepare(images: tuple[Array | None, ...], vectors: tuple[Array | None, ...]) -> Any:
     """-> plan, *images as (N, H, W, C), contiguous vectors.  Raises Unsupported for dtypes that do not go together."""
     real = c_type(*images)
     wanted = "float64" if real == "double" else "float32"
@@ -108,5 +98,5 @@ def _prepare(images: tuple[Array | None, ...], vectors: tuple[Array, ...]) -> An
     inside = [None if a is None else in_memory(a) for a in images]
     first = inside[0]
     aligned = not any(address(a) % 16 for a in inside if a is not None)
-    flat = [in_memory(a) for a in vectors]
+    flat = [None if a is None else in_memory(a) for a in vectors]
     return _Plan(first, real, vector, aligned), *inside, flat

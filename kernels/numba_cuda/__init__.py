@@ -21,7 +21,7 @@ from tinyres.kernels.numba_cuda.loss import (
     cross_entropy_mean,
     cross_entropy_mean_backward,
 )
-from tinyres.kernels.numba_cuda.norm import batch_norm, batch_norm_backward, batch_norm_inference, batch_norm_running
+from tinyres.kernels.numba_cuda.norm import batch_norm, batch_norm_backward, batch_norm_inference
 from tinyres.kernels.numba_cuda.pool import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -39,7 +39,7 @@ DEVICE = "cpu" if SIMULATED else "cuda"  # where its arrays live
 
 __all__ = [
     "accumulate", "add_relu", "avg_pool2d", "avg_pool2d_backward", "batch_norm", "batch_norm_backward",
-    "batch_norm_inference", "batch_norm_running", "cast", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
+    "batch_norm_inference", "cast", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
     "crop_flip", "cross_entropy", "cross_entropy_backward", "cross_entropy_mean", "cross_entropy_mean_backward",
     "global_avg_pool2d", "global_avg_pool2d_backward", "linear", "linear_backward_bias", "linear_backward_input",
     "linear_backward_weight", "max_pool2d", "max_pool2d_backward", "relu", "relu6", "relu6_backward", "relu_backward",

@@ -118,14 +118,19 @@ def running_kernel(running_mean, running_var, mean, var, momentum, m):
         running_var[c] += momentum * (var[c] * (m / (m - 1)) - running_var[c])
 
 
-def batch_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any | None, relu: bool) -> tuple[Any, Any, Any]:
-    check(x, weight, bias, residual)
+def batch_norm(
+    x: Any, weight: Any, bias: Any, eps: float, residual: Any | None, relu: bool,
+    running: tuple[Any, Any, float] | None = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    check(x, weight, bias, residual, *(running or ())[:2])
     pixels = _pixels(x)
     m, c = pixels.shape
     mean = sum_rows(sum_rows(pixels, _length(m)), PIECES, m).reshape(c)
     squares = empty(pixels, -(-m // _length(m)), c)
     sum_squares_kernel[sum_grid(*squares.shape)](pixels, mean, _length(m), squares)
     var = sum_rows(squares, PIECES, m).reshape(c)
+    if running:
+        running_kernel[blocks(c), BLOCK](running[0], running[1], mean, var, running[2], m)
     return batch_norm_inference(x, weight, bias, mean, var, eps, residual, relu), mean, var
 
 
@@ -159,11 +164,6 @@ def batch_norm_backward(
     )
     joined = (channels_first(dz) if keep else dy) if residual else None
     return channels_first(dx), sums[1], sums[0], joined
-
-
-def batch_norm_running(running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, m: int) -> None:
-    check(running_mean, running_var, mean, var)
-    running_kernel[blocks(mean.size), BLOCK](running_mean, running_var, mean, var, momentum, m)
 
 
 def _pixels(x: Any) -> Any:

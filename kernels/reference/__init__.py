@@ -20,7 +20,7 @@ from tinyres.kernels.reference.loss import (
     cross_entropy_mean,
     cross_entropy_mean_backward,
 )
-from tinyres.kernels.reference.norm import batch_norm, batch_norm_backward, batch_norm_inference, batch_norm_running
+from tinyres.kernels.reference.norm import batch_norm, batch_norm_backward, batch_norm_inference
 from tinyres.kernels.reference.pool import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -35,7 +35,7 @@ from tinyres.kernels.reference.update import sgd, unscale, update_scale
 
 __all__ = [
     "accumulate", "add_relu", "avg_pool2d", "avg_pool2d_backward", "batch_norm", "batch_norm_backward",
-    "batch_norm_inference", "batch_norm_running", "cast", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
+    "batch_norm_inference", "cast", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
     "crop_flip", "cross_entropy", "cross_entropy_backward", "cross_entropy_mean", "cross_entropy_mean_backward",
     "global_avg_pool2d", "global_avg_pool2d_backward", "linear", "linear_backward_bias", "linear_backward_input",
     "linear_backward_weight", "max_pool2d", "max_pool2d_backward", "relu", "relu6", "relu6_backward", "relu_backward",

@@ -15,7 +15,10 @@ from tinyres.kernels.reference.mixed import mixed
 
 
 @mixed
-def batch_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any | None, relu: bool) -> tuple[Any, Any, Any]:
+def batch_norm(
+    x: Any, weight: Any, bias: Any, eps: float, residual: Any | None, relu: bool,
+    running: tuple[Any, Any, float] | None = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
     rows, count = _Rows(x), x.size // x.shape[1]
     mean = (rows.sum(lambda part: part(x)) / count).astype(x.dtype)
     mean_row = rows.repeat(mean)
@@ -26,6 +29,10 @@ def batch_norm(x: Any, weight: Any, bias: Any, eps: float, residual: Any | None,
         return centred
 
     var = (rows.sum(squares) / count).astype(x.dtype)
+    if running:
+        running_mean, running_var, momentum = running
+        running_mean += momentum * (mean - running_mean)
+        running_var += momentum * (var * (count / (count - 1)) - running_var)
     return batch_norm_inference(x, weight, bias, mean, var, eps, residual, relu), mean, var
 
 
@@ -126,8 +133,3 @@ class _Rows:
             return rows.reshape(self.w, self.c).sum(axis=0, dtype=np.float64)
 
         return sum(for_blocks(of_block, self.n, self.block), self.xp.zeros(self.c))
-
-
-def batch_norm_running(running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, m: int) -> None:
-    running_mean += momentum * (mean - running_mean)
-    running_var += momentum * (var * (m / (m - 1)) - running_var)

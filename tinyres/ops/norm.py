@@ -43,10 +43,12 @@ class BatchNorm(Function):
             fail("batch_norm", "training needs more than one value a channel: a larger batch, or eval().", x=x)
         images, joined = (a if a is None or a.ndim == 4 else a[:, :, None, None] for a in (x, residual))
         if training:
-            y, mean, var = ctx.kernels.batch_norm(images, weight, bias, eps, joined, relu)
-            ctx.kernels.batch_norm_running(running_mean, running_var, mean, var, momentum, m)
+            running = running_mean, running_var, momentum
+            y, mean, var = ctx.kernels.batch_norm(images, weight, bias, eps, joined, relu, running)
         else:
-            mean, var = running_mean.copy(), running_var.copy()
+            mean, var = running_mean, running_var
+            if ctx.recording:  # they may move before the backward pass
+                mean, var = mean.copy(), var.copy()
             y = ctx.kernels.batch_norm_inference(images, weight, bias, mean, var, eps, joined, relu)
         ctx.options = (eps, training, joined is not None)
         y = y if x.ndim == 4 else y.reshape(x.shape)

@@ -177,11 +177,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_inference(
 
 // --- the forward pass in training ---
 
-// ``share`` is that of batch_norm_statistics, of whose blocks there were ``count``.
+// ``share`` is that of batch_norm_statistics, of whose blocks there were ``count``.  The running statistics, if they are
+// given, move by ``momentum`` towards the batch's, whose variance becomes the unbiased one.
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalise(
     const REAL* __restrict__ x, const VECTOR* __restrict__ parts, const VECTOR* __restrict__ weight,
     const VECTOR* __restrict__ bias, const REAL* __restrict__ residual, REAL* __restrict__ y, VECTOR* __restrict__ mean,
-    VECTOR* __restrict__ var, VECTOR eps, INDEX rows, INDEX share, int count, int columns, int relu) {
+    VECTOR* __restrict__ var, VECTOR* __restrict__ running_mean, VECTOR* __restrict__ running_var, VECTOR momentum,
+    VECTOR eps, INDEX rows, INDEX share, int count, int columns, int relu) {
     DYNAMIC_SHARED(Moments, shared);
     const int column = column_of();
     Moments all;
@@ -198,11 +200,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalise(
     all = over_rows(all, shared);
     if (column >= columns) return;
     for (int k = 0; k < WIDTH; k++) {
-        all.m[k] /= all.n;
-        if (blockIdx.x == 0 && threadIdx.y == 0) {
-            mean[column * WIDTH + k] = all.mean[k];
-            var[column * WIDTH + k] = all.m[k];
+        const int channel = column * WIDTH + k;
+        const bool writes = blockIdx.x == 0 && threadIdx.y == 0;
+        if (writes && running_mean) {
+            running_mean[channel] += momentum * (all.mean[k] - running_mean[channel]);
+            running_var[channel] += momentum * (all.m[k] / (all.n - 1) - running_var[channel]);
         }
+        all.m[k] /= all.n;
+        if (writes) mean[channel] = all.mean[k], var[channel] = all.m[k];
     }
     normalise(x, residual, y, weight, bias, all.mean, all.m, eps, rows, columns, column, relu);
 }
@@ -322,16 +327,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_backward_inp
             write(dx, row, columns, column, d[i]);
         }
     }
-}
-
-// --- the running statistics: both in one launch ---
-//
-// ``unbiased`` is m / (m - 1).
-extern "C" __global__ void batch_norm_running(
-    VECTOR* __restrict__ running_mean, VECTOR* __restrict__ running_var, const VECTOR* __restrict__ mean,
-    const VECTOR* __restrict__ var, VECTOR momentum, VECTOR unbiased, int channels) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= channels) return;
-    running_mean[c] += momentum * (mean[c] - running_mean[c]);
-    running_var[c] += momentum * (var[c] * unbiased - running_var[c]);
 }
