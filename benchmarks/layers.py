@@ -20,12 +20,12 @@ Run = Callable[[], object]
 
 
 class Case(NamedTuple):
-    """A kernel call: ``args`` for ours, ``torch`` makes PyTorch's function from (memory format)."""
+    """A kernel call: ``args`` for ours, ``torch`` makes PyTorch's function from (memory format), where it has one."""
 
     name: str
     kernel: str
     args: tuple[Any, ...]
-    torch: Callable[[Any], Run]
+    torch: Callable[[Any], Run] | None
 
 
 def _image(rng: np.random.Generator, n: int, c: int, h: int) -> Any:
@@ -117,11 +117,18 @@ def norms(batch: int) -> list[Case]:
             cases.append(Case(title, "batch_norm", args, partial(forward, joined)))
             args = (dy, x, y, weight, mean, var, EPS, True, joined)
             cases.append(Case(f"{title} dx", "batch_norm_backward", args, partial(backward, joined)))
+
+        def inference(layout: Any, x: Any = x, v: Any = (mean, var, weight, bias)) -> Run:
+            tx, vectors = _t(x, layout), [_t(a) for a in v]
+            return lambda: F.relu_(F.batch_norm(tx, *vectors, False, 0.1, EPS))
+
+        args = (x, weight, bias, mean, var, EPS, None, True)
+        cases.append(Case(f"bn relu {c} {h}x{h} eval", "batch_norm_inference", args, inference))
     return cases
 
 
 def others(batch: int) -> list[Case]:
-    """The join and the ReLU alone, global pooling, the shortcut, cross-entropy, and the update of ResNet-20."""
+    """The join, the fork and the ReLU alone, global pooling and the shortcut, each forward and backward."""
     import contextlib
 
     with contextlib.suppress(ImportError):
@@ -129,13 +136,19 @@ def others(batch: int) -> list[Case]:
         import torch.nn.functional as F
     rng = np.random.default_rng(2)
     x, r, last = _image(rng, batch, 16, 32), _image(rng, batch, 16, 32), _image(rng, batch, 64, 8)
-    logits, labels = rng.standard_normal((batch, 10), np.float32), rng.integers(0, 10, batch)
-    shapes = [p.shape for p in tr.models.resnet20().parameters()]
-    params, grads, buffers = ([rng.standard_normal(s, np.float32) for s in shapes] for _ in range(3))
+    pooled, half = rng.standard_normal((batch, 64), np.float32), _image(rng, batch, 32, 16)
 
     def join(layout: Any) -> Run:
         tx, ty = _t(x, layout), _t(r, layout)
         return lambda: F.relu_(tx + ty)
+
+    def fork(layout: Any) -> Run:
+        tx, ty = _t(x.copy("K"), layout), _t(r, layout)
+        return lambda: tx.add_(ty)
+
+    def relu(layout: Any) -> Run:
+        tx = _t(x, layout)
+        return lambda: F.relu(tx)
 
     def relu_backward(layout: Any) -> Run:
         td, ty = _t(x, layout), _t(r, layout)
@@ -145,13 +158,72 @@ def others(batch: int) -> list[Case]:
         tl = _t(last, layout)
         return lambda: F.adaptive_avg_pool2d(tl, 1)
 
+    def pool_backward(layout: Any) -> Run:
+        tl, td = _t(last, layout), _t(pooled)[:, :, None, None]
+        return lambda: torch.ops.aten._adaptive_avg_pool2d_backward(td, tl)
+
     def shortcut(layout: Any) -> Run:
         tx = _t(x, layout)
         return lambda: F.pad(tx[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8))
 
+    def shortcut_backward(layout: Any) -> Run:
+        tx, td = _t(x, layout), _t(half, layout)
+
+        def run() -> object:
+            dx = torch.zeros_like(tx)
+            dx[:, :, ::2, ::2] = td[:, 8:24]
+            return dx
+
+        return run
+
+    return [
+        Case("add relu 16 32x32", "add_relu", (x, r), join),
+        Case("fork 16 32x32", "accumulate", (x.copy("K"), r), fork),
+        Case("relu 16 32x32", "relu", (x,), relu),
+        Case("relu 16 32x32 dx", "relu_backward", (x, r), relu_backward),
+        Case("global pool 64 8x8", "global_avg_pool2d", (last,), pool),
+        Case("global pool 64 8x8 dx", "global_avg_pool2d_backward", (pooled, last.shape), pool_backward),
+        Case("shortcut A 16-32 32x32", "subsample_pad", (x, 32, 2), shortcut),
+        Case("shortcut A 16-32 32x32 dx", "subsample_pad_backward", (half, x.shape, 2), shortcut_backward),
+    ]
+
+
+def ends(batch: int) -> list[Case]:
+    """What stands before and behind the blocks: crop and flip, the linear layer, cross-entropy, and the update."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import torch
+        import torch.nn.functional as F
+    rng = np.random.default_rng(3)
+    x, w, b, dy = (rng.standard_normal(shape, np.float32) for shape in ((batch, 64), (10, 64), (10,), (batch, 10)))
+    labels = rng.integers(0, 10, batch)
+    log_probs = dy - np.log(np.exp(dy).sum(axis=1, keepdims=True))
+    shapes = [p.shape for p in tr.models.resnet20().parameters()]
+    params, grads, buffers = ([rng.standard_normal(s, np.float32) for s in shapes] for _ in range(3))
+    images = rng.integers(0, 256, (batch, 3, 32, 32), np.uint8)
+    moves = rng.integers(0, 9, (batch, 2)), rng.integers(0, 2, batch).astype(bool)
+    mean, scale = np.full((3, 32, 32), 0.5, np.float32), np.full((3, 32, 32), 4, np.float32)
+
+    def product(run: Callable[..., Any]) -> Callable[[Any], Run]:
+        def of(layout: Any) -> Run:
+            tensors = [_t(a) for a in (x, w, b, dy)]
+            return lambda: run(*tensors)
+
+        return of
+
     def loss(layout: Any) -> Run:
-        tl, ty = _t(logits), _t(labels)
+        tl, ty = _t(dy), _t(labels)
         return lambda: F.cross_entropy(tl, ty)
+
+    def loss_backward(layout: Any) -> Run:
+        tl, ty, one, count = _t(log_probs), _t(labels), torch.tensor(1.0), torch.tensor(float(batch))
+
+        def run() -> object:
+            d = torch.ops.aten.nll_loss_backward(one, tl, ty, None, 1, -100, count)
+            return torch.ops.aten._log_softmax_backward_data(d, tl, 1, torch.float32)
+
+        return run
 
     def update(layout: Any) -> Run:
         tensors = [torch.nn.Parameter(_t(p).clone()) for p in params]
@@ -160,13 +232,20 @@ def others(batch: int) -> list[Case]:
         return torch.optim.SGD(tensors, lr=0.0, momentum=0.9, weight_decay=1e-4).step
 
     return [
-        Case("add relu 16 32x32", "add_relu", (x, r), join),
-        Case("relu 16 32x32 dx", "relu_backward", (x, r), relu_backward),
-        Case("global pool 64 8x8", "global_avg_pool2d", (last,), pool),
-        Case("shortcut A 16-32 32x32", "subsample_pad", (x, 32, 2), shortcut),
-        Case("cross-entropy", "cross_entropy", (logits, labels, 0.0), loss),
+        Case("crop and flip", "crop_flip", (images, *moves, 4, mean, scale), None),
+        Case("linear 64-10", "linear", (x, w, b), product(lambda x, w, b, dy: F.linear(x, w, b))),
+        Case("linear 64-10 dx", "linear_backward_input", (dy, w), product(lambda x, w, b, dy: dy @ w)),
+        Case("linear 64-10 dw", "linear_backward_weight", (dy, x), product(lambda x, w, b, dy: dy.T @ x)),
+        Case("linear 64-10 db", "linear_backward_bias", (dy,), product(lambda x, w, b, dy: dy.sum(0))),
+        Case("cross-entropy", "cross_entropy_mean", (dy, labels, 0.0), loss),
+        Case("cross-entropy dx", "cross_entropy_mean_backward", (np.ones((), "f4"), log_probs, labels, 0.0), loss_backward),
         Case("sgd resnet20", "sgd", (params, grads, buffers, 0.0, 0.9, 1e-4, False), update),
     ]
+
+
+def cases(batch: int) -> list[Case]:
+    """Each kernel that a training step or an evaluation of ResNet-20 or ResNet-56 calls, at its layers."""
+    return [*convolutions(batch), *norms(batch), *others(batch), *ends(batch)]
 
 
 def run(
@@ -182,19 +261,21 @@ def run(
 
         torch.set_num_threads(threads())
         layouts = {"torch nchw": torch.contiguous_format, "torch channels_last": torch.channels_last}
-    for case in (*convolutions(batch), *norms(batch), *others(batch)):
+    for case in cases(batch):
         runs: dict[str, Run] = {}
         for name in backends:
             with tr.use_backend(name):
                 kernel = getattr(dispatch.current(), case.kernel)
             runs[name] = partial(kernel, *case.args)
-        runs |= {name: case.torch(layout) for name, layout in layouts.items()}
-        if layouts and compiled:
-            runs["torch compile channels_last"] = peers.compiled(case.torch(torch.channels_last))
+        if case.torch and layouts:
+            runs |= {name: case.torch(layout) for name, layout in layouts.items()}
+            if compiled:
+                runs["torch compile channels_last"] = peers.compiled(case.torch(torch.channels_last))
         with tr.strict():
             flops, moved = cost(case.kernel, case.args, runs[backends[0]]())
             seconds = timing.interleaved(runs, rounds, shortest=0.01)
-        best = timing.best(seconds, [name for name in seconds if name.startswith("torch")]) if layouts else None
+        theirs = [name for name in seconds if name.startswith("torch")]
+        best = timing.best(seconds, theirs) if theirs else None
         for name, times in seconds.items():
             middle = median(times)
             rows.append({

@@ -59,6 +59,7 @@ def fenced(monkeypatch):
         return memory[FENCE : FENCE + size].view(dtype).reshape(shape)
 
     monkeypatch.setattr(buffers, "empty", empty)
+    monkeypatch.setattr(buffers, "scratch", lambda size: empty((size,), np.uint8))
     monkeypatch.setattr(simd, "LARGE", 0)
     yield fences
     assert all((fence == 0xFF).all() for fence in fences), "a kernel wrote beside its array"

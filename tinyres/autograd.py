@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.device import check_same_device, device_of
+from tinyres.device import check_same_device
 from tinyres.errors import GraphError, NonFiniteError, ShapeError
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module, convert, is_floating
@@ -95,8 +95,10 @@ def _lock(arrays: tuple[Any, ...]) -> list[np.ndarray]:
         try:
             for array in arrays:
                 while isinstance(array, np.ndarray):
-                    if id(array) in _locked or (array.flags.writeable and _may_become_writable(array)):
-                        lock = _locked.get(id(array)) or _locked.setdefault(id(array), _Lock(array))
+                    lock = _locked.get(id(array))
+                    if lock is None and array.flags.writeable and _may_become_writable(array):
+                        lock = _locked[id(array)] = _Lock(array)
+                    if lock is not None:
                         lock.holders += 1
                         taken.append(array)
                     array = array.base
@@ -216,7 +218,7 @@ class Function:
         """Runs ``forward`` on tensors and records it when an input requires a gradient."""
         from tinyres.tensor import Tensor
 
-        if len({device_of(t.data) for t in inputs}) > 1:
+        if not all(type(t.data) is np.ndarray for t in inputs):
             check_same_device(cls.__name__, **{f"input {i}": t.data for i, t in enumerate(inputs)})
         needs = tuple(t.requires_grad for t in inputs)
         record = is_grad_enabled() and any(needs)
@@ -237,19 +239,25 @@ def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> N
     """Adds the derivative of ``tensor`` by every leaf that requires a gradient to that leaf's ``.grad``.
 
     ``gradient`` is the cotangent to start from, of the tensor's shape; a tensor of one element needs none.  The graph is
-    freed on the way, unless ``retain_graph``.  Raises `GraphError` for a graph that is freed or was never recorded.
+    freed on the way, unless ``retain_graph``.  Raises `GraphError` for a graph that is freed or was never recorded."""
+    gradient = _starting_cotangent(tensor, gradient)
+    if tensor.node is None:
+        _accumulate(tensor, gradient)
+    else:
+        with no_grad():
+            _walk(tensor.node, gradient, retain_graph)
+
+
+def _walk(last: Node, gradient: Any, retain_graph: bool) -> None:
+    """From the node ``last``, whose cotangent is ``gradient``, to the leaves.
 
     The table of cotangents holds (array, owned).  One that arrives at a node is borrowed: an addition lends the same
     array to both of its inputs.  Only the result of an operation that is ``fresh`` is owned.  Two that are borrowed make
     a new array, which is owned; to one that is owned, others are added in place.  An engine that always added in place
     would be wrong on the smallest diamond, ``x + x``."""
-    gradient = _starting_cotangent(tensor, gradient)
-    if tensor.node is None:
-        _accumulate(tensor, gradient)
-        return
-    table: dict[Node, tuple[Any, bool]] = {tensor.node: (gradient, False)}
+    table: dict[Node, tuple[Any, bool]] = {last: (gradient, False)}
     order = itertools.count()  # breaks ties in the heap by order of arrival
-    heap = [(-tensor.node.rank, next(order), tensor.node)]
+    heap = [(-last.rank, next(order), last)]
     while heap:
         node = heapq.heappop(heap)[2]
         dy, _ = table.pop(node)
@@ -309,8 +317,7 @@ def _cotangents(node: Node, dy: Any) -> tuple[Any, ...]:
             f"backward through {name} a second time: the first backward() freed the graph. Run the forward pass again, "
             "or call the first one with retain_graph=True."
         )
-    with no_grad():
-        result = node.function.backward(node, dy)
+    result = node.function.backward(node, dy)
     result = result if isinstance(result, tuple) else (result,)
     if len(result) != len(node.edges):
         raise GraphError(f"{name}.backward returned {len(result)} cotangents for {len(node.edges)} inputs.")

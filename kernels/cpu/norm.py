@@ -14,7 +14,6 @@ error at most n / n_guess = 32 times that of two passes, in the worst case; with
 (Measured, float32, standard deviation 1: the variance is right to 6e-8 at means of 0 to 1,000,000.)
 """
 
-import functools
 import math
 from typing import Any
 
@@ -88,25 +87,22 @@ def batch_norm_backward(
 class _Rows:
     """How an image array is cut: ``sizes`` is (elements, channels, elements in a row, elements in a share)."""
 
-    def __init__(self, size: int, channels: int) -> None:
-        self.channels = channels
-        self.period = channels * max(1, TABLE // channels)
+    def __init__(self, x: Array) -> None:
+        self.channels = x.shape[1]
+        self.period = self.channels * max(1, TABLE // self.channels)
         share = self.period * max(GUESS, CHUNK // self.period)
-        self.shares = -(-size // share)
-        self.sizes = (size, channels, self.period, share)
+        self.shares = -(-x.size // share)
+        self.sizes = (x.size, self.channels, self.period, share)
 
     def tables(self, count: int, dtype: Any) -> Array:
-        return np.empty((count, self.period), dtype)
-
-
-_rows = functools.lru_cache(1000)(_Rows)
+        return buffers.empty((count, self.period), dtype)
 
 
 def _prepare(x: Array, *others: Array | None) -> tuple[Array, _Rows]:
     check(x, *others)
     if x.size == 0:
         raise Unsupported("empty arrays")
-    return channels_last(x), _rows(x.size, x.shape[1])
+    return channels_last(x), _Rows(x)
 
 
 def _normalise(x: Array, rows: _Rows, tables: Array, residual: Array | None, relu: bool) -> Array:
