@@ -1,4 +1,4 @@
-"""`tinyres bench ops`, `train`, `profile` and `compare` at tiny sizes; and that PyTorch is timed at the same work as ours."""
+"""`tinyres bench ops`, `train`, `profile` and `compare` at tiny sizes; PyTorch is timed at the same work as ours."""
 
 import json
 
