@@ -42,6 +42,7 @@ GROUPED = [
     geometry((2, 4, 6, 7), (6, 2, 3, 3), (2, 2), (1, 1), (1, 1), 2),
     geometry((2, 6, 5, 5), (3, 2, 1, 1), (1, 1), (0, 0), (1, 1), 3),
     geometry((1, 4, 9, 8), (2, 2, 3, 2), (1, 2), (3, 1), (2, 1), 2),
+    geometry((2, 16, 6, 7), (4, 8, 3, 3), (2, 1), (1, 1), (1, 1), 2),  # packs of 16 bytes in each group
 ]
 DEPTHWISE = [
     geometry((2, 16, 6, 7), (16, 1, 3, 3), (1, 1), (1, 1), (1, 1), 16),  # 16 bytes at a time
@@ -291,3 +292,22 @@ def test_any_geometry_is_computed_by_whichever_does_it(shapes):
         for a, b in zip(got, want, strict=True):
             close(a, b, 1e-12)
     assert done >= (1 if shapes[2][3] > 1 and w.shape[1] > 1 else 2)
+
+
+@pytest.mark.parametrize("most", [1, 5, 1000])
+@pytest.mark.parametrize("size", [(3, 4, 15, 13), (2, 116, 3, 2), (1, 8, 1, 70)], ids=str)
+def test_columns_in_packs_are_those_one_by_one(size, most, monkeypatch):
+    """A block may have many pixels, of several images, or few; 116 channels fill more than a block's threads."""
+    monkeypatch.setattr(im2col, "MAX_BLOCKS", most)
+    n, c, h, w = size
+    x, macros = rng.standard_normal((n, h, w, c)), dict.fromkeys(("REAL", "LEFT", "RIGHT", "RESULT"), "double")
+    oh, ow = (h + 4 - 5) // 1 + 1, (w + 2 - 3) // 2 + 1
+    shape = (h, w, c, 3, 3, oh, ow, 1, 2, 2, 1, 2, 1)
+    results = []
+    for aligned in (True, False):
+        memory = np.full(n * oh * ow * 9 * c + 2, np.nan)
+        start = next(i for i in (0, 1) if memory[i:].ctypes.data % 16 == (0 if aligned else 8))
+        results.append(memory[start : start + n * oh * ow * 9 * c].reshape(n * oh * ow, 9 * c))
+        im2col._im2col(x, results[-1], 0, c, shape, macros)
+    np.testing.assert_array_equal(*results)
+    assert np.isfinite(results[0]).all() and results[0].any()

@@ -218,6 +218,13 @@ mutant("im2col: taps exchanged", "im2col.cu", "a = k / CG / KW, b = k / CG % KW;
        "b = k / CG / KW, a = k / CG % KW;", convolution("im2col", (2, 3, 6, 7), (5, 3, 3, 3), (1, 1), (0, 1)))  # fmt: skip
 mutant("im2col: the image has no edge at the right", "im2col.cu",
        "if (h >= 0 && h < H && w >= 0 && w < W) value", "if (h >= 0 && h < H && w >= 0) value", COLUMNS)  # fmt: skip
+PACKED = convolution("im2col", (3, 8, 6, 7), (5, 8, 3, 3), (2, 1), (0, 1))
+mutant("im2col in packs: taps exchanged", "im2col.cu", "down = tap / KW * dilation_h - padding_h, right = tap % KW",
+       "down = tap % KW * dilation_h - padding_h, right = tap / KW", PACKED)  # fmt: skip
+mutant("im2col in packs: the image has no edge at the right", "im2col.cu", "&& unsigned(w) < unsigned(W))\n", "&& w >= 0)\n",
+       PACKED)  # fmt: skip
+mutant("im2col in packs: pixels beyond the last", "im2col.cu", "if (m < end) to[", "to[", PACKED)
+mutant("im2col in packs: one image only", "im2col.cu", "if (++i == OH) i = 0, n++;", "if (++i == OH) i = 0;", PACKED)
 mutant("col2im: stride is not looked at", "im2col.cu",
        "if (i < 0 || i % stride_h || i / stride_h >= OH) continue;",
        "if (i < 0 || i / stride_h >= OH) continue;", COLUMNS)  # fmt: skip

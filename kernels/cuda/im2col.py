@@ -7,7 +7,7 @@ from typing import Any
 
 from tinyres.kernels.arrays import Pair, output_size
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cuda.common import BLOCK, as_seen, blocks, c_type, empty, in_memory
+from tinyres.kernels.cuda.common import BLOCK, MAX_BLOCKS, address, as_seen, blocks, c_type, empty, in_memory
 from tinyres.kernels.cuda.launch import kernel
 
 COLUMNS = 1 << 28  # bytes of columns at a time
@@ -114,9 +114,22 @@ def add_parts(parts: Any, dw: Any) -> None:
 
 
 def _im2col(x: Any, columns: Any, group: int, channels: int, geometry: tuple[int, ...], macros: dict[str, str]) -> None:
-    kernel("im2col", "im2col", **macros)(
-        blocks(columns.size, BLOCK), BLOCK, x, columns, columns.size, group * channels, channels, *geometry
-    )
+    """The columns (pixels, KH * KW * channels) of a group: in packs of 16 bytes where they fit, else one by one."""
+    pack = 16 // x.itemsize
+    if channels % pack or x.shape[3] % pack or address(x) % 16 or address(columns) % 16:
+        kernel("im2col", "im2col", **macros)(
+            blocks(columns.size, BLOCK), BLOCK, x, columns, columns.size, group * channels, channels, *geometry
+        )
+        return
+    pixels, packs = len(columns), columns.shape[1] // pack
+    across = -(-packs // BLOCK)  # blocks side by side
+    wide = -(-packs // across)
+    share = max(4 * (BLOCK // wide), -(-pixels // MAX_BLOCKS))
+    if pixels:
+        kernel("im2col", "im2col_packed", **macros)(
+            (-(-pixels // share), across), (wide, BLOCK // wide), x, columns, pixels, share, group * channels, channels,
+            *geometry,
+        )  # fmt: skip
 
 
 def _blocks(images: int, size: int) -> Iterator[slice]:

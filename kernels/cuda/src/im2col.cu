@@ -54,6 +54,45 @@ extern "C" __global__ void im2col(
     }
 }
 
+// The same, tuned.  Above, an element of 4 bytes takes some 8 divisions, and a division of integers some 20 instructions: a
+// multiprocessor does 128 a clock, so 132 of them write about 0.6 TB/s, where memory takes 4.3.  Here a thread divides once:
+// it keeps its place k in the window, PACK channels of one tap, which it moves 16 bytes at a time, and goes on from pixel to
+// pixel, where counting is enough.  Neighbouring threads have neighbouring packs of the columns.
+//
+// The columns are written once, and that is what takes the time: x is KH KW times smaller and comes from the caches.
+//
+// Where packs fit: CG, C and ``channel`` are multiples of PACK, and both arrays begin at multiples of 16 bytes.  A block
+// takes ``share`` pixels, of ``pixels`` = N OH OW; its threads are (places in the window, pixels).
+extern "C" __global__ void __launch_bounds__(256) im2col_packed(
+    const REAL* __restrict__ x, REAL* __restrict__ columns, INDEX pixels, INDEX share, INDEX channel, int CG, int H, int W,
+    int C, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
+    int dilation_w) {
+    constexpr int GROUP = 4;  // pixels whose loads are under way at once
+    const int of_tap = CG / PACK, packs = KH * KW * of_tap, k = blockIdx.y * blockDim.x + threadIdx.x;
+    const INDEX begin = blockIdx.x * share, end = begin + share < pixels ? begin + share : pixels;
+    INDEX m = begin + threadIdx.y;
+    if (k >= packs || m >= end) return;
+    const int tap = k / of_tap, down = tap / KW * dilation_h - padding_h, right = tap % KW * dilation_w - padding_w;
+    const REAL* from = x + channel + k % of_tap * PACK;
+    Pack* to = reinterpret_cast<Pack*>(columns) + k;
+    INDEX n = m / OW / OH;
+    int i = int(m / OW % OH), j = int(m % OW);
+    while (m < end) {
+        Pack values[GROUP] = {};  // zeros, where a window reaches into the padding
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            const int h = i * stride_h + down, w = j * stride_w + right;
+            if (m + g * INDEX(blockDim.y) < end && unsigned(h) < unsigned(H) && unsigned(w) < unsigned(W))
+                values[g] = *reinterpret_cast<const Pack*>(from + ((n * H + h) * W + w) * C);
+            for (j += blockDim.y; j >= OW; j -= OW)
+                if (++i == OH) i = 0, n++;
+        }
+#pragma unroll
+        for (int g = 0; g < GROUP; g++, m += blockDim.y)
+            if (m < end) to[m * packs] = values[g];
+    }
+}
+
 // --- step 2: the product C = A B, or several sums of parts of it ---
 //
 // A transposed matrix is the same memory with its two strides exchanged, so there is one kernel for all three products:
