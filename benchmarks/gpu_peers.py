@@ -1,11 +1,20 @@
-"""PyTorch's training steps on a GPU, in the configurations that its users reach for."""
+"""PyTorch's training steps on a GPU, in the configurations that its users reach for.
 
+    python -m tinyres.benchmarks.gpu_peers NETWORK BATCH CONFIGURATION     # milliseconds of a step, five times, as JSON
+
+CuPy and PyTorch share the card's context here, and both work on its default stream: what one is given runs after what the
+other was given before.  Their memory is apart: see `release`."""
+
+import contextlib
+import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from tinyres.benchmarks import peers
 
-CONFIGURATIONS = ("torch eager", "torch channels_last autocast", "torch compile max-autotune", "torch cuda graph")
+CONFIGURATIONS = ("torch eager", "torch channels_last autocast", "torch cuda graph")
+COMPILED = "torch compile max-autotune"  # takes minutes, and cannot be stopped: it gets a process of its own
 
 
 def available() -> bool:
@@ -17,18 +26,27 @@ def available() -> bool:
     return torch.cuda.is_available()
 
 
-def step(network: Any, configuration: str, batch: int, half: bool) -> Callable[[], object]:
+def release() -> None:
+    """Gives the memory that PyTorch keeps for later back to the card."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def step(network: Any, configuration: str, batch: int) -> Callable[[], object]:
     """A training step of a torch module on random images, as a function that returns before the GPU is done.
 
-    ``half``: autocast to bfloat16, in "channels_last autocast" always.  "cuda graph" captures the whole step."""
+    "autocast" is to bfloat16, in float32 convolutions are TF32 (PyTorch's default).  "cuda graph" captures the whole step:
+    nothing of ours may be left to the garbage collector then (see `gpu_run.Run.release`)."""
     import torch
     import torch.nn.functional as F
 
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # all batches are of one size: cuDNN may try what is fastest
     model = network.cuda().train()
     x, y = torch.randn(batch, 3, 32, 32, device="cuda"), torch.randint(0, 10, (batch,), device="cuda")
-    half = half or "autocast" in configuration
-    if half:
+    half = "autocast" in configuration
+    if "channels_last" in configuration:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     run = torch.compile(model, mode="max-autotune") if "compile" in configuration else model
@@ -52,7 +70,11 @@ def step(network: Any, configuration: str, batch: int, half: bool) -> Callable[[
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         train()
-    return graph.replay
+
+    def replay(kept: object = train) -> None:  # the graph knows weights and images by their address alone
+        graph.replay()
+
+    return replay
 
 
 def elapsed_ms(run: Callable[[], object], repeats: int) -> float:
@@ -72,13 +94,24 @@ def matmul_tflops(dtype: str, n: int = 8192) -> float:
     """TFLOP/s of a matrix product by cuBLAS: "float32" (exact), "tf32", "float16" or "bfloat16"."""
     import torch
 
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
-    a, b = (torch.randn(n, n, device="cuda", dtype=getattr(torch, dtype, torch.float32)) for _ in range(2))
-    a @ b
-    best = min(elapsed_ms(lambda: a @ b, 5) for _ in range(5))
-    torch.backends.cuda.matmul.allow_tf32 = before
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        a, b = (torch.randn(n, n, device="cuda", dtype=getattr(torch, dtype, torch.float32)) for _ in range(2))
+        a @ b
+        best = min(elapsed_ms(lambda: a @ b, 5) for _ in range(5))
+    finally:
+        torch.set_float32_matmul_precision(before)
     return 2 * n**3 / best / 1e9
+
+
+def limits() -> dict[str, float]:
+    """`matmul_tflops` of each type that the card can multiply; without PyTorch or a GPU for it, of none."""
+    found: dict[str, float] = {}
+    for dtype in ("float32", "tf32", "float16", "bfloat16") if available() else ():
+        with contextlib.suppress(RuntimeError):  # an old card has no bfloat16
+            found[f"matmul_{dtype}_tflops"] = matmul_tflops(dtype)
+    return found
 
 
 def resnet9() -> Any:
@@ -110,3 +143,14 @@ def resnet9() -> Any:
             return self.head(self.body(x))
 
     return Net()
+
+
+def main(network: str, batch: str, configuration: str) -> None:
+    run = step(peers.network(network), configuration, int(batch))
+    for _ in range(5):  # compiles, captures, and leaves the ones that are slow behind
+        run()
+    print(json.dumps([elapsed_ms(run, 30) for _ in range(5)]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,10 +1,16 @@
-"""Pictures of a result: whole steps as bars, layers as bars under the machine's peak, and a roofline."""
+"""Pictures of a result: whole steps as bars, layers as bars under the machine's peak, and a roofline; of a GPU's result,
+the bandwidth of kernels that only move memory, too."""
 
 from pathlib import Path
 from typing import Any
 
+from tinyres.benchmarks import report
+
 COLOURS = {"numpy": "#9aa5b1", "numba": "#d1495b", "torch nchw": "#8fb8de", "torch channels_last": "#30638e",
-           "torch compile": "#5c9ead", "torch compile channels_last": "#003d5b"}  # fmt: skip
+           "torch compile": "#5c9ead", "torch compile channels_last": "#003d5b",
+           "cupy float32": "#d1495b", "cupy bfloat16": "#edae49", "cuda-emulated float32": "#d1495b",
+           "cuda-emulated bfloat16": "#edae49", "torch eager": "#8fb8de", "torch channels_last autocast": "#30638e",
+           "torch cuda graph": "#5c9ead", "torch compile max-autotune": "#003d5b"}  # fmt: skip
 
 
 def draw(result: dict[str, Any], folder: str | Path) -> list[Path]:
@@ -14,17 +20,26 @@ def draw(result: dict[str, Any], folder: str | Path) -> list[Path]:
     folder = Path(folder)
     charts: dict[str, Any] = {
         "ops": {"layers": _layers, "roofline": _roofline}, "train": {"train": _steps}, "inference": {"inference": _steps},
+        "gpu": _of_gpu(result),
     }.get(result["benchmark"], {})  # fmt: skip
     paths = []
     for name, chart in charts.items():
         figure = matplotlib.figure.Figure(figsize=(11, 5), layout="constrained")
         chart(figure.subplots(), result)
-        machine = result["machine"]
-        figure.suptitle(f"{machine['processor']}, {machine['threads']} threads", fontsize=9, color="0.4")
+        machine = f"{result['machine']['processor']}, {result['machine']['threads']} threads"
+        figure.suptitle(result["gpu"]["gpu"] if "gpu" in result else machine, fontsize=9, color="0.4")
         folder.mkdir(parents=True, exist_ok=True)
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=120)
     return paths
+
+
+def _of_gpu(result: dict[str, Any]) -> dict[str, Any]:
+    """The charts for which a GPU's result has figures: a part may have failed, or there was no time for it."""
+    copy = isinstance(result.get("limits"), dict) and "copy_gb_per_s" in result["limits"]
+    drawn = {"steps": _steps} if report.measured_steps(result) else {}
+    drawn |= {"bandwidth": _bandwidth} if copy and report.rows(result, "bandwidth") else {}
+    return drawn | ({"roofline": _gpu_roofline} if copy and report.rows(result, "kernels") else {})
 
 
 def _bars(axes: Any, labels: list[str], rows: list[str], value: Any) -> None:
@@ -39,13 +54,15 @@ def _bars(axes: Any, labels: list[str], rows: list[str], value: Any) -> None:
 
 
 def _steps(axes: Any, result: dict[str, Any]) -> None:
-    speeds = {
-        (f"{c['model']}\nbatch {c['batch']}", r["row"]): r["images_per_second"] for c in result["cases"] for r in c["rows"]
-    }
+    if result["benchmark"] == "gpu":
+        measured = report.measured_steps(result)
+    else:
+        measured = [{**case, **row} for case in result["cases"] for row in case["rows"]]
+    speeds = {(f"{r['model']}\nbatch {r['batch']}", r["row"]): r["images_per_second"] for r in measured}
     labels, rows = list(dict.fromkeys(k for k, _ in speeds)), list(dict.fromkeys(r for _, r in speeds))
     _bars(axes, labels, rows, lambda label, row: speeds.get((label, row), 0))
     axes.set_ylabel("images a second")
-    axes.set_title("One training step" if result["benchmark"] == "train" else "Inference", loc="left")
+    axes.set_title("Inference" if result["benchmark"] == "inference" else "One training step", loc="left")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
 
@@ -62,15 +79,43 @@ def _layers(axes: Any, result: dict[str, Any]) -> None:
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
 
+def _bandwidth(axes: Any, result: dict[str, Any]) -> None:
+    shares = {r["kernel"]: 100 * r["of_copy"] for r in result["bandwidth"]}
+    _bars(axes, list(shares), ["GB/s that must move"], lambda label, _: shares[label])
+    for share, text in ((85, "85 %"), (100, f"copy: {result['limits']['copy_gb_per_s']:.0f} GB/s")):
+        axes.axhline(share, color="0.3", linestyle="--" if share == 100 else ":", linewidth=1)
+        axes.text(len(shares) - 0.5, share, text, ha="right", va="bottom", fontsize=8, color="0.3")
+    axes.set_ylabel("% of the copy's bandwidth")
+    axes.set_title("Kernels that only move memory", loc="left")
+
+
 def _roofline(axes: Any, result: dict[str, Any]) -> None:
-    limits = result["limits"]
-    peak, bandwidth = limits.get("fma_peak_gflops", limits["matmul_gflops"]), limits["copy_gb_per_s"]
+    limits, points = result["limits"], dict[str, list[tuple[float, float]]]()
+    for r in result["rows"]:
+        if r["flops"]:
+            points.setdefault(r["row"], []).append((r["flops"] / r["bytes"], r["gflops"]))
+    _roof(axes, points, limits["copy_gb_per_s"], limits.get("fma_peak_gflops", limits["matmul_gflops"]))
+    axes.set_title("Roofline: copy bandwidth and multiply-add peak of this machine", loc="left")
+
+
+def _gpu_roofline(axes: Any, result: dict[str, Any]) -> None:
+    product, points = "tf32" if result["tf32"] else "float32", dict[str, list[tuple[float, float]]]()
+    for r in result["kernels"]:
+        if r["flops"]:
+            points.setdefault(r["kernel"], []).append((r["flops"] / r["bytes"], 1e3 * r["tflops"]))
+    tflops = result["limits"].get(f"matmul_{product}_tflops")
+    _roof(axes, points, result["limits"]["copy_gb_per_s"], 1e3 * tflops if tflops else None)
+    roof = f"the copy's bandwidth and\nthe matrix product ({product})" if tflops else "the copy's bandwidth"
+    axes.text(0.02, 0.95, f"line: {roof}", transform=axes.transAxes, va="top", fontsize=8, color="0.3")
+    axes.set_title("Roofline of this card", loc="left")
+
+
+def _roof(axes: Any, points: dict[str, list[tuple[float, float]]], bandwidth: float, peak: float | None) -> None:
+    """Points (FLOPs a byte, GFLOP/s) by row, under a bandwidth in GB/s and a peak in GFLOP/s, if one is known."""
     intensities = [2 ** (k / 4) for k in range(-16, 41)]
-    axes.loglog(intensities, [min(peak, bandwidth * i) for i in intensities], color="0.3", linewidth=1.5)
-    for row in dict.fromkeys(r["row"] for r in result["rows"]):
-        points = [(r["flops"] / r["bytes"], r["gflops"]) for r in result["rows"] if r["row"] == row and r["flops"]]
-        axes.loglog(*zip(*points, strict=True), "o", markersize=4, label=row, color=COLOURS.get(row), alpha=0.8)
+    axes.loglog(intensities, [min(peak or float("inf"), bandwidth * i) for i in intensities], color="0.3", linewidth=1.5)
+    for row, found in points.items():
+        axes.loglog(*zip(*found, strict=True), "o", markersize=4, label=row, color=COLOURS.get(row), alpha=0.8)
     axes.set_xlabel("floating-point operations for each byte that must move")
     axes.set_ylabel("GFLOP/s")
-    axes.set_title("Roofline: copy bandwidth and multiply-add peak of this machine", loc="left")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)

@@ -22,9 +22,23 @@ def load(path: str | Path) -> dict[str, Any]:
         result = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no benchmark result: {error}") from None
-    if not isinstance(result, dict) or result.get("benchmark") not in ("train", "inference", "ops", "profile"):
+    if not isinstance(result, dict) or result.get("benchmark") not in ("train", "inference", "ops", "profile", "gpu"):
         raise UsageError(f"{path} is no benchmark result; `tinyres bench train --out FILE` writes one.")
+    try:
+        _times(result), _machine(result)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is a {result['benchmark']} result with something missing: {error}") from None
     return result
+
+
+def measured_steps(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of whole steps of a GPU's result, without those that failed."""
+    return [row for part in ("steps", "compiled") for row in rows(result, part) if "ms" in row]
+
+
+def rows(result: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """Of a GPU's result; none where the part failed or was left out, which a line of text says."""
+    return result[part] if isinstance(result.get(part), list) else []
 
 
 def _times(result: dict[str, Any]) -> dict[str, float]:
@@ -33,9 +47,22 @@ def _times(result: dict[str, Any]) -> dict[str, float]:
         return {f"{r['case']}, {r['row']}": r["median_seconds"] for r in result["rows"]}
     if result["benchmark"] == "profile":
         return {r["kernel"]: r["seconds"] for r in result["rows"]} | {"a step": result["seconds"]}
+    if result["benchmark"] == "gpu":
+        ms = {f"kernel {r['case']}": r["ms"] for r in rows(result, "kernels")}
+        ms |= {f"bandwidth {r['kernel']}": r["ms"] for r in rows(result, "bandwidth")}
+        ms |= {f"{r['model']} batch {r['batch']}, {r['row']}": r["ms"] for r in measured_steps(result)}
+        return {name: value / 1e3 for name, value in ms.items()}
     return {
         f"{c['model']} batch {c['batch']}, {r['row']}": r["median_seconds"] for c in result["cases"] for r in c["rows"]
     }
+
+
+def _machine(result: dict[str, Any]) -> dict[str, Any]:
+    """What makes two results hard to compare if it differs."""
+    machine = {what: result["machine"].get(what) for what in ("processor", "threads")}
+    if result["benchmark"] == "gpu":
+        machine |= {"GPU": result["gpu"].get("gpu"), "plan": "tiny" if result["tiny"] else "full"}
+    return machine
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -49,7 +76,5 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     width = max(map(len, common))
     lines = [f"{'':{width}} {'before ms':>10} {'after ms':>10} {'faster':>7}"]
     lines += [f"{k:{width}} {1e3 * a[k]:10.3f} {1e3 * b[k]:10.3f} {a[k] / b[k]:6.2f}x" for k in common]
-    for what in ("processor", "threads"):
-        if before["machine"].get(what) != after["machine"].get(what):
-            lines.append(f"not the same {what}: {before['machine'].get(what)} and {after['machine'].get(what)}")
-    return lines
+    here, there = _machine(before), _machine(after)
+    return lines + [f"not the same {what}: {here[what]} and {there[what]}" for what in here if here[what] != there[what]]

@@ -42,6 +42,14 @@ def convert(x: Any, dtype: Any) -> Any:
         return x.astype(dtype)
 
 
+def added(dx: Any, into: Any | None, accumulate: Callable[[Any, Any], None]) -> Any:
+    """``dx`` itself, or ``into`` after dx was added to it."""
+    if into is None:
+        return dx
+    accumulate(into, dx)
+    return into
+
+
 def channels_last(x: Any) -> Any:
     """``x`` (N, C, H, W) as a contiguous (N, H, W, C) array: a view if it lies so in memory already, else a copy."""
     return array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))

@@ -35,9 +35,12 @@ class Kernels(Protocol):
         """x (N, C, H, W), w (F, C / groups, KH, KW) -> y (N, F, OH, OW)."""
 
     def conv2d_backward_input(
-        self, dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
-    ) -> Array:
-        """dy (N, F, OH, OW), w -> dx (N, C, H, W); rows and columns that no window reached get zero."""
+        self, dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+        into: Array | None = None,
+    ) -> Array:  # fmt: skip
+        """dy (N, F, OH, OW), w -> dx (N, C, H, W); rows and columns that no window reached get zero.
+
+        With ``into``, another cotangent of x, dx is added to that in place, and that is returned."""
 
     def conv2d_backward_weight(
         self, dy: Array, x: Array, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int

@@ -37,6 +37,7 @@ def test_an_operation_gives_what_its_definition_gives(case, dtype, layout):
 CHECKS = {
     "conv2d": (k.check_conv2d, [((3, 1, 4, 5), (5, 1, 3, 3), (2, 2), (1, 1)), ((1, 5, 1, 7), (3, 5, 1, 2), (1, 3))]),
     "conv2d groups": (k.check_conv2d, [((2, 6, 4, 3), (9, 2, 2, 3), (1, 2), (1, 0), (2, 1), 3)]),
+    "conv2d added": (k.check_added_input_gradient, [((2, 3, 4, 5), (2, 3, 3, 3), (2, 2), (1, 1))]),
     "conv2d long": (k.check_conv2d, [((9, 2, 5, 5), (1, 2, 1, 1))]),  # the weights' gradient in several parts
     "batch_norm": (
         k.check_batch_norm,

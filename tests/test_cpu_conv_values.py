@@ -88,11 +88,14 @@ def draw(seed, shape):
 
 
 def passes(n, c, f, h, w, k, s, p, groups, kernels, x, weight, dy):
-    """y, dx and dw by the kernels of a module."""
+    """y, dx, dx added to another array, and dw by the kernels of a module."""
     rest = ((s, s), (p, p), (1, 1), groups)
+    into = buffers.empty_images(x.shape, x.dtype)
+    into[...] = np.cos(np.arange(x.size)).reshape(x.shape)
     return (
         kernels.conv2d(x, weight, *rest),
         kernels.conv2d_backward_input(dy, weight, x.shape, *rest),
+        kernels.conv2d_backward_input(dy, weight, x.shape, *rest, into),
         kernels.conv2d_backward_weight(dy, x, weight.shape, *rest),
     )
 
@@ -106,7 +109,7 @@ def inputs(case):
 def assert_close(case, algorithm):
     x, weight, dy = inputs(case)
     exact = passes(*case, reference, *(a.astype(np.float64) for a in (x, weight, dy)))
-    for name, got, want in zip(("y", "dx", "dw"), passes(*case, conv, x, weight, dy), exact, strict=True):
+    for name, got, want in zip(("y", "dx", "dx added", "dw"), passes(*case, conv, x, weight, dy), exact, strict=True):
         assert got.shape == want.shape and got.dtype == np.float32
         error = np.abs(got - want).max() / max(np.sqrt((want**2).mean()), 1e-30)
         assert error < LIMIT[algorithm] * 2.0**-24, f"{name} is off by {error * 2**24:.0f}"

@@ -8,6 +8,7 @@ from backends import require
 from cases import LAYOUTS
 
 from tinyres.kernels import reference
+from tinyres.kernels.arrays import channels_first
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import conv_tensor
 
@@ -49,10 +50,13 @@ def drawn(shape, name):
 
 
 def passes(module, x, w, dy, geometry):
-    """y, dx, dw."""
+    """y, dx, dx added to another array, dw."""
+    values = np.arange(x.size) % 64 / 64 - 0.5  # exact in every type
+    into = channels_first(values.reshape([x.shape[i] for i in (0, 2, 3, 1)]).astype(x.dtype))
     return (
         module.conv2d(x, w, *geometry),
         module.conv2d_backward_input(dy, w, x.shape, *geometry),
+        module.conv2d_backward_input(dy, w, x.shape, *geometry, into),
         module.conv2d_backward_weight(dy, x, w.shape, *geometry),
     )
 
@@ -60,7 +64,7 @@ def passes(module, x, w, dy, geometry):
 def check(shape, name):
     x, w, dy, geometry = drawn(shape, name)
     wanted = passes(reference, *(rounded(a, name) for a in (x, w, dy)), geometry)
-    for got, want, dtype in zip(passes(conv_tensor, x, w, dy, geometry), wanted, (x.dtype, x.dtype, w.dtype), strict=True):
+    for got, want, dtype in zip(passes(conv_tensor, x, w, dy, geometry), wanted, (*[x.dtype] * 3, w.dtype), strict=True):
         assert got.shape == want.shape and got.dtype == dtype
         allowed = SUMS * np.abs(want).max() + (ROUNDING[name] * np.abs(want) if dtype == x.dtype else 0)
         assert (np.abs(got.astype(np.float64) - want) <= allowed).all()  # (a NaN is no less either)
@@ -135,7 +139,7 @@ def shifted(a):
 def test_arrays_that_do_not_start_at_a_multiple_of_16_bytes_are_read_one_by_one(name, monkeypatch):
     monkeypatch.delenv("TINYRES_EMULATOR")  # there, copies are aligned
     x, w, dy, geometry = drawn((2, 32, 32, 4, 4, 3, 1, 1), name)
-    y, dx, dw = passes(conv_tensor, x, w, dy, geometry)
+    y, dx, _, dw = passes(conv_tensor, x, w, dy, geometry)
     for got, want in zip(passes(conv_tensor, shifted(x), w, shifted(dy), geometry), (y, dx), strict=False):
         np.testing.assert_array_equal(got, want)
     assert error(conv_tensor.conv2d_backward_weight(shifted(dy), shifted(x), w.shape, *geometry), dw) < SUMS
@@ -144,7 +148,7 @@ def test_arrays_that_do_not_start_at_a_multiple_of_16_bytes_are_read_one_by_one(
 @pytest.mark.parametrize("shape", [(0, 3, 4, 6, 6, 3, 1, 1), (2, 4, 3, 8, 8, 3, 2, 1)], ids=["no images", "some"])
 def test_no_images_give_no_output_and_no_gradient(shape):
     x, w, dy, geometry = drawn(shape, "float32")
-    y, dx, dw = passes(conv_tensor, x, w, dy, geometry)
+    y, dx, _, dw = passes(conv_tensor, x, w, dy, geometry)
     assert y.shape == dy.shape and dx.shape == x.shape and dw.any() == bool(len(x))
 
 

@@ -9,7 +9,7 @@ from cuda_sources import NEEDS_COMPILER, SOURCE, sources
 
 import tinyres as tr
 from tinyres.kernels.cuda import emulator
-from tinyres.kernels.cuda.launch import kernel
+from tinyres.kernels.cuda.launch import KernelFault, kernel
 
 pytestmark = NEEDS_COMPILER
 
@@ -132,6 +132,29 @@ def test_a_tensor_core_multiplies_the_matrices_that_its_fragments_hold(kind, che
     check_product(kind)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_unchecked_launches_give_the_same_bits(kind, monkeypatch):
+    number, dtype, _ = KINDS[kind]
+    per_a, per_b = (4, 2) if kind == "tf32" else (8, 4)
+    a, b = (rng.standard_normal((64, per)).astype(dtype).view("u4") for per in (per_a, per_b))
+    c, results = rng.standard_normal((64, 4)).astype("f4"), []
+    for mode in ("", "checked"):
+        monkeypatch.setenv("TINYRES_EMULATOR", mode)
+        results.append(c.copy())
+        kernel("own", "product")(1, 64, a, b, results[-1], number)
+    np.testing.assert_array_equal(*results)
+    assert not np.array_equal(results[0], c)
+
+
+def test_a_kernel_that_has_run_unchecked_is_checked_when_it_is_asked_for(monkeypatch):
+    y = np.zeros(2, "i4")
+    monkeypatch.setenv("TINYRES_EMULATOR", "")
+    kernel("own", "overflows")(1, 1, y, 2)
+    monkeypatch.setenv("TINYRES_EMULATOR", "checked")
+    with pytest.raises(KernelFault, match="a product of integers overflows"):
+        kernel("own", "overflows")(1, 1, y, 2)
+
+
 # --- warps and blocks ------------------------------------------------------------------------------------------------
 
 
@@ -218,18 +241,34 @@ def test_a_graph_makes_the_copies_of_other_layouts_again():
     assert (total == 4).all()
 
 
+@pytest.mark.parametrize("mode", ["", "checked"])
+@pytest.mark.parametrize("dtype", ["f4", "f2", ml_dtypes.bfloat16])
+def test_what_numpy_makes_from_a_launchs_result_is_refused_since_a_replay_would_not_make_it_again(mode, dtype, monkeypatch):
+    monkeypatch.setenv("TINYRES_EMULATOR", mode)
+    from tinyres.kernels.cuda import accumulate, relu
+
+    x, total, graph = np.ones((2, 3, 4), dtype), np.zeros(24, dtype), emulator.Graph()
+    with pytest.raises(RuntimeError, match=r"accumulate reads an array of \(2, 4, 3\) that NumPy made"), graph.capture():
+        accumulate(total, relu(x).transpose(0, 2, 1).reshape(-1))
+    assert graph.launches == []
+    with graph.capture():
+        accumulate(total, relu(x).reshape(-1))  # a view
+    graph.replay()
+    assert (total == 1).all()
+
+
 def test_other_threads_launches_are_not_recorded_and_a_capture_that_fails_leaves_the_graph():
     from tinyres.kernels.cuda import relu
 
-    graph, results = emulator.Graph(), []
+    graph, results, ones = emulator.Graph(), [], np.ones(3, "f4")
     with graph.capture():
-        relu(np.ones(3, "f4"))
+        relu(ones)
         worker = threading.Thread(target=lambda: results.append(relu(np.array([-1, 2], "f4")).tolist()))
         worker.start()
         worker.join()
     assert results == [[0, 2]] and len(graph.launches) == 1
     with pytest.raises(ZeroDivisionError), graph.capture():
-        relu(np.ones(3, "f4"))
+        relu(ones)
         raise ZeroDivisionError
     assert len(graph.launches) == 1
     assert relu(np.array([-1.0, 2.0], "f4")).tolist() == [0, 2]

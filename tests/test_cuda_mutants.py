@@ -318,6 +318,8 @@ mutant(
     "(filters + q * CHUNK) + (lane ^ 4);",
     EVEN,
 )
+mutant("tensor cores: what dx is added to is overwritten", FORWARD, "narrow(out.v[i], widen(out.v[i]) + sums",
+       "narrow(out.v[i], sums", EVEN)  # fmt: skip
 mutant(
     "tensor cores: nobody waits for the filters",
     FORWARD,

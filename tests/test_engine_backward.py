@@ -106,9 +106,28 @@ def check_lent_meets_fresh():
         np.testing.assert_array_equal(cotangent, kept)
 
 
+def check_cotangents_that_meet_in_a_convolution():
+    """The same, where the branch begins with a convolution, which adds its cotangent to the other one by itself; with
+    further uses of the block's input, whose cotangents arrive before and after."""
+    rng = np.random.default_rng(0)
+    values, w = rng.standard_normal((2, 3, 4, 5)), rng.standard_normal((3, 3, 3, 3))
+    zero, one = np.zeros(3), np.ones(3)
+
+    def block(branch, shortcut, more):
+        y = F.conv2d(branch, w, padding=1)
+        return F.batch_norm_add_relu(y, shortcut, zero.copy(), one.copy(), training=True) + more * 2
+
+    cotangent = rng.standard_normal(values.shape)
+    together, apart = leaf(*values), [leaf(*values) for _ in range(3)]
+    h = together * 1
+    block(h, h, h).backward(cotangent)
+    block(*(x * 1 for x in apart)).backward(cotangent)
+    np.testing.assert_allclose(together.grad, sum(x.grad for x in apart), atol=1e-12)
+
+
 CHECKS = [
     check_smallest_diamond, check_many_uses, check_lent_cotangent, check_rank_order, check_residual_chain,
-    check_lent_by_a_join, check_lent_meets_fresh,
+    check_lent_by_a_join, check_lent_meets_fresh, check_cotangents_that_meet_in_a_convolution,
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import naive
 import numpy as np
 import pytest
+import test_engine_backward as engine
 import test_ops_kernels as kernel_checks
 from cases import BY_NAME
 from mutants import case, check_caught, kernel, registry, replace, slope
@@ -20,9 +21,24 @@ def taps_not_flipped(patch):
     replace(patch, "conv2d_backward_input", lambda dy, w, *a: reference.conv2d_backward_input(dy, w[:, :, ::-1, ::-1], *a))
 
 
+@mutant(
+    kernel(kernel_checks.check_added_input_gradient, (2, 2, 7, 7), (2, 2, 3, 3), (2, 2)),
+    engine.check_cotangents_that_meet_in_a_convolution,
+)
+def input_gradient_that_overwrites_what_it_is_added_to(patch):
+    def backward(dy, w, x_shape, stride, padding, dilation, groups, into=None):
+        dx = reference.conv2d_backward_input(dy, w, x_shape, stride, padding, dilation, groups)
+        if into is None:
+            return dx
+        into[...] = dx
+        return into
+
+    replace(patch, "conv2d_backward_input", backward)
+
+
 @mutant(case(STRIDED), slope(STRIDED), kernel(kernel_checks.check_conv2d, (2, 2, 7, 7), (2, 2, 3, 3), (2, 2)))
 def col2im_that_assigns(patch):
-    def backward(dy, w, x_shape, stride, padding, dilation, groups):
+    def backward(dy, w, x_shape, stride, padding, dilation, groups, into=None):
         padded = naive.pad(np.zeros(x_shape, dy.dtype), padding)
         for (i, j), (rows, columns) in naive.windows(x_shape, w.shape[2:], stride, padding, dilation):
             padded[:, :, rows, columns] = np.einsum("nf,fcab->ncab", dy[:, :, i, j], w)
@@ -44,7 +60,7 @@ REMAINDERS = [name for name in BY_NAME if "[3,2,3,3]-s2-p0-d1" in name or "[3,2,
 def remainder_at_the_wrong_end(patch):
     """The rows left over stand before the image's gradient instead of behind it."""
 
-    def backward(dy, w, x_shape, stride, padding, dilation, groups):
+    def backward(dy, w, x_shape, stride, padding, dilation, groups, into=None):
         short, rest = _short(x_shape, w.shape, stride, padding, dilation)
         dx = reference.conv2d_backward_input(dy, w, short, stride, padding, dilation, groups)
         return np.pad(dx, ((0, 0), (0, 0), (rest[0], 0), (rest[1], 0)))

@@ -12,6 +12,7 @@ from cases import LAYOUTS
 
 import tinyres as tr
 from tinyres.kernels import contract, dispatch, reference
+from tinyres.kernels.arrays import channels_first
 
 EDGES = (1, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025)
 FENCE = 64
@@ -68,6 +69,16 @@ def check_conv2d(kernels, x_shape, w_shape, stride=(1, 1), padding=(0, 0), dilat
     dx, dw = naive.conv2d_backward(dy.astype(float), x.astype(float), w.astype(float), *geometry)
     close(kernels.conv2d_backward_input(dy, w, x.shape, *geometry), dx, 4)
     close(kernels.conv2d_backward_weight(dy, x, w.shape, *geometry), dw, 4)
+
+
+def check_added_input_gradient(kernels, x_shape, w_shape, stride=(1, 1), padding=(0, 0), groups=1):
+    x, w, geometry = draw(*x_shape), draw(*w_shape), (stride, padding, (1, 1), groups)
+    dy = draw(*kernels.conv2d(x, w, *geometry).shape)
+    dx, _ = naive.conv2d_backward(dy.astype(float), x.astype(float), w.astype(float), *geometry)
+    into = channels_first(draw(*dx.transpose(0, 2, 3, 1).shape))
+    before = into.astype(float)
+    assert kernels.conv2d_backward_input(dy, w, x.shape, *geometry, into) is into
+    close(into, before + dx, 4)
 
 
 def check_batch_norm(kernels, shape, training=True, residual=False, relu=False):
@@ -195,6 +206,11 @@ CHECKS = {
     "conv2d groups": (
         check_conv2d,
         [((2, c, 4, 5), (c, 1, 3, 3), (s, s), (1, 1), (1, 1), c) for c in (1, 31, 33) for s in (1, 2)],
+    ),
+    "conv2d added": (
+        check_added_input_gradient,
+        [((2, c, 9, 6), (f, c, 3, 3), (s, s), (1, 1)) for c, f in ((3, 4), (16, 32), (33, 17)) for s in (1, 2)]
+        + [((2, 4, 5, 6), (4, 1, 3, 3), (1, 1), (1, 1), 4), ((2, 5, 6, 6), (3, 5, 1, 1), (2, 2))],
     ),
     "batch_norm channels": (check_batch_norm, [((2, c, 2, 3),) for c in EDGES]),
     "batch_norm images": (check_batch_norm, [((n, 3, 1, 2),) for n in EDGES]),

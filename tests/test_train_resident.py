@@ -13,9 +13,10 @@ from tinyres.errors import NonFiniteError
 from tinyres.kernels import dispatch
 from tinyres.kernels.cuda import variants
 from tinyres.kernels.cuda.launch import Kernel
-from tinyres.train import Trainer
+from tinyres.train import Trainer, evaluate
+from tinyres.train.evaluation import Evaluation
 from tinyres.train.progress import Silent
-from tinyres.train.resident import WARM_UP, ResidentStep, Sums
+from tinyres.train.resident import WARM_UP, ResidentEvaluation, ResidentStep, Sums
 
 BACKEND = "cuda-emulated"
 
@@ -40,8 +41,8 @@ def make(images, labels, batch=4, **options):
 
 
 def run(step, steps, epoch=0, sums=Sums(0, 0, 0.0, False)):  # noqa: B008
-    order = np.random.default_rng(epoch).permutation(len(step.images))
-    step.start(epoch, sums, list(np.linspace(0.05, 0.01, len(order) // len(step.y))), order)
+    order = np.random.default_rng(epoch).permutation(len(step.batches.images))
+    step.start(epoch, sums, list(np.linspace(0.05, 0.01, len(order) // len(step.batches.y))), order)
     step.run(steps)
     return step.sums()
 
@@ -56,12 +57,12 @@ def test_a_captured_step_does_what_the_step_does(dtype):
     captured, eager = make(images, labels, dtype=dtype), make(images, labels, capture=False, dtype=dtype)
     for epoch in (0, 1):
         assert run(captured, 6, epoch) == run(eager, 6, epoch)
-    assert captured.graph is not None and captured.reason == "" and len(captured.graph.launches) > 50
-    kernels = {entry.args[0] for entry in captured.graph.launches if isinstance(entry.args[0], Kernel)}
+    assert captured.reason == "" and len(captured.captured.graph.launches) > 50
+    kernels = {entry.args[0] for entry in captured.captured.graph.launches if isinstance(entry.args[0], Kernel)}
     assert {kernel.file for kernel in kernels} >= {"augment", "norm", "loss", "update", "step"}
     for kernel in kernels:
         variants.check(kernel.file, kernel.macros)  # a test compiles it for GPUs
-    assert eager.graph is None and eager.reason == "not asked for"
+    assert eager.captured.graph is None and eager.reason == "not asked for"
     np.testing.assert_array_equal(weights(captured), weights(eager))
 
 
@@ -75,10 +76,10 @@ def test_steps_equal_those_of_the_reference():
     step.start(3, Sums(0, 0, 0.0, False), lrs, order)
     for lr in lrs:
         step.run(1)
-        x = tr.tensor(step.x.copy())  # what the step was fed
+        x = tr.tensor(step.batches.x.copy())  # what the step was fed
         with tr.use_backend("numpy"):
             optimizer.param_groups[0]["lr"] = lr
-            loss = F.cross_entropy(twin(x), labels[:6] if lr == lrs[0] else step.y.copy())
+            loss = F.cross_entropy(twin(x), labels[:6] if lr == lrs[0] else step.batches.y.copy())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -95,14 +96,14 @@ def test_it_is_fed_each_image_once_cropped_mirrored_and_normalised():
     step.start(0, Sums(0, 0, 0.0, False), [0.0, 0.0], order)
     for part in (order[:4], order[4:]):
         step.run(1)
-        np.testing.assert_allclose(step.x, (images[part] / 255 - 0.4) * 3, atol=1e-5)
-        np.testing.assert_array_equal(step.y, labels[part])
+        np.testing.assert_allclose(step.batches.x, (images[part] / 255 - 0.4) * 3, atol=1e-5)
+        np.testing.assert_array_equal(step.batches.y, labels[part])
     augmented = make(images, labels, batch=4, capture=False)
     seen = []
     for epoch in (0, 1):
         augmented.start(epoch, Sums(0, 0, 0.0, False), [0.0, 0.0], order)
         augmented.run(1)
-        seen.append(augmented.x.copy())
+        seen.append(augmented.batches.x.copy())
     assert not np.array_equal(*seen)  # another epoch, other crops
 
 
@@ -113,9 +114,9 @@ def test_sums_count_losses_and_errors():
     step.start(0, Sums(0, 5, 2.5, False), [0.0] * 6, order)  # at a learning rate of 0 only the statistics move
     step.run(1)
     with tr.no_grad():
-        logits = step.model(tr.Tensor(step.x))
-        loss = F.cross_entropy(logits, step.y).item()
-    wrong = int((logits.numpy().argmax(1) != step.y).sum())
+        logits = step.model(tr.Tensor(step.batches.x))
+        loss = F.cross_entropy(logits, step.batches.y).item()
+    wrong = int((logits.numpy().argmax(1) != step.batches.y).sum())
     sums = step.sums()
     assert (sums.step, sums.wrong, sums.bad) == (1, 5 + wrong, False)
     assert sums.loss == pytest.approx(2.5 + 4 * loss, rel=1e-6)
@@ -144,7 +145,7 @@ def test_mixed_precision_learns_and_keeps_weights_in_float32(dtype):
     scaler = tr.optim.GradScaler(init_scale=2.0**10, enabled=dtype == "float16")
     step = make(images, labels, dtype=dtype, scaler=scaler, augment=False)
     losses = [run(step, 6, epoch).loss / 24 for epoch in range(3)]
-    assert step.x.dtype.name == dtype and step.graph is not None
+    assert step.batches.x.dtype.name == dtype and step.captured.graph is not None
     assert losses[2] < 0.8 * losses[0]
     assert {p.dtype.name for p in step.parameters} == {"float32"} and np.isfinite(weights(step)).all()
 
@@ -168,7 +169,91 @@ def test_dropout_is_the_reason_why_a_step_is_not_captured():
     optimizer = tr.optim.SGD(model.parameters(), lr=0.1)
     step = ResidentStep(model, optimizer, images, labels, 4, mean=0, scale=1)
     run(step, 2)
-    assert "dropout" in step.reason and step.graph is None
+    assert "dropout" in step.reason and step.captured.graph is None
+
+
+def test_what_numpy_does_within_a_step_is_the_reason_why_it_is_not_captured_in_the_emulation():
+    images, labels = data()
+    steps = []
+    for capture in (True, False):
+        tr.manual_seed(0)
+        model = tr.nn.Sequential(tr.nn.Flatten(), tr.nn.Linear(192, 10))  # x lies channels-last: a copy
+        optimizer = tr.optim.SGD(model.parameters(), lr=0.1)
+        steps.append(ResidentStep(model, optimizer, images, labels, 4, mean=0.4, scale=3.0, capture=capture))
+    assert run(steps[0], 6) == run(steps[1], 6)
+    assert "that NumPy made" in steps[0].reason
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def evaluation(model, images, labels, **options):
+    return ResidentEvaluation(model, images, labels, mean=0.4, scale=3.0, batch_size=4, **options)
+
+
+def test_an_evaluation_equals_the_other_with_weights_and_statistics_as_they_are_then():
+    images, labels = data(22)
+    step = make(images, labels)
+    tests = [evaluation(step.model, images, labels, capture=capture) for capture in (True, False)]
+    seen = set()
+    for epoch in range(WARM_UP + 2):
+        want = evaluate(step.model, images, labels, 0.4, 3.0, batch_size=4)
+        for test in tests:
+            got = test.run()
+            assert got[1:] == want[1:] and got.loss == pytest.approx(want.loss, rel=1e-6)
+        assert step.model.training and got == tests[0].run()
+        seen.add(want.loss)
+        run(step, 1, epoch)
+        assert step.model.training
+    assert len(seen) == WARM_UP + 2
+    assert all(captured.graph for _, _, captured in tests[0].parts) and tests[0].reason == ""
+    assert [(many, len(batches.y)) for many, batches, _ in tests[0].parts] == [(5, 4), (1, 2)]
+    assert not any(captured.graph for _, _, captured in tests[1].parts) and tests[1].reason == "not asked for"
+
+
+def test_an_evaluation_sees_arrays_that_have_been_replaced():
+    images, labels = data(12)
+    model = make(images, labels).model
+    test = evaluation(model, images[:, :, ::-1], labels[::-1])  # (they may lie as they like)
+    before = test.run()
+    assert before == evaluation(model, images[:, :, ::-1].copy(), labels[::-1].copy()).run()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data + np.float32(0.1)
+    after = test.run()
+    assert after != before and after == evaluate(model, images[:, :, ::-1], labels[::-1], 0.4, 3.0, batch_size=4)
+
+
+def test_an_evaluation_says_how_far_it_is_and_may_be_stopped_there():
+    images, labels = data(22)
+    model = make(images, labels).model
+    test = evaluation(model, images, labels)
+    calls = []
+    whole = test.run(lambda *call: calls.append(call))
+    assert calls[-1] == (6, 6) and calls == sorted(calls) and {of for _, of in calls} == {6} and len(calls) > 1
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        test.run(stop)
+    assert model.training and test.run() == whole  # from the beginning
+
+
+@pytest.mark.parametrize("first", [0, 5])  # runs before it: as it is, and captured
+def test_an_evaluation_names_the_operation_that_made_a_nan(first):
+    images, labels = data(10)
+    model = make(images, labels).model
+    test = evaluation(model, images, labels)
+    for _ in range(first):
+        good = test.run()
+    weight = next(model.parameters()).data
+    kept, weight[0, 0, 0, 0] = weight[0, 0, 0, 0], np.nan
+    with pytest.raises(NonFiniteError, match=r"Conv2d made a NaN in its forward pass"):
+        test.run()
+    assert model.training
+    weight[0, 0, 0, 0] = kept
+    if first:
+        assert test.run() == good
 
 
 # --- in the Trainer --------------------------------------------------------------------------------------------------
@@ -213,11 +298,29 @@ def test_the_trainer_uses_it_and_names_the_operation_that_made_a_nan(tmp_path):
         broken.fit()
 
 
+def test_the_trainer_tests_with_it_on_the_backend_and_device_of_the_training():
+    run = trainer(None, epochs=1)
+    calls = []
+    run.resident_test.run = lambda on_batch: calls.append(on_batch) or Evaluation(1.0, 2.0, 8)
+    assert run.evaluate() == (1.0, 2.0, 8) and calls == [run._tested]
+    with tr.use_backend("numpy"):
+        assert run.evaluate().images == 8 and len(calls) == 1
+    assert trainer(None, profile=True).resident_test is None
+
+
+def test_why_nothing_is_captured_is_said_once():
+    said = []
+    run = trainer(None, graph=False)
+    run.display.message = said.append
+    run.fit()
+    assert [line for line in said if "captured" in line] == ["the step is not captured as a CUDA graph: not asked for"]
+
+
 def test_mixed_precision_is_part_of_a_runs_settings(tmp_path):
     run = trainer(tmp_path / "run", amp="fp16", epochs=1)
     run.fit()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["amp"] == "fp16"
-    assert run.state.scaler["scale"] > 0 and run.resident.x.dtype == np.float16
+    assert run.state.scaler["scale"] > 0 and run.resident.batches.x.dtype == np.float16
     with pytest.raises(tr.errors.UsageError, match="amp was 'fp16' and is None now"):
         trainer(tmp_path / "run", epochs=1).fit(resume=True)
     with pytest.raises(tr.errors.UsageError, match="amp is 'fp8'; expected fp16 or bf16"):

@@ -172,6 +172,7 @@ class Node:
         self.edges: tuple[Any, ...] | None = None  # per input: a Node, a leaf tensor, or None; None once freed
         self.retained: weakref.ref | None = None  # the tensor that asked for its gradient by retain_grad()
         self.output: tuple[Any, Any] = (None, None)  # shape and dtype
+        self.arrived: tuple[Any, ...] = (None,) * len(needs)  # per input, in a backward pass: see `Function`
         self.where = _caller() if getattr(_state, "anomaly", False) else ""
         self.recording = record  # whether there may be a backward pass
 
@@ -184,7 +185,7 @@ class Node:
 
     def free(self) -> None:
         """Lets go of everything that the backward pass needed."""
-        taken, self._taken, self.saved, self.edges = self._taken, [], (), None
+        taken, self._taken, self.saved, self.arrived, self.edges = self._taken, [], (), (), None
         _unlock(taken)
 
     def __del__(self) -> None:
@@ -201,7 +202,10 @@ class Function:
 
     Both are static.  ``ctx.save(...)`` keeps what backward needs, ``ctx.saved`` gives it back, ``ctx.needs_input_grad``
     says for which inputs a cotangent is wanted, ``ctx.kernels`` is the backend.  A cotangent may be lent to several
-    inputs at once, so neither ``backward`` nor anyone else writes into one that it was given."""
+    inputs at once, so neither ``backward`` nor anyone else writes into one that it was given.
+
+    Where the graph forks, ``ctx.arrived[i]`` is the cotangent of input i that has come from elsewhere, if it may be written
+    into (else None).  A backward that adds its own to that in place returns it, and nothing is left to add."""
 
     fresh = False
 
@@ -264,8 +268,10 @@ def _walk(last: Node, gradient: Any, retain_graph: bool) -> None:
         retained = node.retained and node.retained()
         if retained is not None:
             _accumulate(retained, dy)
-        for edge, dx in zip(node.edges or (), _cotangents(node, dy), strict=True):
-            if edge is None:
+        owned = (table.get(edge, (None, False)) if isinstance(edge, Node) else (None, False) for edge in node.edges or ())
+        node.arrived = tuple(array if may_write else None for array, may_write in owned)
+        for edge, dx, arrived in zip(node.edges or (), _cotangents(node, dy), node.arrived, strict=True):
+            if edge is None or (arrived is not None and dx is arrived):
                 continue
             if not isinstance(edge, Node):
                 _accumulate(edge, dx, node.function.fresh)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import Pair, channels_first, channels_last, output_size
+from tinyres.kernels.arrays import Pair, added, channels_first, channels_last, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers, choose, conv_depthwise, conv_direct, runtime, simd, winograd
 from tinyres.kernels.cpu.buffers import address
+from tinyres.kernels.cpu.elementwise import accumulate
 
 Shape = tuple[int, ...]
 
@@ -62,8 +63,12 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     return channels_first(y)
 
 
-def conv2d_backward_input(dy: Any, w: Any, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
-    """dx: at stride 1 a convolution with the filters turned around, at others one for each class of pixels."""
+def conv2d_backward_input(
+    dy: Any, w: Any, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, into: Any | None = None
+) -> Any:
+    """dx: at stride 1 a convolution with the filters turned around, at others one for each class of pixels.
+
+    Winograd adds it to ``into`` where its results leave the registers, the others in a second pass."""
     (n, c, height, width), f, kernel = x_shape, w.shape[0], w.shape[2:]
     depthwise = _check(dy, w, w.shape, c, dilation, groups)
     if min(x_shape) < 1:
@@ -72,14 +77,18 @@ def conv2d_backward_input(dy: Any, w: Any, x_shape: Shape, stride: Pair, padding
     if depthwise:
         dx = buffers.empty((n, height, width, c), np.float32)
         conv_depthwise.correlate_back(dy, w, stride, padding, dx, lanes)
-        return channels_first(dx)
+        return added(channels_first(dx), into, accumulate)
     step_f, step_c, step_row, step_column = w.strides
     m = choose.tile("backward_input", n, f, c, (height, width), kernel, stride)
     if m and max(padding) <= 2:
         last = address(w) + 2 * step_row + 2 * step_column
         margin = (2 - padding[0], 2 - padding[1])
         taps = (step_f, step_c, -step_row, -step_column)
-        return channels_first(winograd.convolve(dy, last, taps, c, (height, width), margin, m, lanes))
+        target = None if into is None else into.transpose(0, 2, 3, 1)
+        if target is not None and not (target.flags.c_contiguous and target.flags.writeable and into.dtype == dy.dtype):
+            raise Unsupported("a cotangent to add to that is not channels-last, read-only, or of another dtype")
+        dx = winograd.convolve(dy, last, taps, c, (height, width), margin, m, lanes, target)
+        return channels_first(dx) if into is None else into
     dx = buffers.empty((n, height, width, c), np.float32)
     classes = []
     for row, rows, taps_down, last_down, top in conv_direct.input_classes(height, kernel[0], stride[0], padding[0]):
@@ -93,7 +102,7 @@ def conv2d_backward_input(dy: Any, w: Any, x_shape: Shape, stride: Pair, padding
     taps = (step_f, step_c, -stride[0] * step_row, -stride[1] * step_column)
     steps = (4 * height * width * c, 4 * stride[0] * width * c, 4 * stride[1] * c)
     conv_direct.correlate(dy, classes, taps, (1, 1), c, address(dx), steps, lanes)
-    return channels_first(dx)
+    return added(channels_first(dx), into, accumulate)
 
 
 def conv2d_backward_weight(dy: Any, x: Any, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:

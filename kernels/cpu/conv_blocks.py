@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tinyres.kernels.cpu.simd import I64, broadcast, clear, constant, copy, fma, load, offset, store
+from tinyres.kernels.cpu.simd import I64, broadcast, clear, constant, copy, fma, get_float, load, offset, set_float, store
 
 PIXELS = {16: 8, 8: 6, 4: 6}  # lanes: output pixels in a block of two vectors; AVX2 and SSE have 16 registers, not 32
 ROWS = {16: 8, 8: 4, 4: 4}  # lanes: input channels in a block of two vectors of a weight gradient
@@ -155,3 +155,15 @@ def unpad(target: int, row: int, c: int, source: int, width: int, channels: int,
     for i in range(rows):
         for j in range(pixels):
             copy(target + i * row + 4 * j * c, source + 4 * (i * width + j) * channels, 4 * used)
+
+
+@njit
+def add_pixels(
+    target: int, row: int, c: int, source: int, width: int, channels: int, rows: int, pixels: int, used: int
+) -> None:
+    """The same as `unpad`, but what is wanted is added to what stands there."""
+    for i in range(rows):
+        for j in range(pixels):
+            at, of = target + i * row + 4 * j * c, source + 4 * (i * width + j) * channels
+            for k in range(0, 4 * used, 4):
+                set_float(at + k, get_float(at + k) + get_float(of + k))

@@ -27,7 +27,7 @@ import numpy as np
 from tinyres.kernels.arrays import Pair, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
-from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
+from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_pixels, add_up, dot_block, outer_block, pad_rows, unpad
 from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, set_float, unpack
 from tinyres.kernels.cpu.winograd_math import transform
 
@@ -60,8 +60,10 @@ def _filter_job(lanes: int, m: int) -> Any:
 
 
 @functools.cache
-def _forward_job(lanes: int, m: int) -> Any:
+def _forward_job(lanes: int, m: int, add: bool) -> Any:
+    """``add``: the results are added to what y holds."""
     points, side = (m + 2) * (m + 2), m + 2
+    output, finish = ("output, added", add_pixels) if add else ("output", unpad)
     pixels, twice = PIXELS[lanes], 2 * PIXELS[lanes]
 
     def job(parameters: int, index: int, scratch: int) -> None:
@@ -110,10 +112,10 @@ def _forward_job(lanes: int, m: int) -> Any:
                         for g in range(0, fp, lanes):
                             of = source + 4 * g
                             if high == m and wide == m and g + lanes <= f:
-                                transform(lanes, m, "output", of, side * m_step, m_step, at + 4 * g, 4 * ow * f, 4 * f)
+                                transform(lanes, m, output, of, side * m_step, m_step, at + 4 * g, 4 * ow * f, 4 * f)
                             else:
                                 transform(lanes, m, "output", of, side * m_step, m_step, scratch, 4 * m * lanes, 4 * lanes)
-                                unpad(at + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
+                                finish(at + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
                         source += 4 * fp
 
     return simd.compiled_job(job)
@@ -229,12 +231,17 @@ class _Blocks:
         self.scratch = self.m_at + (m + 2) ** 2 * self.m_step
 
 
-def convolve(x: Any, w: Any, taps: Taps, filters: int, size: Pair, padding: Pair, m: int, lanes: int) -> Any:
-    """x (N, H, W, C) contiguous -> y (N, OH, OW, F); ``w`` is the address of the first tap, ``taps`` their strides."""
+def convolve(
+    x: Any, w: Any, taps: Taps, filters: int, size: Pair, padding: Pair, m: int, lanes: int, into: Any | None = None
+) -> Any:
+    """x (N, H, W, C) contiguous -> y (N, OH, OW, F); ``w`` is the address of the first tap, ``taps`` their strides.
+
+    ``into``, of the shape of y and contiguous, becomes into + y instead."""
     n, h, width, c = x.shape
     cp, fp = _up(c, lanes), _up(filters, lanes)
     u_step = 4 * c * fp + 64
-    memory, y = simd.workspace((m + 2) ** 2 * u_step), buffers.empty((n, *size, filters), np.float32)
+    memory = simd.workspace((m + 2) ** 2 * u_step)
+    y = buffers.empty((n, *size, filters), np.float32) if into is None else into
     u = address(memory)
     simd.run(_filter_job(lanes, m), [w, u, u_step, c, filters, fp, *taps], c, 4 * 9 * lanes)
     b = _Blocks(n, size, m, lanes, cp, fp, cp, CACHE)
@@ -244,7 +251,7 @@ def convolve(x: Any, w: Any, taps: Taps, filters: int, size: Pair, padding: Pair
         b.strips, cp, fp, b.v_step, b.m_step, b.v_at, b.m_at,
         per_job, u_step,
     ]  # fmt: skip
-    simd.run(_forward_job(lanes, m), parameters, -(-b.count // per_job), b.scratch)
+    simd.run(_forward_job(lanes, m, into is not None), parameters, -(-b.count // per_job), b.scratch)
     return y
 
 

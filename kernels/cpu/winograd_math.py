@@ -120,10 +120,12 @@ def transform(
     typing: Any, lanes: Any, m: Any, name: Any, source: Any, row: Any, pixel: Any, target: Any, target_row: Any,
     target_pixel: Any,
 ) -> Any:  # fmt: skip
-    """target = T source T^T for one tile and ``lanes`` channels, T the matrix called ``name`` of F(m x m, 3 x 3).
+    """target = T source T^T for one tile and ``lanes`` channels, T the matrix called ``name`` of F(m x m, 3 x 3); with
+    ", added" behind the name, target += T source T^T.
 
     Element (i, j) of the source is the vector at source + i * row + j * pixel; likewise the target."""
-    width, matrix = lanes.literal_value, matrices(m.literal_value)[name.literal_value]
+    called, _, added = name.literal_value.partition(", ")
+    width, matrix = lanes.literal_value, matrices(m.literal_value)[called]
 
     def product(builder: Any, source: Any, row: Any, pixel: Any, target: Any, target_row: Any, target_pixel: Any) -> None:
         size = len(matrix[0])
@@ -137,10 +139,11 @@ def transform(
             for i, of_row in zip(rows, zip(*columns, strict=True), strict=True):
                 at = offset(builder, target, target_row, i)
                 for j, value in enumerate(emit_rows(builder, matrix, range(len(matrix)), of_row.__getitem__)):
-                    store(builder, value, offset(builder, at, target_pixel, j))
+                    place = offset(builder, at, target_pixel, j)
+                    store(builder, builder.fadd(load(builder, width, place), value) if added else value, place)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        call(builder, f"{name.literal_value}_{m.literal_value}_{width}", product, args[3:])
+        call(builder, f"{called}{added}_{m.literal_value}_{width}", product, args[3:])
         return context.get_dummy_value()
 
     return types.void(lanes, m, name, *[types.intp] * 6), emit

@@ -11,9 +11,10 @@ import os
 from types import ModuleType
 from typing import Any
 
-from tinyres.kernels.arrays import Pair
+from tinyres.kernels.arrays import Pair, added
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import conv_depthwise, conv_exact, conv_tensor, im2col
+from tinyres.kernels.cuda.elementwise import accumulate
 
 
 def tf32_allowed() -> bool:
@@ -27,13 +28,15 @@ def _candidates(image: Any) -> tuple[ModuleType, ...]:
     return conv_depthwise, conv_tensor, conv_exact
 
 
-def _first(name: str, image: Any, *args: Any) -> Any:
+def _first(name: str, image: Any, *args: Any, into: Any | None = None) -> Any:
     for module in _candidates(image):
         try:
-            return getattr(module, name)(image, *args)
+            if into is not None and module is conv_tensor:
+                return module.conv2d_backward_input(image, *args, into)
+            return added(getattr(module, name)(image, *args), into, accumulate)
         except Unsupported:  # nor, on a GPU, what the card is too old for
             continue
-    return getattr(im2col, name)(image, *args)
+    return added(getattr(im2col, name)(image, *args), into, accumulate)
 
 
 def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
@@ -41,9 +44,10 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
-    return _first("conv2d_backward_input", dy, w, x_shape, stride, padding, dilation, groups)
+    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    into: Any | None = None,
+) -> Any:  # fmt: skip
+    return _first("conv2d_backward_input", dy, w, x_shape, stride, padding, dilation, groups, into=into)
 
 
 def conv2d_backward_weight(

@@ -25,14 +25,20 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    into: Any | None = None,
+) -> Any:  # fmt: skip
     real = _check(dilation, groups, dy, w)
     dy, w = in_memory(dy), array_module(w).ascontiguousarray(w)
     n, c, height, width = x_shape
-    dx = empty(dy, (n, height, width, c))
-    _gather(real, dy, w, dx, stride, padding, stride[0] * stride[1], backward=True)
-    return as_seen(dx)
+    if into is None:
+        dx = empty(dy, (n, height, width, c))
+    else:
+        dx = into.transpose(0, 2, 3, 1)
+        if not dx.flags.c_contiguous or dx.dtype != dy.dtype:
+            raise Unsupported("a cotangent to add to that is not channels-last, or of another dtype")
+    _gather(real, dy, w, dx, stride, padding, stride[0] * stride[1], backward=True, add=into is not None)
+    return as_seen(dx) if into is None else into
 
 
 def conv2d_backward_weight(
@@ -67,9 +73,10 @@ def _check(dilation: Pair, groups: int, images: Any, other: Any) -> str:
 
 
 def _gather(
-    real: str, images: Any, w: Any, result: Any, stride: Pair, padding: Pair, phases: int, backward: bool = False
-) -> None:
-    """Forward, or backward with ``images`` and ``result`` for dy and dx."""
+    real: str, images: Any, w: Any, result: Any, stride: Pair, padding: Pair, phases: int, backward: bool = False,
+    add: bool = False,
+) -> None:  # fmt: skip
+    """Forward, or backward with ``images`` and ``result`` for dy and dx.  ``add``: to what is in ``result``."""
     if not result.size:
         return
     (n, height, width, c), (_, oh, ow, f), kernel_size = images.shape, result.shape, w.shape[2:]
@@ -78,7 +85,7 @@ def _gather(
     filters = -(-f // tile)
     parts = _parts(pixels, filters * phases)
     kernel("conv_tensor_forward", "gather", REAL=real, TILE_F=tile, WORDS=words)(
-        (-(-pixels * parts // (32 * WARPS)), filters, phases), 32 * WARPS, images, w, result, backward, parts,
+        (-(-pixels * parts // (32 * WARPS)), filters, phases), 32 * WARPS, images, w, result, backward, add, parts,
         n, height, width, c, oh, ow, f, *kernel_size, *stride, *padding,
         _packed(c, words * 4 // images.itemsize, images), _packed(f, min(tile // 4, 16 // result.itemsize), result),
     )  # fmt: skip

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,10 @@ import numpy as np
 
 from tinyres.kernels.cuda.launch import SOURCES, Kernel, KernelFault, Macros, kernel_names, source
 
-OPTIONS = (
-    "-std=c++17", "-O2", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE",
-    "-fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero",  # emulator.h reports what they find
-)  # fmt: skip
+OPTIONS = ("-std=c++17", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off")  # no other bits by -O3
 POISON = "-ftrivial-auto-var-init=pattern"  # unset locals show; GCC has it from version 12 on
+CHECKED = ("-O2", "-fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero", POISON)
+UNCHECKED = ("-O3", "-fsanitize=alignment")  # emulator.h reports what these find
 PAGE = mmap.PAGESIZE
 _lock = threading.RLock()  # the emulation's state is global, and a compilation need not be done twice
 _local = threading.local()  # what this thread records: `recording`
@@ -69,7 +69,7 @@ def check() -> None:
         raise RuntimeError("it needs Linux")
     if compiler() is None:
         raise RuntimeError("it needs a C++ compiler: g++ or clang++, or the one that CXX names")
-    _library("", ())
+    _library("", (), checked())
 
 
 @functools.cache
@@ -85,13 +85,13 @@ def _cache() -> Path:
 
 
 @functools.cache
-def _library(text: str, macros: Macros) -> ctypes.CDLL:
+def _library(text: str, macros: Macros, checks: bool) -> ctypes.CDLL:
     """The shared library made of a source.  It is compiled once and kept for later processes."""
     cxx = compiler()
     if cxx is None:
         raise RuntimeError("there is no C++ compiler")
     more = os.environ.get("TINYRES_EMULATOR_OPTIONS", "").split()  # -fsanitize=address, -g
-    options = [*OPTIONS, POISON, *(f"-D{name}={value}" for name, value in macros), *more]
+    options = [*OPTIONS, *(CHECKED if checks else UNCHECKED), *(f"-D{name}={value}" for name, value in macros), *more]
     host = (SOURCES / "emulator.h").read_text("utf-8")
     exports = "".join(f"EXPORT({name})\n" for name in kernel_names(text))
     unit = f'#line 1 "emulator.h"\n{host}\n{text}\n{exports}'
@@ -129,10 +129,11 @@ def _first_error(text: str) -> str:
     return first[:400] + " (a kernel cannot have the name of a C function)" * bool(taken)
 
 
-def _entry(kernel: Kernel) -> Any:
+@functools.cache
+def _entry(kernel: Kernel, checks: bool) -> Any:
     """The function that runs a kernel."""
     with _lock:
-        library = _library(source(kernel.file), kernel.macros)
+        library = _library(source(kernel.file), kernel.macros, checks)
     run = getattr(library, f"tinyres_{kernel.name}")
     run.argtypes = [ctypes.c_uint] * 6 + [ctypes.c_size_t, ctypes.c_uint, ctypes.c_char_p]
     run.report = library.tinyres_report
@@ -148,11 +149,10 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared
 
 
 def _run(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
-    run = kernel.__dict__.get("emulated")
-    if run is None:
-        run = kernel.__dict__["emulated"] = _entry(kernel)
+    checks = checked()
+    run = _entry(kernel, checks)
     order, regions = int(os.environ.get("TINYRES_EMULATOR_ORDER", "0")), dict[str, tuple[int, int]]()
-    guarded = _guarded(kernel, values, order == 1, regions) if checked() else contextlib.nullcontext(values)
+    guarded = _guarded(kernel, values, order == 1, regions) if checks else contextlib.nullcontext(values)
     with _lock, guarded as given:
         arguments = [
             (0 if value is None else value.__array_interface__["data"][0]) if parameter.is_array else value
@@ -276,7 +276,8 @@ class Graph:
     """What a CUDA graph is on a GPU (see `gpu.Graph`): launches that are recorded, not run, and replayed together.  The
     arrays that they use are kept with them.
 
-    What NumPy itself does between launches, such as the copy of a reshape, is not recorded, where a GPU would record it."""
+    What NumPy itself does between launches, such as the copy of a reshape, is not recorded, where a GPU would record it:
+    if a launch reads an array that was made so, `capture` raises RuntimeError."""
 
     def __init__(self) -> None:
         self.launches: list[Callable[[], Any]] = []
@@ -289,15 +290,47 @@ class Graph:
     def capture(self) -> Iterator[None]:
         """The block's launches are recorded and do not run; those of other threads run as ever."""
         _local.recording = recording = []
+        watch = not tracemalloc.is_tracing()  # (else what it knows is also of before the capture)
         try:
+            if watch:
+                tracemalloc.start()
             yield
+            if watch:
+                _check_all_recorded(recording)
             self.launches = recording
         finally:
+            if watch:
+                tracemalloc.stop()
             _local.recording = None
 
     def replay(self) -> None:
         for run in self.launches:
             run()
+
+
+def _check_all_recorded(recording: list[Any]) -> None:
+    """Raises RuntimeError if something reads numbers that were made during the recording, but not by what is recorded."""
+    written: set[int] = set()
+    for entry in recording:
+        if entry.func is _copy:
+            (target, array), name = entry.args, "a copy"
+            read, write = [array], [target]
+        else:
+            kernel, *_, values = entry.args
+            arrays = [(p.is_const, v) for p, v in zip(kernel.parameters, values, strict=True) if isinstance(v, np.ndarray)]
+            read, write, name = [v for const, v in arrays if const], [v for const, v in arrays if not const], kernel.name
+        for owner in map(_owner, read):
+            floating = owner.dtype.kind not in "iub"  # (whole numbers are lists of addresses and the like, which stay)
+            if floating and id(owner) not in written and tracemalloc.get_object_traceback(owner):
+                raise RuntimeError(f"{name} reads an array of {owner.shape} that NumPy made, and would not make again")
+        written.update(id(_owner(array)) for array in write)
+
+
+def _owner(array: np.ndarray) -> np.ndarray:
+    """Whose memory an array is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 # --- what `gpu` has too ----------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ Every number of x is in KH * KW windows, so that the columns are that much large
 
 from typing import Any
 
-from tinyres.kernels.arrays import Pair, channels_first, channels_last, output_size
+from tinyres.kernels.arrays import Pair, added, channels_first, channels_last, output_size
+from tinyres.kernels.numba_cuda.elementwise import accumulate
 from tinyres.kernels.numba_cuda.matmul import long_product, product
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
 
@@ -84,8 +85,9 @@ def conv2d_backward_weight(
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    into: Any | None = None,
+) -> Any:  # fmt: skip
     check(dy, w)
     dy, weights = channels_last(dy), _weights(w, groups)
     (n, c, height, width), size, kernel = x_shape, dy.shape[1:3], w.shape[2:]
@@ -93,7 +95,7 @@ def conv2d_backward_input(
     product(_by_group(dy, groups), weights, dcolumns)
     dx = empty(dy, n, height, width, c)
     col2im_kernel[blocks(dx.size), BLOCK](dcolumns, dx, size, kernel, stride, padding, dilation)
-    return channels_first(dx)
+    return added(channels_first(dx), into, accumulate)
 
 
 def _columns(x: Any, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:

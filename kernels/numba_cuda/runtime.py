@@ -1,6 +1,6 @@
 """How a kernel of this folder runs: compiled by Numba on a GPU, or in Numba's simulator on NumPy arrays.
 
-Only this file and `simulator` import numba.cuda (the built-in one, or NVIDIA's package numba-cuda, which takes its place).
+Only this file imports numba.cuda (the built-in one, or NVIDIA's package numba-cuda, which takes its place).
 
 A CUDA kernel is a function that many threads run at once.  They come in blocks; `kernel[grid, block](...)` says how many
 blocks, and how many threads each has.  A thread asks `cuda.blockIdx` and `cuda.threadIdx` who it is, and works on its
@@ -26,7 +26,15 @@ from tinyres.kernels.contract import Unsupported
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 if SIMULATED:
+    try:
+        from numba.cuda.simulator import kernel as simulated
+        from numba.cuda.simulator import kernelapi
+        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+    except ImportError as error:
+        raise RuntimeError("this numba.cuda has no simulator; the one that is built into Numba has") from error
     from tinyres.kernels.numba_cuda import simulator
+
+    simulator.mend(simulated, kernelapi)
 elif not cuda.is_available():
     raise RuntimeError("no CUDA device; NUMBA_ENABLE_CUDASIM=1 runs the kernels in Numba's simulator")
 else:
@@ -67,7 +75,7 @@ class Kernel:
         arrays = [a for a in args if hasattr(a, "dtype")]
         kernel = self.version(next(a.dtype.type for a in arrays if a.dtype.kind == "f"))
         if SIMULATED:
-            simulator.launch(kernel, grid, block, args)
+            simulator.launch(kernel, grid, block, args, FakeCUDAArray)
         else:
             kernel[grid, block, cuda.external_stream(cupy.cuda.get_current_stream().ptr)](*args)
 

@@ -11,20 +11,15 @@ from typing import Any
 
 import numpy as np
 
-try:
-    from numba.cuda.simulator import kernel, kernelapi
-    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-except ImportError as error:
-    raise RuntimeError("this numba.cuda has no simulator; the one that is built into Numba has") from error
-
 _PATIENCE = 60  # seconds that threads wait at a barrier for one that has ended without reaching it
 _lock = threading.Lock()
 
 
-class _Block(kernel.BlockManager):
-    """Runs the threads of a block; the first error of one of them ends them all."""
+def mend(kernel: Any, kernelapi: Any) -> None:
+    """Puts ours in the place of what does not do, in the simulator's modules of these names."""
 
-    def run(self, place: Any, *args: Any) -> None:
+    def run(self: Any, place: Any, *args: Any) -> None:
+        """Of a BlockManager: runs the threads of a block; the first error of one of them ends them all."""
         barrier = threading.Barrier(int(np.prod(self._block_dim)), timeout=_PATIENCE)
 
         def work() -> None:
@@ -44,6 +39,9 @@ class _Block(kernel.BlockManager):
         for error, traceback in sorted(errors, key=lambda e: isinstance(e[0], threading.BrokenBarrierError)):
             raise error.with_traceback(traceback)
 
+    kernel.BlockManager.run = run
+    kernelapi.FakeCUDAShared.array = _shared_array
+
 
 def _shared_array(self: Any, shape: Any, dtype: Any) -> Any:
     """Shared memory, known by the line that asks for it, and full of NaN.  In Numba's own, two threads that arrive at the
@@ -56,14 +54,11 @@ def _shared_array(self: Any, shape: Any, dtype: Any) -> Any:
         return self._allocations[key]
 
 
-kernel.BlockManager = _Block
-kernelapi.FakeCUDAShared.array = _shared_array
-
-
-def launch(function: Any, grid: Any, block: Any, args: tuple[Any, ...]) -> None:
-    """Runs a kernel on arrays as they are (Numba would copy them there and back, also those that are read-only).
+def launch(function: Any, grid: Any, block: Any, args: tuple[Any, ...], device_array: Any) -> None:
+    """Runs a kernel on arrays as they are, each as a ``device_array``, the simulator's class for those of a GPU (Numba would
+    copy them there and back, also those that are read-only).
 
     As on a GPU, inf - inf is no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        function[grid, block](*(FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in args))
+        function[grid, block](*(device_array(a) if isinstance(a, np.ndarray) else a for a in args))

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import Pair, array_module, channels_first, channels_last, for_blocks, output_size
+from tinyres.kernels.arrays import Pair, added, array_module, channels_first, channels_last, for_blocks, output_size
+from tinyres.kernels.reference.elementwise import accumulate
 from tinyres.kernels.reference.mixed import mixed
 
 BLOCK = 1 << 22  # bytes of columns at a time: enough that calls cost little, and still within the last-level cache
@@ -36,8 +37,15 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     return channels_first(y)
 
 
-@mixed
 def conv2d_backward_input(
+    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    into: Any | None = None,
+) -> Any:  # fmt: skip
+    return added(_conv2d_backward_input(dy, w, x_shape, stride, padding, dilation, groups), into, accumulate)
+
+
+@mixed
+def _conv2d_backward_input(
     dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Any:
     """dx.  At stride 1 it is a convolution of dy with the filters flipped and F and C exchanged.  At other strides each

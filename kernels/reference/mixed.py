@@ -25,7 +25,7 @@ IMAGES: dict[str, tuple[int, ...]] = {
 
 def mixed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """``kernel``, for arrays of 16 bits too."""
-    images = IMAGES[kernel.__name__]
+    images = IMAGES[kernel.__name__.lstrip("_")]
 
     @functools.wraps(kernel)
     def run(*args: Any) -> Any:

@@ -50,7 +50,7 @@ class Conv2d(Function):
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         (x, w), needs = ctx.saved, ctx.needs_input_grad
-        dx = ctx.kernels.conv2d_backward_input(dy, w, x.shape, *ctx.geometry) if needs[0] else None
+        dx = ctx.kernels.conv2d_backward_input(dy, w, x.shape, *ctx.geometry, ctx.arrived[0]) if needs[0] else None
         dw = ctx.kernels.conv2d_backward_weight(dy, x, w.shape, *ctx.geometry) if needs[1] else None
         if len(needs) == 2:
             return dx, dw

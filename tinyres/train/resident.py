@@ -1,25 +1,33 @@
-"""A training step that runs by itself on the device: data, learning rates, counters and sums all lie where the kernels run.
+"""Training and testing that run by themselves on the device: data, learning rates, counters and sums all lie where the
+kernels run.
 
 Then nothing passes between host and device within an epoch, and the whole step (augmentation, forward, backward, update,
 bookkeeping) can be captured once as a CUDA graph and replayed: one launch a step instead of some 250, each of which would
-cost Python and the driver more time than the GPU needs for the work.
+cost Python and the driver more time than the GPU needs for the work.  So can the pass over a batch of test images.
 """
 
+import functools
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyres import functional as F
+from tinyres.autograd import detect_anomaly, no_grad
 from tinyres.data.loader import PAD
 from tinyres.device import to_dtype
+from tinyres.errors import NonFiniteError
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Dropout, Module
 from tinyres.optim import SGD, GradScaler
 from tinyres.tensor import Tensor
+from tinyres.train.evaluation import Evaluation
 
 BACKENDS = ("cupy", "cuda-emulated")  # whose kernels do all that a step needs
-WARM_UP = 2  # steps before the capture: they compile, allocate and fill the tables that a captured step may not
+WARM_UP = 2  # runs before the capture: they compile, allocate and fill the tables that a captured one may not
+LOOK = 0.1  # seconds: the host looks at the sums ever more rarely, until so much time passes in between
 
 
 class Sums(NamedTuple):
@@ -29,6 +37,75 @@ class Sums(NamedTuple):
     wrong: int
     loss: float  # summed over the images
     bad: bool
+
+
+class Captured:
+    """``work``, which takes nothing and leaves its results on the device, as a CUDA graph: it runs as it is ``WARM_UP``
+    times, in the memory of the graph to come, is then captured, and from there on replayed.
+
+    ``reason`` says why it is not captured, and is "" if it is (or will be)."""
+
+    def __init__(self, device: Any, work: Callable[[], None], reason: str = "") -> None:
+        self.device, self.work, self.reason = device, work, reason
+        self.forget()
+
+    def forget(self) -> None:
+        """For when arrays that the work uses have been replaced: it is captured anew."""
+        self.graph: Any = None
+        self.arena: Any = None
+        self.warm = 0
+
+    def run(self) -> None:
+        """On a GPU, it goes on after this returns."""
+        if self.reason:
+            self.work()
+        elif self.graph:
+            self.graph.replay()
+        else:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        if self.warm == 0:
+            self.arena = self.device.Graph()
+        if self.warm < WARM_UP:
+            with self.arena.memory():
+                self.work()
+            self.warm += 1
+            return
+        try:
+            with self.arena.capture():
+                self.work()
+        except Exception as error:  # whatever CuPy, the driver or a kernel has against it
+            self.reason = f"the capture failed: {error}"
+            self.work()
+            return
+        self.graph = self.arena
+        self.graph.replay()
+
+
+class Batches:
+    """uint8 ``images`` (N, C, H, W) and ``labels`` (N,) on the device, and one batch of them: ``x``, channels-last, of
+    (image / 255 - mean) * scale in ``dtype``, and ``y``.
+
+    Which batch it is, `next` reads from the arrays ``order`` (N,), the number of an image at each place, and ``step``."""
+
+    def __init__(
+        self, xp: Any, images: Any, labels: Any, size: int, mean: Any, scale: Any, dtype: Any = np.float32, first: int = 0
+    ) -> None:
+        n, c, h, w = images.shape
+        self.images, self.labels = xp.asarray(images, order="C"), xp.asarray(labels, "i8", order="C")
+        self.mean, self.scale = (xp.broadcast_to(xp.asarray(v, "f4"), (c, h, w)).copy() for v in (mean, scale))
+        self.x = xp.empty((size, h, w, c), to_dtype(dtype)).transpose(0, 3, 1, 2)
+        self.y = xp.empty(size, "i8")
+        self.order = xp.asarray((np.arange(n) + first) % n, "i4")
+        self.step, self.epoch = (xp.zeros((), "i4") for _ in range(2))
+
+    def next(self, pad: int = 0, seed: int = 0) -> None:
+        """Fills ``x`` and ``y``; with ``pad``, cropped and mirrored by random numbers of the seed, ``epoch`` and place."""
+        from tinyres.kernels.cuda.augment import next_batch
+
+        next_batch(self.images, self.labels, self.order, self.step, self.epoch, self.x, self.y, mean=self.mean,
+                   scale=self.scale, pad=pad, seed=seed)  # fmt: skip
 
 
 class ResidentStep:
@@ -49,90 +126,58 @@ class ResidentStep:
         self.model, self.optimizer = model, optimizer
         self.parameters = list(model.parameters())
         self.xp = xp = array_module(self.parameters[0].data)
-        self.device = launch.device(xp)
-        self.images, self.labels = xp.asarray(images), xp.asarray(labels, "i8")
-        self.mean, self.scale = (xp.asarray(np.broadcast_to(v, images.shape[1:]).copy(), "f4") for v in (mean, scale))
-        self.augment, self.seed, self.scaler = augment, seed, scaler or GradScaler(enabled=False)
-        n, c, h, w = images.shape
-        self.order = xp.arange(n, dtype="i4")
-        self.x = xp.empty((batch_size, h, w, c), to_dtype(dtype)).transpose(0, 3, 1, 2)
-        self.y = xp.empty(batch_size, "i8")
-        self.step, self.epoch, self.wrong, self.bad = (xp.zeros((), "i4") for _ in range(4))
+        self.batches = Batches(xp, images, labels, batch_size, mean, scale, dtype)
+        self.pad, self.seed, self.scaler = PAD if augment else 0, seed, scaler or GradScaler(enabled=False)
+        self.wrong, self.bad = (xp.zeros((), "i4") for _ in range(2))
         self.loss = xp.zeros((), "f8")
         self.one = xp.ones((), "f4")
         self.lr, self.lrs = xp.zeros((), "f4"), xp.zeros(1, "f4")
         optimizer.param_groups[0]["lr"] = self.lr
-        self.graph: Any = None
-        self.warm = 0
         dropout = any(isinstance(module, Dropout) and module.p > 0 for module in model.modules())
-        self.reason = "" if capture else "not asked for"
+        reason = "" if capture else "not asked for"
         if capture and dropout:
-            self.reason = "dropout draws its masks on the host"
+            reason = "dropout draws its masks on the host"
+        self.captured = Captured(launch.device(xp), self._step, reason)
+
+    @property
+    def reason(self) -> str:
+        """Why the step is not captured: see `Captured`."""
+        return self.captured.reason
 
     def start(self, epoch: int, sums: Sums, lrs: list[float], order: np.ndarray) -> None:
         """Begins an epoch, or goes on in it after ``sums.step`` steps; ``lrs`` are those of all its steps."""
         if len(self.lrs) != len(lrs):
-            self.lrs, self.graph, self.warm = self.xp.zeros(len(lrs), "f4"), None, 0
+            self.lrs = self.xp.zeros(len(lrs), "f4")
+            self.captured.forget()
         for target, value in (
-            (self.lrs, np.array(lrs, "f4")), (self.order, order.astype("i4")), (self.epoch, epoch), (self.step, sums.step),
-            (self.wrong, sums.wrong), (self.loss, sums.loss), (self.bad, 0),
+            (self.lrs, np.array(lrs, "f4")), (self.batches.order, order.astype("i4")), (self.batches.epoch, epoch),
+            (self.batches.step, sums.step), (self.wrong, sums.wrong), (self.loss, sums.loss), (self.bad, 0),
         ):  # fmt: skip
             target[...] = self.xp.asarray(value, target.dtype)
 
     def run(self, steps: int) -> None:
         """Runs so many steps; on a GPU they go on after this returns."""
         for _ in range(steps):
-            if self.reason:
-                self._step()
-            elif self.graph:
-                self.graph.replay()
-            else:
-                self._warm_up()
+            self.captured.run()
 
     def sums(self) -> Sums:
         """Waits for the steps that run, and reads the sums."""
-        return Sums(int(self.step), int(self.wrong), float(self.loss), bool(self.bad))
+        return Sums(int(self.batches.step), int(self.wrong), float(self.loss), bool(self.bad))
 
     def passes(self) -> None:
         """Forward and backward of the next step, without the update: to look for what went wrong in it."""
-        self._next_batch()
-        F.cross_entropy(self.model(Tensor(self.x)), self.y).backward()
-
-    # --- the step -----------------------------------------------------------------------------------------------------
-
-    def _warm_up(self) -> None:
-        """The first steps run as they are, in the memory of the graph to come; then one is captured, and replayed."""
-        if self.warm == 0:
-            self.arena = self.device.Graph()
-        if self.warm < WARM_UP:
-            with self.arena.memory():
-                self._step()
-            self.warm += 1
-            return
-        try:
-            with self.arena.capture():
-                self._step()
-        except Exception as error:  # whatever CuPy, the driver or a kernel has against it
-            self.reason = f"the capture failed: {error}"
-            self._step()
-            return
-        self.graph = self.arena
-        self.graph.replay()
-
-    def _next_batch(self) -> None:
-        from tinyres.kernels.cuda.augment import next_batch
-
-        next_batch(self.images, self.labels, self.order, self.step, self.epoch, self.x, self.y, mean=self.mean,
-                   scale=self.scale, pad=PAD if self.augment else 0, seed=self.seed)  # fmt: skip
+        self.batches.next(self.pad, self.seed)
+        F.cross_entropy(self.model(Tensor(self.batches.x)), self.batches.y).backward()
 
     def _step(self) -> None:
         from tinyres.kernels.cuda.loss import count_wrong
         from tinyres.kernels.cuda.step import begin_step, end_step, note
 
-        begin_step(self.lrs, self.step, self.lr)
-        self._next_batch()
-        logits = self.model(Tensor(self.x))
-        loss = F.cross_entropy(logits, self.y)
+        batches = self.batches
+        begin_step(self.lrs, batches.step, self.lr)
+        batches.next(self.pad, self.seed)
+        logits = self.model(Tensor(batches.x))
+        loss = F.cross_entropy(logits, batches.y)
         self.optimizer.zero_grad()
         if self.scaler.enabled:
             self.scaler.backward(loss)
@@ -143,5 +188,89 @@ class ResidentStep:
             grads = [p.grad for p in self.parameters if p.grad is not None]
             note(dispatch.current().unscale(grads, self.one), self.bad)
             self.optimizer.step(skip=self.bad)
-        count_wrong(logits.data, self.y, self.wrong)
-        end_step(loss.data, self.bad, len(self.y), self.loss, self.step)
+        count_wrong(logits.data, batches.y, self.wrong)
+        end_step(loss.data, self.bad, len(batches.y), self.loss, batches.step)
+
+
+class ResidentEvaluation:
+    """`evaluate` of ``model``, whose arrays are on the device, on uint8 ``images`` (N, C, H, W) and ``labels`` (N,).
+
+    They are uploaded once.  The pass over a batch is captured, and so is that over the rest, if they do not come out even.
+    What training changes in place, weights and running statistics, the graphs see.  ``reason``: see `Captured`."""
+
+    def __init__(
+        self, model: Module, images: Any, labels: Any, *, mean: Any, scale: Any, batch_size: int = 250, capture: bool = True
+    ) -> None:
+        from tinyres.kernels.cuda import launch
+
+        self.model, self.count = model, len(images)
+        self.arrays = self._arrays()
+        xp = array_module(self.arrays[0])
+        self.wrong, self.bad = (xp.zeros((), "i4") for _ in range(2))
+        self.loss, self.one = xp.zeros((), "f8"), xp.ones((), "f4")
+        self.parts: list[tuple[int, Batches, Captured]] = []  # how many batches, where they come from, the pass over one
+        times, rest = divmod(self.count, batch_size)
+        for many, size, first in ((times, batch_size, 0), (1, rest, self.count - rest)):
+            if many and size:
+                batches = Batches(xp, images, labels, size, mean, scale, first=first)
+                images, labels = batches.images, batches.labels
+                work = functools.partial(self._pass, batches)
+                self.parts.append((many, batches, Captured(launch.device(xp), work, "" if capture else "not asked for")))
+
+    @property
+    def reason(self) -> str:
+        return next((captured.reason for _, _, captured in self.parts if captured.reason), "")
+
+    def run(self, on_batch: Callable[[int, int], None] | None = None) -> Evaluation:
+        """What `evaluate` returns and raises; ``on_batch(done, of)`` is called after 1, 2, 4, ... batches, as long as they
+        take a fraction of a second."""
+        arrays, before, training = self._arrays(), self.arrays, self.model.training
+        self.arrays = arrays
+        if len(arrays) != len(before) or any(a is not b for a, b in zip(arrays, before, strict=True)):
+            for _, _, captured in self.parts:
+                captured.forget()
+        for target in (self.wrong, self.bad, self.loss, *(batches.step for _, batches, _ in self.parts)):
+            target[...] = 0
+        self.model.eval()
+        try:
+            with no_grad():
+                self._run(on_batch)
+        finally:
+            self.model.train(training)
+        return Evaluation(float(self.loss) / self.count, 100 * int(self.wrong) / self.count, self.count)
+
+    def _run(self, on_batch: Callable[[int, int], None] | None) -> None:
+        done, of, group = 0, sum(many for many, _, _ in self.parts), 1
+        for many, batches, captured in self.parts:
+            end = done + many
+            while done < end:
+                began, before = time.perf_counter(), done
+                done = min(done + group, end)
+                for _ in range(done - before):
+                    captured.run()
+                if self.bad:  # reading it waits for the batches
+                    self._name_the_culprit(batches)
+                group *= 2 if time.perf_counter() - began < LOOK else 1
+                if on_batch:
+                    on_batch(done, of)
+
+    def _pass(self, batches: Batches) -> None:
+        from tinyres.kernels.cuda.loss import count_wrong
+        from tinyres.kernels.cuda.step import end_step, note
+
+        batches.next()
+        logits = self.model(Tensor(batches.x))
+        loss = F.cross_entropy(logits, batches.y).data
+        note(dispatch.current().unscale([loss], self.one), self.bad)
+        count_wrong(logits.data, batches.y, self.wrong)
+        end_step(loss, self.bad, len(batches.y), self.loss, batches.step)
+
+    def _name_the_culprit(self, batches: Batches) -> None:
+        """From a bad batch on none is counted, and the step stays there: so it is this one still."""
+        with detect_anomaly():
+            logits = self.model(Tensor(batches.x))
+        raise NonFiniteError(f"the loss is {F.cross_entropy(logits, batches.y).item()}", op="CrossEntropy")
+
+    def _arrays(self) -> list[Any]:
+        """The model's, which the graphs know by their address."""
+        return [tensor.data for tensor in (*self.model.parameters(), *self.model.buffers())]

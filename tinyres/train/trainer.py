@@ -33,7 +33,7 @@ from tinyres.train.evaluation import Evaluation, count_wrong, evaluate
 from tinyres.train.folder import RunFolder
 from tinyres.train.recipes import BATCH_SIZE, MOMENTUM, RECIPES, WEIGHT_DECAY, depth_of
 from tinyres.train.resident import BACKENDS as RESIDENT
-from tinyres.train.resident import ResidentStep, Sums
+from tinyres.train.resident import LOOK, ResidentEvaluation, ResidentStep, Sums
 from tinyres.train.state import State, check_same, parse_state
 
 AMP = {"fp16": "float16", "bf16": "bfloat16"}
@@ -53,7 +53,7 @@ class Trainer:
     display: see `progress`; by default a bar on a terminal and lines elsewhere.
     profile: whether to measure the steps' kernels, in the attribute ``profile`` (see `tinyres.profiler`).
     amp: "fp16" or "bf16" for activations of 16 bits (mixed precision); weights stay float32, and with fp16 the loss is
-        scaled.  graph: whether a backend of CUDA kernels may capture its step as a graph.
+        scaled.  graph: whether a backend of CUDA kernels may capture its step and its test as graphs.
 
     Raises UsageError for settings without meaning."""
 
@@ -114,12 +114,12 @@ class Trainer:
         self.settings |= {"amp": amp} if amp else {}
         self.scaler = GradScaler(enabled=amp == "fp16")
         self.resident: ResidentStep | None = None
+        self.resident_test: ResidentEvaluation | None = None
         if dispatch.get_backend() in RESIDENT and not profile:
-            self.resident = ResidentStep(
-                self.model, self.optimizer, self.dataset.train_images, self.dataset.train_labels, batch_size,
-                mean=self.mean, scale=self.scale, augment=augment, seed=seed, dtype=self.dtype, scaler=self.scaler,
-                capture=graph,
-            )  # fmt: skip
+            data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=graph)
+            self.resident = ResidentStep(self.model, self.optimizer, data.train_images, data.train_labels, batch_size,
+                augment=augment, seed=seed, dtype=self.dtype, scaler=self.scaler, **how)  # fmt: skip
+            self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
         self._stop, self._said = False, set[str]()
         self._saved = self._test_seconds = 0.0
 
@@ -145,7 +145,9 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Loss and error on the images that are held out."""
-        data = self.dataset
+        data, test = self.dataset, self.resident_test
+        if test and dispatch.get_backend() in RESIDENT and next(self.model.parameters()).device == self.device:
+            return test.run(self._tested)
         return evaluate(self.model, data.test_images, data.test_labels, self.mean, self.scale, on_batch=self._tested)
 
     def best(self) -> dict[str, Any] | None:
@@ -164,15 +166,12 @@ class Trainer:
             resident.run(min(steps, self.steps - state.step))
             state.step, state.wrong, state.loss, bad = resident.sums()
             seconds = time.perf_counter() - began
-            steps, state.seconds = 2 * steps if seconds < 0.1 else steps, state.seconds + seconds
+            steps, state.seconds = 2 * steps if seconds < LOOK else steps, state.seconds + seconds
             state.images = state.step * self.loader.batch_size
             if bad:
                 self._name_the_culprit(resident.passes)
             self.display.step(self._where(), state.step, self.steps, self._numbers(), self._seconds_left())
             self._stop_or_save()
-        if resident.reason and resident.reason not in self._said:
-            self._said.add(resident.reason)
-            self.display.message(f"the step is not captured as a CUDA graph: {resident.reason}")
 
     def _train_epoch(self) -> None:
         if self.resident:
@@ -219,6 +218,10 @@ class Trainer:
         except NonFiniteError as error:
             raise NonFiniteError(self._advice(f"testing failed: {error}"), error.op) from error
         self._test_seconds = time.perf_counter() - began
+        for what, resident in (("step", self.resident), ("test", self.resident_test)):
+            if resident and resident.reason and resident.reason not in self._said:
+                self._said.add(resident.reason)
+                self.display.message(f"the {what} is not captured as a CUDA graph: {resident.reason}")
         line = self._line(held_out)
         state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line])
         if self.folder:
@@ -337,7 +340,7 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _tested(self, done: int, of: int) -> None:
-        """After each batch of a test: nothing has changed since the last step, so the run can stop here."""
+        """After a batch of a test, or some: nothing has changed since the last step, so the run can stop here."""
         self.display.step(f"{self._where()}, {self.held_out}", done, of, "", None)
         if self._stop:
             self._stop_or_save()

@@ -74,10 +74,11 @@ __device__ __forceinline__ void advance(Place& at, int pixels, const Axis& v, co
 struct Chunk { int channel, y, x; INDEX input, weight; };  // from where a window starts; from where a filter starts
 
 // x (N, IH, IW, C), w, y (N, OH, OW, F).  Forward, w is (F, C, KH, KW).  Backward, dy, w and dx take their places, so w is
-// (C, F, KH, KW).  Grid: tiles of pixels, tiles of filters, phases.
+// (C, F, KH, KW).  With ``add``, results are added to what y holds: where a block's input forks, its two cotangents meet here.
+// Grid: tiles of pixels, tiles of filters, phases.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
-    const REAL* __restrict__ x, const float* __restrict__ w, REAL* __restrict__ y, int backward, int parts, int N, int IH,
-    int IW, int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w,
+    const REAL* __restrict__ x, const float* __restrict__ w, REAL* __restrict__ y, int backward, int add, int parts, int N,
+    int IH, int IW, int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w,
     int packed_in, int packed_out) {
     __shared__ Words<4> shared[SHARED_WORDS / 4];
     uint32_t* filters = reinterpret_cast<uint32_t*>(shared);
@@ -192,9 +193,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
         REAL* to = y + pixel * F + f;
 #pragma unroll
         for (int e = 0; e < OF_LANE; e += OUT) {
-            Out out;
+            Out out = {};
+            if (add && packed_out) {
+                if (f + e < F) out = *reinterpret_cast<const Out*>(to + e);
+            } else if (add) {
 #pragma unroll
-            for (int i = 0; i < OUT; i++) narrow(out.v[i], sums[r / 2][(e + i) / 2][r % 2 * 2 + (e + i) % 2]);
+                for (int i = 0; i < OUT; i++)
+                    if (f + e + i < F) out.v[i] = to[e + i];
+            }
+#pragma unroll
+            for (int i = 0; i < OUT; i++)
+                narrow(out.v[i], widen(out.v[i]) + sums[r / 2][(e + i) / 2][r % 2 * 2 + (e + i) % 2]);
             if (packed_out) {
                 if (f + e < F) *reinterpret_cast<Out*>(to + e) = out;
             } else {

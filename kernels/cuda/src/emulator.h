@@ -39,6 +39,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 #define __shared__ static __attribute__((section("cuda_shared")))
+#define OURS __attribute__((no_sanitize("undefined"), always_inline)) static  // at every barrier; only kernels are checked
 
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
 struct alignas(8) float2 { float x, y; };
@@ -52,7 +53,8 @@ extern char shared_end[] __asm__("__stop_cuda_shared") __attribute__((weak, visi
 namespace emulator {
 enum Wait { FRESH, RUNNING, AT_BLOCK, AT_WARP, DONE };
 constexpr int MAX_THREADS = 1024, SLOT = 32;
-constexpr size_t STACK = 64 * 1024, CANARY = 64;
+// Stacks do not lie a power of two apart: the lanes of a warp would fight for the same few lines of the caches.
+constexpr size_t STACK = 64 * 1024 + 17 * 64, CANARY = 64;
 
 struct Fiber {
 #if !defined(TINYRES_UCONTEXT)
@@ -109,14 +111,14 @@ tinyres_switch:
     popq %rbp
     ret
 )");
-inline void from_scheduler(Fiber& to) { tinyres_switch(&scheduler, to.stack); }
-inline void to_scheduler(Fiber& from) { tinyres_switch(&from.stack, scheduler); }
-inline void from_to(Fiber& from, Fiber& to) { tinyres_switch(&from.stack, to.stack); }
+OURS inline void from_scheduler(Fiber& to) { tinyres_switch(&scheduler, to.stack); }
+OURS inline void to_scheduler(Fiber& from) { tinyres_switch(&from.stack, scheduler); }
+OURS inline void from_to(Fiber& from, Fiber& to) { tinyres_switch(&from.stack, to.stack); }
 #else
 static ucontext_t scheduler;
-inline void from_scheduler(Fiber& to) { swapcontext(&scheduler, &to.context); }
-inline void to_scheduler(Fiber& from) { swapcontext(&from.context, &scheduler); }
-inline void from_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+OURS inline void from_scheduler(Fiber& to) { swapcontext(&scheduler, &to.context); }
+OURS inline void to_scheduler(Fiber& from) { swapcontext(&from.context, &scheduler); }
+OURS inline void from_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
 #endif
 
 // The warp that runs: its lanes in the order of their turns, and how many of them have had theirs.
@@ -124,7 +126,7 @@ static int order_of_lanes[32], lanes, turn;
 static Fiber* warp;
 
 // The next lane that can go on, or null when all have had their turn.
-inline Fiber* next_lane() {
+OURS inline Fiber* next_lane() {
     while (turn < lanes) {
         Fiber& f = warp[order_of_lanes[turn++]];
         if (f.wait == FRESH || f.wait == RUNNING) return &f;
@@ -169,7 +171,7 @@ static void live() {
 }
 
 // The thread waits; the next lane has its turn.
-inline void wait_at(Wait kind, const char* what) {
+OURS inline void wait_at(Wait kind, const char* what) {
     Fiber& waiting = *now;
     waiting.wait = kind;
     waiting.what = what;
@@ -182,7 +184,7 @@ inline void wait_at(Wait kind, const char* what) {
 
 // Shows a value to the warp's other lanes: afterwards `shown(pointer, lane)` is that lane's.  Two sets of slots take turns:
 // who fills one again has waited for all to leave the other.
-template <class T> const char* exchange(const T& value, const char* what) {
+template <class T> OURS inline const char* exchange(const T& value, const char* what) {
     static_assert(sizeof(T) <= SLOT);
     char(*mine)[SLOT] = slots[now->exchanges++ & 1][now->warp];
     std::memcpy(mine[now->lane], &value, sizeof value);

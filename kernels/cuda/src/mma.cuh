@@ -9,35 +9,50 @@
 //     half and bfloat16, K = 16, two elements a register, the first in the lower half:
 //       a[0] (g, 2t)  a[1] (g + 8, 2t)  a[2] (g, 2t + 8)  a[3] (g + 8, 2t + 8)       b[0] (2t, g)  b[1] (2t + 8, g)
 //
-// In the host version every lane shows its fragments, the first lane puts A and B together from them, and every lane adds up
-// its own four elements: a wrong lane or a wrong register gives the wrong result there as on the card.
+// In the host version every lane shows where its registers are, and the first lane puts A and B together from them and
+// multiplies for all: a wrong lane or a wrong register gives the wrong result there as on the card.
 #pragma once
 #include "common.cuh"
 
 #ifdef TINYRES_EMULATED
 namespace emulator {
-struct Fragments { uint32_t a[4], b[2]; };
-static float rows[32][16][16], columns[32][8][16];  // of each warp: A's rows and B's columns
-template <class Element>
-void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int depth, Element element) {
-    const char* warp = exchange(Fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, "mma");
-    float(*of_a)[16] = rows[now->warp], (*of_b)[16] = columns[now->warp];
-    if (is_first())
-        for (int lane = 0; lane < 32; lane++) {
-            const auto f = shown<Fragments>(warp, lane);
-            const int elements = depth / 8;  // of a register
-            for (int i = 0; i < 4; i++)
-                for (int e = 0; e < elements; e++)
-                    of_a[lane / 4 + 8 * (i % 2)][lane % 4 * elements + e + i / 2 * (depth / 2)] = element(f.a[i], e);
-            for (int i = 0; i < 2; i++)
-                for (int e = 0; e < elements; e++)
-                    of_b[lane / 4][lane % 4 * elements + e + i * (depth / 2)] = element(f.b[i], e);
+struct Registers { float* d; const uint32_t *a, *b; };
+typedef float Row __attribute__((vector_size(32)));  // 8 floats at once, in as many instructions as the machine needs
+
+// D += A B of all lanes' registers, which lie on their stacks.
+template <int DEPTH, class Element> __attribute__((noinline)) static void multiply_warp(const char* warp, Element element) {
+    constexpr int EACH = DEPTH / 8;  // elements of a register
+    Registers of[32];
+    float rows[16][DEPTH];
+    Row columns[DEPTH];
+    for (int lane = 0; lane < 32; lane++) {
+        uint32_t a[4], b[2];
+        of[lane] = shown<Registers>(warp, lane);
+        std::memcpy(a, of[lane].a, sizeof a);
+        std::memcpy(b, of[lane].b, sizeof b);
+        for (int e = 0; e < EACH; e++) {
+            const int k = lane % 4 * EACH + e, g = lane / 4;
+            for (int i = 0; i < 4; i++) rows[g + i % 2 * 8][k + i / 2 * (DEPTH / 2)] = element(a[i], e);
+            for (int i = 0; i < 2; i++) columns[k + i * (DEPTH / 2)][g] = element(b[i], e);
         }
-    const int group = now->lane / 4, pair = now->lane % 4;
-    float sum[4] = {};
-    for (int k = 0; k < depth; k++)
-        for (int i = 0; i < 4; i++) sum[i] += of_a[group + 8 * (i / 2)][k] * of_b[2 * pair + i % 2][k];
-    for (int i = 0; i < 4; i++) d[i] += sum[i];
+    }
+    for (int r = 0; r < 16; r++) {
+        Row sums = {};
+        for (int k = 0; k < DEPTH; k++) sums += rows[r][k] * columns[k];
+        for (int t = 0; t < 4; t++) {
+            float* to = of[r % 8 * 4 + t].d + r / 8 * 2;
+            float d[2];
+            std::memcpy(d, to, sizeof d);
+            for (int i = 0; i < 2; i++) d[i] += sums[2 * t + i];
+            std::memcpy(to, d, sizeof d);
+        }
+    }
+}
+
+template <int DEPTH, class Element>
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Element element) {
+    const char* warp = exchange(Registers{d, a, b}, "mma");
+    if (is_first()) multiply_warp<DEPTH>(warp, element);
 }
 }  // namespace emulator
 #endif
@@ -60,7 +75,7 @@ __device__ __forceinline__ uint32_t two(bfloat16 low, bfloat16 high) { return lo
 // D += A B with TF32 operands: 16 x 8 x 8.  From sm_80 on.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef TINYRES_EMULATED
-    emulator::mma(d, a, b, 8, [](uint32_t x, int) { return __uint_as_float(x & ~0x1fffu); });
+    emulator::mma<8>(d, a, b, [](uint32_t x, int) { return __uint_as_float(x & ~0x1fffu); });
 #elif __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -71,7 +86,7 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], 
 // D += A B with half operands: 16 x 8 x 16, or twice 16 x 8 x 8 on sm_75.
 __device__ __forceinline__ void mma_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef TINYRES_EMULATED
-    emulator::mma(d, a, b, 16, [](uint32_t x, int i) { return widen(half{uint16_t(x >> 16 * i)}); });
+    emulator::mma<16>(d, a, b, [](uint32_t x, int i) { return widen(half{uint16_t(x >> 16 * i)}); });
 #elif __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -86,7 +101,7 @@ __device__ __forceinline__ void mma_half(float (&d)[4], const uint32_t (&a)[4], 
 // D += A B with bfloat16 operands: 16 x 8 x 16.  From sm_80 on.
 __device__ __forceinline__ void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef TINYRES_EMULATED
-    emulator::mma(d, a, b, 16, [](uint32_t x, int i) { return widen(bfloat16{uint16_t(x >> 16 * i)}); });
+    emulator::mma<16>(d, a, b, [](uint32_t x, int i) { return widen(bfloat16{uint16_t(x >> 16 * i)}); });
 #elif __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])

@@ -1,0 +1,158 @@
+"""What the parts of ``tinyres bench gpu`` share: how large everything is, the clock, the device, and commands."""
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+import tinyres as tr
+from tinyres.benchmarks import gpu_peers
+from tinyres.kernels import dispatch
+from tinyres.kernels.arrays import channels_first
+from tinyres.kernels.cuda import launch
+
+T = TypeVar("T")
+SECONDS = 0.3  # of a measurement, at most, unless a single repetition takes longer
+MARGIN = 30.0  # seconds that the longest measurement takes which cannot be stopped
+
+
+class Plan(NamedTuple):
+    """How large everything is."""
+
+    batch: int  # of the kernels and of their parity
+    elements: int  # of the arrays whose bandwidth is measured
+    steps: dict[str, list[int]]  # batch sizes by network
+    repeats: int
+    parity: tuple[str, int, int]  # of whole steps: network, batch size, how many
+    training: dict[str, Any]  # arguments of the Trainer
+    seconds: float  # that all may take
+
+
+FULL = Plan(
+    128, 1 << 26, {"resnet20": [128, 512, 2048], "resnet56": [128, 512], "resnet110": [128], "resnet9": [512, 2048]}, 30,
+    ("resnet20", 128, 3), {"model": "resnet20", "batch_size": 512, "epochs": 10}, 460.0,
+)  # fmt: skip
+TINY = Plan(
+    2, 1 << 10, {"resnet8": [2]}, 1, ("resnet8", 2, 3), {"model": "resnet8", "batch_size": 8, "epochs": 1}, 600.0
+)  # fmt: skip
+
+
+class OutOfTime(Exception):
+    """A part was stopped since the time is up; the text says how far it came."""
+
+
+class Run:
+    """One run of the command: the backend's arrays, the clock, and what was found so far."""
+
+    def __init__(self, backend: str, plan: Plan, say: Callable[[str], None]) -> None:
+        self.backend, self.plan, self.say = backend, plan, say
+        self.began = time.perf_counter()
+        self.limits: dict[str, float] = {}  # of the card, once they are measured
+        self.cut_short: dict[str, str] = {}  # parts that the time did not suffice for, and how far they came
+        with tr.use_backend(backend):
+            self.kernels = dispatch.current()
+        if self.kernels.device == "cuda":
+            import cupy
+
+            self.xp: Any = cupy
+        else:
+            self.xp = np
+        self.device = launch.device(self.xp)
+
+    # --- the clock ----------------------------------------------------------------------------------------------------
+
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self.began
+
+    def left(self) -> float:
+        """Seconds until everything has to be over."""
+        return self.plan.seconds - self.elapsed()
+
+    def late(self) -> bool:
+        """Whether it is too late for another measurement."""
+        return self.left() < MARGIN
+
+    def in_time(self, part: str, items: Sequence[T]) -> Iterator[T]:
+        """The items, as long as there is time; where it ends, `cut_short` says how many of a part's were done."""
+        for done, item in enumerate(items):
+            if self.late():
+                self.cut_short[part] = f"{done} of {len(items)}"
+                self.say(f"cut short: no time after {self.cut_short[part]}")
+                return
+            yield item
+
+    # --- the device ---------------------------------------------------------------------------------------------------
+
+    def upload(self, value: Any) -> Any:
+        """Arguments of a kernel on the device; images in their own layout, channels last, if they are activations."""
+        if isinstance(value, list):
+            return [self.upload(v) for v in value]
+        if not isinstance(value, np.ndarray):
+            return value
+        if value.ndim == 4 and value.dtype != np.uint8:
+            return channels_first(self.xp.asarray(value.transpose(0, 2, 3, 1)))
+        return self.xp.asarray(value)
+
+    def milliseconds(self, run: Callable[[], Any]) -> float:
+        """Of one run, in a captured graph of ten: what a launch costs Python is not in it.  The median of five."""
+        graph, many = self.device.Graph(), 10 if self.plan.repeats > 1 else 1
+        with graph.memory():
+            run()
+        with graph.capture():
+            for _ in range(many):
+                run()
+        repeats = self.repeats(lambda count: self.device.elapsed_ms(graph.replay, count))
+        return median(self.device.elapsed_ms(graph.replay, repeats) for _ in range(5)) / many
+
+    def repeats(self, measure: Callable[[int], float]) -> int:
+        """How often to repeat what takes ``measure(1)`` milliseconds: the plan's number, or less if that takes too long."""
+        measure(1)  # the first one takes longer
+        if self.plan.repeats == 1:
+            return 1
+        return max(1, min(self.plan.repeats, int(1e3 * SECONDS / max(measure(1), 1e-3))))
+
+    def release(self) -> None:
+        """Gives free memory back to the card: CuPy and PyTorch each keep their own, out of the other's reach.
+
+        The collector runs first.  A graph of ours and its pool know each other, so that only the collector frees them; and
+        if it did so while PyTorch captures one of its own, that capture would fail."""
+        gc.collect()
+        with contextlib.suppress(Exception):  # after the fault of a kernel everything fails, and has been reported
+            if self.xp is not np:
+                self.xp.get_default_memory_pool().free_all_blocks()
+            gpu_peers.release()
+
+
+def command(words: Sequence[str], seconds: float) -> tuple[int | None, str]:
+    """The exit status of a command, and what it printed.  After so many seconds it is ended, with all that it has started,
+    and the status is None."""
+    # Into a file: a process that outlives the command would keep a pipe open, and us waiting.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        status = None
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(max(seconds, 0))
+        finally:  # Ctrl-C too, of which a session of its own does not hear
+            if status is None:
+                _kill(process)
+        output.seek(0)
+        return status, output.read()
+
+
+def _kill(process: subprocess.Popen[Any]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
