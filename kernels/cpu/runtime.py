@@ -14,6 +14,7 @@ A `Kernel` is a job written in Python on typed pointers, compiled once for float
 
 import functools
 import os
+import platform
 import threading
 import time
 from array import array
@@ -33,8 +34,8 @@ from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.buffers import address
 
 CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
-SPINS = 2000  # looks at the counter, some 10 us, before the caller lets others have its core
-PATIENCE = 40_000  # looks for the next job, some 50 us, before a helper goes to sleep: to wake it takes about as long
+SPINS = 2000  # looks at the counter, some 30 us, before the caller lets others have its core
+PATIENCE = 15_000  # looks for the next job, some 200 us, before a helper goes to sleep: to wake it takes about 50
 DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 I64 = ir.IntType(64)
 intrinsic: Any = numba.extending.intrinsic  # (its own type makes callers pass the typing context)
@@ -93,6 +94,21 @@ def _add(typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def _look(typing: Any, address: Any) -> Any:
+    """The number at an address, as another thread last wrote it.  On x86 the core is told that it waits: a look takes some
+    15 ns, and what shares the core with it has it meanwhile."""
+    pause = platform.machine().lower() in ("x86_64", "amd64")
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if pause:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), kind), [])
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
 def _call(typing: Any, job: Any, parameters: Any, index: Any, scratch: Any) -> Any:
     """Calls the job at an address."""
 
@@ -124,7 +140,7 @@ def _work_alone(job: int, parameters: int, count: int, scratch: int) -> None:
 @njit(types.boolean(types.int64, types.int64), nogil=True, cache=True)
 def _finished(progress: int, count: int) -> bool:
     for _ in range(SPINS):  # noqa: SIM110
-        if _add(progress + 8, 0) >= count:
+        if _look(progress + 8) >= count:
             return True
     return False
 
@@ -148,19 +164,23 @@ def _change(typing: Any, state: Any, old: Any, new: Any) -> Any:
 def _serve(slot: int) -> None:
     """A helper's life until it falls asleep: does what is posted to its slot."""
     job = pointer(slot, types.int64)
-    _change(slot, ASLEEP, READY)
     looks = 0
     while looks < PATIENCE or not _change(slot, READY, ASLEEP):
-        if _add(slot, 0) == POSTED and _change(slot, POSTED, BUSY):
+        if _look(slot) == POSTED and _change(slot, POSTED, BUSY):
             _work(job[1], job[2], job[3], job[4], job[5])
             _change(slot, BUSY, READY)
             looks = 0
         looks += 1
 
 
-@njit(types.boolean(types.int64), nogil=True, cache=True)
-def _claim(slot: int) -> bool:
-    return _change(slot, READY, CLAIMED)
+@njit(types.int64(types.int64), nogil=True, cache=True)
+def _claim(slot: int) -> int:
+    """The slot for the caller alone, unless its helper is at work: READY, or POSTED for a job that it has not begun, or
+    ASLEEP if it must be woken; else BUSY."""
+    for state in (READY, POSTED, ASLEEP):
+        if _change(slot, state, CLAIMED):
+            return state
+    return BUSY
 
 
 @njit(types.void(*[types.int64] * 6), nogil=True, cache=True)
@@ -172,10 +192,10 @@ def _post(slot: int, job: int, parameters: int, count: int, progress: int, scrat
 
 class _Helpers:
     """All threads but the caller's.  A helper looks out for a next job for a while, since in training one follows on the
-    other; then it sleeps on a queue."""
+    other; then it sleeps.  While it looks out it does without the interpreter: it would have to wait for its lock."""
 
     def __init__(self) -> None:
-        self.queue: SimpleQueue = SimpleQueue()
+        self.alarms: list[SimpleQueue] = [SimpleQueue() for _ in range(threads() - 1)]
         self.slots = np.zeros((threads() - 1, 8), np.int64)
         self.addresses = [address(slot) for slot in self.slots]
         self.kept: list[Any] = [None] * len(self.slots)  # what each slot's last job may look at, until its next job
@@ -184,18 +204,17 @@ class _Helpers:
 
     def _live(self, i: int) -> None:
         while True:
-            arguments, _ = self.queue.get()
-            _work(*arguments)
-            if self.queue.empty():
-                _serve(self.addresses[i])
+            self.alarms[i].get()
+            _serve(self.addresses[i])
 
     def post(self, i: int, arguments: tuple[int, ...], keep: Any) -> None:
-        """Gives a job to helper i if it is looking out, or else to the first who wakes up."""
-        if i < len(self.kept) and _claim(self.addresses[i]):
+        """Gives a job to helper i, unless it is at work for another caller.  If it sleeps, it will come late."""
+        state = _claim(self.addresses[i]) if i < len(self.kept) else BUSY
+        if state != BUSY:
             self.kept[i] = keep
             _post(self.addresses[i], *arguments)
-        else:
-            self.queue.put((arguments, keep))
+        if state == ASLEEP:
+            self.alarms[i].put(None)
 
 
 _helpers = functools.cache(_Helpers)
