@@ -34,7 +34,7 @@ from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.buffers import address
 
 CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
-SPINS = 2000  # looks at the counter, some 30 us, before the caller lets others have its core
+SPINS = 10_000  # looks at the counter, some 150 us, before the caller lets others have its core
 PATIENCE = 15_000  # looks for the next job, some 200 us, before a helper goes to sleep: to wake it takes about 50
 DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 I64 = ir.IntType(64)
