@@ -10,4 +10,11 @@
     report    tables, JSON, comparison of two results
     plots     pictures of a result
 
+    gpu           all that only a GPU can show           (tinyres bench gpu)
+    gpu_run       its plan, its clock, the device, commands that end in time
+    gpu_parity    kernels and whole steps against NumPy and PyTorch
+    gpu_steps     whole steps and a training run
+    gpu_peers     PyTorch on a GPU, in each of its configurations
+    gpu_small_step  what compute-sanitizer watches
+
 It is installed as ``tinyres.benchmarks``."""

@@ -32,15 +32,18 @@ class OnGpu:
             moved = [self._move(a) for a in args]
             result = getattr(dispatch.current(), name)(*moved)
             for old, new in zip(args, moved, strict=True):  # what a kernel wrote to
-                for a, b in zip(old, new, strict=True) if isinstance(old, list) else [(old, new)]:
+                for a, b in zip(old, new, strict=True) if isinstance(old, list | tuple) else [(old, new)]:
                     if isinstance(a, np.ndarray) and a.flags.writeable:
                         a[...] = cupy.asnumpy(b)
-            return self._back(result)
+            same = [old for old, new in zip(args, moved, strict=True) if new is result and isinstance(old, np.ndarray)]
+            return same[0] if same else self._back(result)
 
         return run
 
     def _move(self, a):
-        return [self._move(one) for one in a] if isinstance(a, list) else cupy.asarray(a) if isinstance(a, np.ndarray) else a
+        if isinstance(a, list | tuple):
+            return type(a)(map(self._move, a))
+        return cupy.asarray(a) if isinstance(a, np.ndarray) else a
 
     def _back(self, a):
         return tuple(map(self._back, a)) if isinstance(a, tuple) else cupy.asnumpy(a) if isinstance(a, cupy.ndarray) else a
@@ -64,7 +67,7 @@ def block(k, x, w, one, zero, labels):
     dz = k.global_avg_pool2d_backward(dlogits, z.shape)
     dy, done, dzero, dresidual = k.batch_norm_backward(dz, y, z, one, mean, var, 1e-5, True, True)
     dw = k.conv2d_backward_weight(dy, x, w.shape, *GEOMETRY)
-    dx = k.add_relu(k.conv2d_backward_input(dy, w, x.shape, *GEOMETRY), dresidual)
+    dx = k.conv2d_backward_input(dy, w, x.shape, *GEOMETRY, dresidual)
     return y, z, mean, var, logits, loss, dz, dy, done, dzero, dw, dx
 
 
