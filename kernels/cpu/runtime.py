@@ -95,14 +95,15 @@ def _add(typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def _look(typing: Any, address: Any) -> Any:
-    """The number at an address, as another thread last wrote it.  On x86 the core is told that it waits: a look takes some
-    15 ns, and what shares the core with it has it meanwhile."""
-    pause = platform.machine().lower() in ("x86_64", "amd64")
+    """The number at an address, as another thread last wrote it.  The core is told that it waits: a look takes some 15 ns,
+    and what shares the core with it has it meanwhile."""
+    x86, arm = ("llvm.x86.sse2.pause", []), ("llvm.aarch64.isb", [ir.Constant(ir.IntType(32), 15)])
+    wait = {"x86_64": x86, "amd64": x86, "aarch64": arm, "arm64": arm}.get(platform.machine().lower())
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if pause:
-            kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), kind), [])
+        if wait:
+            kind = ir.FunctionType(ir.VoidType(), [value.type for value in wait[1]])
+            builder.call(builder.module.declare_intrinsic(wait[0], (), kind), wait[1])
         return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
     return types.int64(types.int64), emit

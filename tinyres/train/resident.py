@@ -2,7 +2,7 @@
 kernels run.
 
 Then nothing passes between host and device within an epoch, and the whole step (augmentation, forward, backward, update,
-bookkeeping) can be captured once as a CUDA graph and replayed: one launch a step instead of some 250, each of which would
+bookkeeping) can be captured once as a CUDA graph and replayed: one launch a step instead of some 180, each of which would
 cost Python and the driver more time than the GPU needs for the work.  So can the pass over a batch of test images.
 """
 
