@@ -104,6 +104,33 @@ def test_a_second_process_finds_compiled_code_unless_the_code_inside_it_changed(
     assert hits(changed) == 0
 
 
+COMPILED = """
+import numpy as np
+from numba.core.ccallback import CFunc
+compiled, uncached = [], CFunc._compile_uncached
+CFunc._compile_uncached = lambda self: compiled.append(self.__name__) or uncached(self)
+from tinyres.kernels import cpu
+x, vector = np.ones((4, 16, 8, 8), np.float32), np.ones(16, np.float32)
+for k, stride, groups in ((3, 1, 1), (3, 2, 1), (1, 1, 1), (3, 1, 16), (3, 2, 16)):
+    w, geometry = np.ones((16, 16 // groups, k, k), np.float32), ((stride, stride), (k // 2, k // 2), (1, 1), groups)
+    y = cpu.conv2d(x, w, *geometry)
+    dx = cpu.conv2d_backward_input(y, w, x.shape, *geometry)
+    cpu.conv2d_backward_input(y, w, x.shape, *geometry, dx)
+    cpu.conv2d_backward_weight(y, x, w.shape, *geometry)
+y, mean, var = cpu.batch_norm(x, vector, vector, 1e-5, x, True, (vector.copy(), vector.copy(), 0.1))
+cpu.batch_norm_backward(x, x, y, vector, mean, var, 1e-5, True, True)
+print(compiled)
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["winograd4", "direct"])
+def test_a_second_process_compiles_no_kernel_of_a_step(algorithm):
+    environment = {**os.environ, "TINYRES_CONV": algorithm, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COMPILED]
+    _, second = (subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2))
+    assert second.stdout == "[]\n"
+
+
 def test_without_the_compiler_the_reference_runs():
     script = """
 import numpy as np

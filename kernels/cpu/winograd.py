@@ -63,7 +63,7 @@ def _filter_job(lanes: int, m: int) -> Any:
 def _forward_job(lanes: int, m: int, add: bool) -> Any:
     """``add``: the results are added to what y holds."""
     points, side = (m + 2) * (m + 2), m + 2
-    output, finish = ("output, added", add_pixels) if add else ("output", unpad)
+    output = "output, added" if add else "output"  # (functions among a job's constants would keep it out of the cache)
     pixels, twice = PIXELS[lanes], 2 * PIXELS[lanes]
 
     def job(parameters: int, index: int, scratch: int) -> None:
@@ -115,7 +115,10 @@ def _forward_job(lanes: int, m: int, add: bool) -> Any:
                                 transform(lanes, m, output, of, side * m_step, m_step, at + 4 * g, 4 * ow * f, 4 * f)
                             else:
                                 transform(lanes, m, "output", of, side * m_step, m_step, scratch, 4 * m * lanes, 4 * lanes)
-                                finish(at + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
+                                if add:
+                                    add_pixels(at + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
+                                else:
+                                    unpad(at + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
                         source += 4 * fp
 
     return simd.compiled_job(job)
