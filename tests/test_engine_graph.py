@@ -165,3 +165,18 @@ def test_memory_does_not_grow_over_steps():
     finally:
         gc.enable()
     assert sys.getallocatedblocks() - before < 1000 and not autograd._locked
+
+
+def test_a_retained_graph_keeps_no_cotangents():
+    x = tr.tensor(np.ones((1, 2, 3, 3)), requires_grad=True)
+    h = x * 1
+    branch = F.conv2d(h, np.ones((2, 2, 3, 3)), padding=1)
+    joined = F.batch_norm_add_relu(branch, h, np.zeros(2), np.ones(2), training=True)
+    seen, right = [], branch.node.kernels.conv2d_backward_input
+    branch.node.kernels = type("Kernels", (), {
+        "conv2d_backward_input": lambda self, *a: seen.append(weakref.ref(a[7])) or right(*a),
+    })()  # fmt: skip
+    joined.sum().backward(retain_graph=True)
+    x.grad = None
+    gc.collect()
+    assert len(seen) == 1 and seen[0]() is None

@@ -185,7 +185,7 @@ class Node:
 
     def free(self) -> None:
         """Lets go of everything that the backward pass needed."""
-        taken, self._taken, self.saved, self.arrived, self.edges = self._taken, [], (), (), None
+        taken, self._taken, self.saved, self.edges = self._taken, [], (), None
         _unlock(taken)
 
     def __del__(self) -> None:
@@ -280,6 +280,7 @@ def _walk(last: Node, gradient: Any, retain_graph: bool) -> None:
                 heapq.heappush(heap, (-edge.rank, next(order), edge))
             else:
                 table[edge] = (_sum(table[edge], (dx, node.function.fresh), node.kernels), True)
+        node.arrived = ()  # a graph that is retained keeps no cotangents
         if not retain_graph:
             node.free()
 
