@@ -24,21 +24,38 @@ def run(model: str, batch: int, backend: str, rounds: int, say: Callable[[str], 
     rows = [_row(kernel, r, rounds, limits) for (kernel,), r in profile.by("kernel").items()]
     total = profile.seconds / rounds
     for row in rows:
-        say(f"{row['kernel']:28} {row['calls']:6.0f} {1e3 * row['seconds']:8.2f} {row['seconds'] / total:6.1%} "
+        say(
+            f"{row['kernel']:28} {row['calls']:6.0f} {1e3 * row['seconds']:8.2f} {row['seconds'] / total:6.1%} "
             f"{row['gflops']:8.1f} {row['gb_per_s']:6.1f} {1e3 * row['floor_seconds']:9.2f} "
-            f"{row['seconds'] / max(row['floor_seconds'], 1e-12):8.1f}")  # fmt: skip
+            f"{row['seconds'] / max(row['floor_seconds'], 1e-12):8.1f}"
+        )
     rest = total - sum(row["seconds"] for row in rows)
     say(f"{'in no kernel':28} {'':6} {1e3 * rest:8.2f} {rest / total:6.1%}")
     say(f"{'a step':28} {'':6} {1e3 * total:8.2f}")
-    return {"benchmark": "profile", "model": model, "batch": batch, "backend": backend, "machine": machine.describe(),
-            "limits": limits, "rounds": rounds, "seconds": total, "in_no_kernel": rest, "rows": rows}  # fmt: skip
+    return {
+        "benchmark": "profile",
+        "model": model,
+        "batch": batch,
+        "backend": backend,
+        "machine": machine.describe(),
+        "limits": limits,
+        "rounds": rounds,
+        "seconds": total,
+        "in_no_kernel": rest,
+        "rows": rows,
+    }
 
 
 def _row(kernel: str, record: Any, rounds: int, limits: dict[str, float]) -> dict[str, Any]:
     peak = limits.get("fma_peak_gflops", limits["matmul_gflops"]) * 1e9
     flops, moved, seconds = record.flops / rounds, record.bytes / rounds, record.seconds / rounds
     return {
-        "kernel": kernel, "calls": record.calls / rounds, "seconds": seconds, "flops": flops, "bytes": moved,
-        "gflops": flops / seconds / 1e9, "gb_per_s": moved / seconds / 1e9,
+        "kernel": kernel,
+        "calls": record.calls / rounds,
+        "seconds": seconds,
+        "flops": flops,
+        "bytes": moved,
+        "gflops": flops / seconds / 1e9,
+        "gb_per_s": moved / seconds / 1e9,
         "floor_seconds": max(flops / peak, moved / (limits["copy_gb_per_s"] * 1e9)),
-    }  # fmt: skip
+    }

@@ -46,9 +46,14 @@ def run(backend: str, out: Path, data: Any, tiny: bool = False, say: Callable[[s
     crash loses what was found.  ``data``: what the training run is on (`tinyres.data`)."""
     one = Run(backend, TINY if tiny else FULL, say)
     result: dict[str, Any] = {
-        "benchmark": "gpu", "backend": backend, "tiny": tiny, "machine": machine.describe(), "gpu": one.device.describe(),
-        "tf32": tf32_allowed(), "cut_short": one.cut_short,
-    }  # fmt: skip
+        "benchmark": "gpu",
+        "backend": backend,
+        "tiny": tiny,
+        "machine": machine.describe(),
+        "gpu": one.device.describe(),
+        "tf32": tf32_allowed(),
+        "cut_short": one.cut_short,
+    }
     for name, part in PARTS.items():
         say(f"\n{name} ({one.elapsed():.0f} s)")
         result[name] = _outcome(one, name, lambda part=part: part(one, data, out))
@@ -107,11 +112,20 @@ def kernels(one: Run) -> list[dict[str, Any]]:
         ms = one.milliseconds(lambda run=on_gpu, args=args: run(*args))
         product = "tf32" if case.kernel.startswith("conv2d") and tf32_allowed() else "float32"
         tflops, gb_per_s = flops / ms / 1e9, moved / ms / 1e6
-        rows.append({
-            "case": case.name, "kernel": case.kernel, "ms": ms, "numpy_ms": cpu_ms, "flops": flops, "bytes": moved,
-            "tflops": tflops, "gb_per_s": gb_per_s, "of_copy": _share(gb_per_s, one.limits.get("copy_gb_per_s")),
-            "of_matmul": _share(tflops, one.limits.get(f"matmul_{product}_tflops")),
-        })  # fmt: skip
+        rows.append(
+            {
+                "case": case.name,
+                "kernel": case.kernel,
+                "ms": ms,
+                "numpy_ms": cpu_ms,
+                "flops": flops,
+                "bytes": moved,
+                "tflops": tflops,
+                "gb_per_s": gb_per_s,
+                "of_copy": _share(gb_per_s, one.limits.get("copy_gb_per_s")),
+                "of_matmul": _share(tflops, one.limits.get(f"matmul_{product}_tflops")),
+            }
+        )
         one.say(f"{case.name:28} {1e3 * ms:9.1f} us {tflops:8.2f} TFLOP/s {gb_per_s:8.0f} GB/s {cpu_ms / ms:8.0f} x NumPy")
     return rows
 
@@ -137,16 +151,19 @@ def bandwidth(one: Run) -> list[dict[str, Any]]:
     size = x.nbytes
     rows = []
     calls: list[tuple[str, int, Callable[[], Any]]] = [  # bytes that must cross the bus: batch norm needs two passes
-        ("add_relu", 3 * size, lambda: k.add_relu(x, y)), ("relu_backward", 3 * size, lambda: k.relu_backward(x, y)),
+        ("add_relu", 3 * size, lambda: k.add_relu(x, y)),
+        ("relu_backward", 3 * size, lambda: k.relu_backward(x, y)),
         ("batch_norm + relu", 3 * size, lambda: k.batch_norm(x, weight, bias, 1e-5, None, True)),
         ("batch_norm + add + relu", 4 * size, lambda: k.batch_norm(x, weight, bias, 1e-5, y, True)),
-        ("batch_norm_backward", 5 * size,
-         lambda: k.batch_norm_backward(y, x, None, weight, mean, var, 1e-5, True, False)),
-        ("batch_norm_backward + relu", 7 * size,
-         lambda: k.batch_norm_backward(y, x, z, weight, mean, var, 1e-5, True, False)),
+        ("batch_norm_backward", 5 * size, lambda: k.batch_norm_backward(y, x, None, weight, mean, var, 1e-5, True, False)),
+        (
+            "batch_norm_backward + relu",
+            7 * size,
+            lambda: k.batch_norm_backward(y, x, z, weight, mean, var, 1e-5, True, False),
+        ),
         ("im2col 3x3", image.nbytes + columns.nbytes, lambda: im2col._im2col(image, columns, 0, 32, geometry, macros)),
         ("global_avg_pool2d", size, lambda: k.global_avg_pool2d(x)),
-    ]  # fmt: skip
+    ]
     for name, moved, call in one.in_time("bandwidth", calls):
         ms = one.milliseconds(call)
         gb_per_s = moved / ms / 1e6
@@ -246,10 +263,13 @@ def _kernel_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "the kernels against the NumPy path, the copy's bandwidth and the matrix product",
         f"{'':28} {'us':>9} {'x NumPy':>8} {'of copy':>8} {'of matmul':>9}",
-        *(f"{r['case']:28} {1e3 * r['ms']:9.1f} {r['numpy_ms'] / r['ms']:8.1f} {percent(r['of_copy']):>8} "
-          f"{percent(r['of_matmul']):>9}" for r in rows),
+        *(
+            f"{r['case']:28} {1e3 * r['ms']:9.1f} {r['numpy_ms'] / r['ms']:8.1f} {percent(r['of_copy']):>8} "
+            f"{percent(r['of_matmul']):>9}"
+            for r in rows
+        ),
         "",
-    ]  # fmt: skip
+    ]
 
 
 def _step_lines(result: dict[str, Any]) -> list[str]:

@@ -111,8 +111,10 @@ HEADER = f"{'':22} {'against':16} {'losses':>9} {'gradient':>9} {'largest':>9} {
 def line(row: dict[str, Any]) -> str:
     """A row of `steps` under `HEADER`: the largest error of a loss; of the first gradient and of the parameters at the end,
     as a whole and of the worst array."""
-    return (f"{row['row']:22} {row['against']:16} {max(row['losses']):9.1e} {row['gradient']:9.1e} "
-            f"{row['worst_gradient']:9.1e} {row['parameters']:10.1e} {row['worst_parameter']:9.1e}")  # fmt: skip
+    return (
+        f"{row['row']:22} {row['against']:16} {max(row['losses']):9.1e} {row['gradient']:9.1e} "
+        f"{row['worst_gradient']:9.1e} {row['parameters']:10.1e} {row['worst_parameter']:9.1e}"
+    )
 
 
 def _distances(name: str, got: Trained, wanted: Trained) -> dict[str, Any]:
@@ -128,9 +130,13 @@ def _distances(name: str, got: Trained, wanted: Trained) -> dict[str, Any]:
     parameters, worst_parameter, parameter_of = errors(got.parameters, wanted.parameters)
     return {
         "losses": [_error(a, b) for a, b in zip(got.losses, wanted.losses, strict=True)],
-        "gradient": gradient, "worst_gradient": worst_gradient, "worst_gradient_of": gradient_of,
-        "parameters": parameters, "worst_parameter": worst_parameter, "worst_parameter_of": parameter_of,
-    }  # fmt: skip
+        "gradient": gradient,
+        "worst_gradient": worst_gradient,
+        "worst_gradient_of": gradient_of,
+        "parameters": parameters,
+        "worst_parameter": worst_parameter,
+        "worst_parameter_of": parameter_of,
+    }
 
 
 def _network(name: str) -> Any:

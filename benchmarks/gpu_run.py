@@ -37,12 +37,15 @@ class Plan(NamedTuple):
 
 
 FULL = Plan(
-    128, 1 << 26, {"resnet20": [128, 512, 2048], "resnet56": [128, 512], "resnet110": [128], "resnet9": [512, 2048]}, 30,
-    ("resnet20", 128, 3), {"model": "resnet20", "batch_size": 512, "epochs": 10}, 460.0,
-)  # fmt: skip
-TINY = Plan(
-    2, 1 << 10, {"resnet8": [2]}, 1, ("resnet8", 2, 3), {"model": "resnet8", "batch_size": 8, "epochs": 1}, 600.0
-)  # fmt: skip
+    128,
+    1 << 26,
+    {"resnet20": [128, 512, 2048], "resnet56": [128, 512], "resnet110": [128], "resnet9": [512, 2048]},
+    30,
+    ("resnet20", 128, 3),
+    {"model": "resnet20", "batch_size": 512, "epochs": 10},
+    460.0,
+)
+TINY = Plan(2, 1 << 10, {"resnet8": [2]}, 1, ("resnet8", 2, 3), {"model": "resnet8", "batch_size": 8, "epochs": 1}, 600.0)
 
 
 class OutOfTime(Exception):

@@ -152,5 +152,12 @@ def training(one: Run, data: Any, out: Path) -> dict[str, Any]:
     best = min(line["test_error"] for line in lines)
     reason = trainer.resident.reason if trainer.resident else "the backend has none"
     one.say(f"{one.plan.training['model']}, {len(lines)} epochs: {100 - lines[-1]['test_error']:.2f} % in {seconds:.1f} s")
-    return {"data": data.name, **one.plan.training, "seconds": seconds, "test_accuracy": 100 - lines[-1]["test_error"],
-            "best_test_accuracy": 100 - best, "not_captured": reason, "lines": lines}  # fmt: skip
+    return {
+        "data": data.name,
+        **one.plan.training,
+        "seconds": seconds,
+        "test_accuracy": 100 - lines[-1]["test_error"],
+        "best_test_accuracy": 100 - best,
+        "not_captured": reason,
+        "lines": lines,
+    }

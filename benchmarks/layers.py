@@ -43,9 +43,17 @@ def convolutions(batch: int) -> list[Case]:
     """Forward, input gradient and weight gradient of each kind of layer."""
     rng, cases = np.random.default_rng(0), []
     shapes = [  # C, F, map, kernel, stride
-        (3, 16, 32, 3, 1), (16, 16, 32, 3, 1), (16, 32, 32, 3, 2), (32, 32, 16, 3, 1), (32, 64, 16, 3, 2),
-        (64, 64, 8, 3, 1), (16, 64, 32, 1, 1), (64, 16, 32, 1, 1), (256, 64, 8, 1, 1), (64, 128, 32, 1, 2),
-    ]  # fmt: skip
+        (3, 16, 32, 3, 1),
+        (16, 16, 32, 3, 1),
+        (16, 32, 32, 3, 2),
+        (32, 32, 16, 3, 1),
+        (32, 64, 16, 3, 2),
+        (64, 64, 8, 3, 1),
+        (16, 64, 32, 1, 1),
+        (64, 16, 32, 1, 1),
+        (256, 64, 8, 1, 1),
+        (64, 128, 32, 1, 2),
+    ]
     for c, f, h, k, s in shapes:
         x, w = _image(rng, batch, c, h), rng.standard_normal((f, c, k, k), np.float32)
         dy = _image(rng, batch, f, h // s)
@@ -278,14 +286,28 @@ def run(
         best = timing.best(seconds, theirs) if theirs else None
         for name, times in seconds.items():
             middle = median(times)
-            rows.append({
-                "case": case.name, "kernel": case.kernel, "row": name, "median_seconds": middle, "flops": flops,
-                "bytes": moved, "gflops": flops / middle / 1e9, "gb_per_s": moved / middle / 1e9,
-                "times_best_peer": timing.ratio(seconds[best], times) if best else None,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "case": case.name,
+                    "kernel": case.kernel,
+                    "row": name,
+                    "median_seconds": middle,
+                    "flops": flops,
+                    "bytes": moved,
+                    "gflops": flops / middle / 1e9,
+                    "gb_per_s": moved / middle / 1e9,
+                    "times_best_peer": timing.ratio(seconds[best], times) if best else None,
+                }
+            )
             say(line(rows[-1]))
-    return {"benchmark": "ops", "batch": batch, "machine": machine.describe(), "limits": machine.limits(),
-            "rounds": rounds, "rows": rows}  # fmt: skip
+    return {
+        "benchmark": "ops",
+        "batch": batch,
+        "machine": machine.describe(),
+        "limits": machine.limits(),
+        "rounds": rounds,
+        "rows": rows,
+    }
 
 
 HEADER = f"{'case':26} {'':28} {'ms':>8} {'GFLOP/s':>8} {'GB/s':>6} {'x best peer':>11}"
@@ -294,5 +316,7 @@ HEADER = f"{'case':26} {'':28} {'ms':>8} {'GFLOP/s':>8} {'GB/s':>6} {'x best pee
 def line(row: dict[str, Any]) -> str:
     """One row of the table under `HEADER`."""
     times = f"{row['times_best_peer']:.2f}" if row["times_best_peer"] else "-"
-    return (f"{row['case']:26} {row['row']:28} {1e3 * row['median_seconds']:8.3f} {row['gflops']:8.1f} "
-            f"{row['gb_per_s']:6.1f} {times:>11}")  # fmt: skip
+    return (
+        f"{row['case']:26} {row['row']:28} {1e3 * row['median_seconds']:8.3f} {row['gflops']:8.1f} "
+        f"{row['gb_per_s']:6.1f} {times:>11}"
+    )

@@ -6,11 +6,22 @@ from typing import Any
 
 from tinyres.benchmarks import report
 
-COLOURS = {"numpy": "#9aa5b1", "numba": "#d1495b", "torch nchw": "#8fb8de", "torch channels_last": "#30638e",
-           "torch compile": "#5c9ead", "torch compile channels_last": "#003d5b",
-           "cupy float32": "#d1495b", "cupy bfloat16": "#edae49", "cuda-emulated float32": "#d1495b",
-           "cuda-emulated bfloat16": "#edae49", "torch eager": "#8fb8de", "torch channels_last autocast": "#30638e",
-           "torch cuda graph": "#5c9ead", "torch compile max-autotune": "#003d5b"}  # fmt: skip
+COLOURS = {
+    "numpy": "#9aa5b1",
+    "numba": "#d1495b",
+    "torch nchw": "#8fb8de",
+    "torch channels_last": "#30638e",
+    "torch compile": "#5c9ead",
+    "torch compile channels_last": "#003d5b",
+    "cupy float32": "#d1495b",
+    "cupy bfloat16": "#edae49",
+    "cuda-emulated float32": "#d1495b",
+    "cuda-emulated bfloat16": "#edae49",
+    "torch eager": "#8fb8de",
+    "torch channels_last autocast": "#30638e",
+    "torch cuda graph": "#5c9ead",
+    "torch compile max-autotune": "#003d5b",
+}
 
 
 def draw(result: dict[str, Any], folder: str | Path) -> list[Path]:
@@ -19,9 +30,11 @@ def draw(result: dict[str, Any], folder: str | Path) -> list[Path]:
 
     folder = Path(folder)
     charts: dict[str, Any] = {
-        "ops": {"layers": _layers, "roofline": _roofline}, "train": {"train": _steps}, "inference": {"inference": _steps},
+        "ops": {"layers": _layers, "roofline": _roofline},
+        "train": {"train": _steps},
+        "inference": {"inference": _steps},
         "gpu": _of_gpu(result),
-    }.get(result["benchmark"], {})  # fmt: skip
+    }.get(result["benchmark"], {})
     paths = []
     for name, chart in charts.items():
         figure = matplotlib.figure.Figure(figsize=(11, 5), layout="constrained")

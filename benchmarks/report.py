@@ -52,9 +52,7 @@ def _times(result: dict[str, Any]) -> dict[str, float]:
         ms |= {f"bandwidth {r['kernel']}": r["ms"] for r in rows(result, "bandwidth")}
         ms |= {f"{r['model']} batch {r['batch']}, {r['row']}": r["ms"] for r in measured_steps(result)}
         return {name: value / 1e3 for name, value in ms.items()}
-    return {
-        f"{c['model']} batch {c['batch']}, {r['row']}": r["median_seconds"] for c in result["cases"] for r in c["rows"]
-    }
+    return {f"{c['model']} batch {c['batch']}, {r['row']}": r["median_seconds"] for c in result["cases"] for r in c["rows"]}
 
 
 def _machine(result: dict[str, Any]) -> dict[str, Any]:

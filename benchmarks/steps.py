@@ -56,9 +56,14 @@ def flops_per_image(model: str, training: bool) -> int:
 
 
 def run(
-    models: list[str], batches: list[int], rows: list[str], rounds: int, training: bool = True, with_memory: bool = True,
+    models: list[str],
+    batches: list[int],
+    rows: list[str],
+    rounds: int,
+    training: bool = True,
+    with_memory: bool = True,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The result of ``tinyres bench train`` as a dict for JSON; ``say`` is told each line as it is ready."""
     cases = []
     for model in models:
@@ -72,26 +77,36 @@ def run(
             work = flops_per_image(model, training) * batch
             for row in rows:
                 middle, weigh = median(seconds[row]), with_memory and training and "compile" not in row
-                case["rows"].append({
-                    "row": row, "median_seconds": middle, "seconds": seconds[row], "images_per_second": batch / middle,
-                    "gflops": work / middle / 1e9,
-                    "times_best_peer": timing.ratio(seconds[best], seconds[row]) if best else None,
-                    "peak_mib": memory.peak_of_step(model, batch, row) if weigh else None,
-                })  # fmt: skip
+                case["rows"].append(
+                    {
+                        "row": row,
+                        "median_seconds": middle,
+                        "seconds": seconds[row],
+                        "images_per_second": batch / middle,
+                        "gflops": work / middle / 1e9,
+                        "times_best_peer": timing.ratio(seconds[best], seconds[row]) if best else None,
+                        "peak_mib": memory.peak_of_step(model, batch, row) if weigh else None,
+                    }
+                )
                 say(line(case, case["rows"][-1]))
             cases.append(case)
-    return {"benchmark": "train" if training else "inference", "machine": machine.describe(),
-            "limits": machine.limits(), "rounds": rounds, "cases": cases}  # fmt: skip
+    return {
+        "benchmark": "train" if training else "inference",
+        "machine": machine.describe(),
+        "limits": machine.limits(),
+        "rounds": rounds,
+        "cases": cases,
+    }
 
 
-HEADER = (
-    f"{'model':10} {'batch':>5}  {'':27} {'ms':>8} {'images/s':>9} {'GFLOP/s':>8} {'x best peer':>11} {'peak MiB':>9}"
-)
+HEADER = f"{'model':10} {'batch':>5}  {'':27} {'ms':>8} {'images/s':>9} {'GFLOP/s':>8} {'x best peer':>11} {'peak MiB':>9}"
 
 
 def line(case: dict[str, Any], row: dict[str, Any]) -> str:
     """One row of the table under `HEADER`."""
     times = f"{row['times_best_peer']:.2f}" if row["times_best_peer"] else "-"
     peak = f"{row['peak_mib']:.0f}" if row["peak_mib"] is not None else "-"
-    return (f"{case['model']:10} {case['batch']:5}  {row['row']:27} {1e3 * row['median_seconds']:8.1f} "
-            f"{row['images_per_second']:9.0f} {row['gflops']:8.1f} {times:>11} {peak:>9}")  # fmt: skip
+    return (
+        f"{case['model']:10} {case['batch']:5}  {row['row']:27} {1e3 * row['median_seconds']:8.1f} "
+        f"{row['images_per_second']:9.0f} {row['gflops']:8.1f} {times:>11} {peak:>9}"
+    )

@@ -35,9 +35,16 @@ class Kernels(Protocol):
         """x (N, C, H, W), w (F, C / groups, KH, KW) -> y (N, F, OH, OW)."""
 
     def conv2d_backward_input(
-        self, dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+        self,
+        dy: Array,
+        w: Array,
+        x_shape: Shape,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
         into: Array | None = None,
-    ) -> Array:  # fmt: skip
+    ) -> Array:
         """dy (N, F, OH, OW), w -> dx (N, C, H, W); rows and columns that no window reached get zero.
 
         With ``into``, another cotangent of x, dx is added to that in place, and that is returned."""
@@ -64,9 +71,15 @@ class Kernels(Protocol):
     # --- batch norm: z = weight * (x - mean) / sqrt(var + eps) + bias;  y = relu(z + residual), each part optional ---
 
     def batch_norm(
-        self, x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool,
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        eps: float,
+        residual: Array | None,
+        relu: bool,
         running: tuple[Array, Array, float] | None = None,
-    ) -> tuple[Array, Array, Array]:  # fmt: skip
+    ) -> tuple[Array, Array, Array]:
         """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,).  Two passes for the statistics.
 
         ``running``: the running mean and variance (C,), which move in place by the third, the momentum, towards those of
@@ -78,9 +91,17 @@ class Kernels(Protocol):
         """The same with given statistics -> y."""
 
     def batch_norm_backward(
-        self, dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float,
-        training: bool, residual: bool,
-    ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
+        self,
+        dy: Array,
+        x: Array,
+        y: Array | None,
+        weight: Array,
+        mean: Array,
+        var: Array,
+        eps: float,
+        training: bool,
+        residual: bool,
+    ) -> tuple[Array, Array, Array, Array | None]:
         """dy -> dx, dweight (C,), dbias (C,), and with ``residual`` its cotangent (else None).
 
         ``y`` is the forward result if a ReLU was fused, whose cotangent is dz = dy * (y > 0), else None and dz = dy.
@@ -157,9 +178,16 @@ class Kernels(Protocol):
     # --- the update, and the loader's augmentation ---
 
     def sgd(
-        self, params: list[Array], grads: list[Array], buffers: list[Array], lr: Any, momentum: float,
-        weight_decay: float, nesterov: bool, skip: Array | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        params: list[Array],
+        grads: list[Array],
+        buffers: list[Array],
+        lr: Any,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+        skip: Array | None = None,
+    ) -> None:
         """In place, over all parameters: g = grad + weight_decay p;  v = momentum v + g;  p -= lr v, or with ``nesterov``
         p -= lr (g + momentum v).  Without momentum ``buffers`` is empty and p -= lr g.  Gradients stay as they are.
 

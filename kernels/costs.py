@@ -9,11 +9,25 @@ from typing import Any
 
 # elementwise kernels: floating-point operations for each element of the first array
 _ELEMENTWISE = {
-    "batch_norm": 7, "batch_norm_inference": 4, "batch_norm_backward": 11, "relu": 1, "relu_backward": 1, "relu6": 2,
-    "relu6_backward": 2, "add_relu": 2, "accumulate": 1, "cross_entropy": 5, "cross_entropy_backward": 3,
-    "cross_entropy_mean": 5, "cross_entropy_mean_backward": 3, "global_avg_pool2d_backward": 1, "crop_flip": 3,
-    "max_pool2d": 1, "avg_pool2d": 1, "global_avg_pool2d": 1,
-}  # fmt: skip
+    "batch_norm": 7,
+    "batch_norm_inference": 4,
+    "batch_norm_backward": 11,
+    "relu": 1,
+    "relu_backward": 1,
+    "relu6": 2,
+    "relu6_backward": 2,
+    "add_relu": 2,
+    "accumulate": 1,
+    "cross_entropy": 5,
+    "cross_entropy_backward": 3,
+    "cross_entropy_mean": 5,
+    "cross_entropy_mean_backward": 3,
+    "global_avg_pool2d_backward": 1,
+    "crop_flip": 3,
+    "max_pool2d": 1,
+    "avg_pool2d": 1,
+    "global_avg_pool2d": 1,
+}
 
 
 def cost(kernel: str, args: tuple[Any, ...], result: Any) -> tuple[int, int]:

@@ -20,7 +20,7 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
         r"^conv2d.* float64$": "convolutions are float32",
         r"^conv2d.*-d(2|\()": "dilation",
         r"^conv2d.*(-g2|\[6,1,5,5\].*-g3)": "groups other than 1 or one for each channel",
-    },
+    }
 }
 
 

@@ -81,8 +81,11 @@ def channels_last(a: np.ndarray) -> np.ndarray:
 
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "contiguous": lambda a: np.array(a, order="C"), "channels_last": channels_last, "strided": strided, "reverse": reverse,
-}  # fmt: skip
+    "contiguous": lambda a: np.array(a, order="C"),
+    "channels_last": channels_last,
+    "strided": strided,
+    "reverse": reverse,
+}
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -92,8 +95,11 @@ def arithmetic() -> list[Case]:
     cases = []
     pairs = [((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1, 3), (4, 1)), ((), (2, 2)), ((1, 1), (3, 2)), ((), ())]
     operators: dict[str, Any] = {
-        "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
-    }  # fmt: skip
+        "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
+        "mul": lambda a, b: a * b,
+        "div": lambda a, b: a / b,
+    }
     for name, f in operators.items():
         cases += [
             Case(f"{name}{list(a)}{list(b)}", f, f, (a, b), lambda t, x, y, f=f: f(x, y), "positive") for a, b in pairs
@@ -105,9 +111,15 @@ def arithmetic() -> list[Case]:
         power = lambda a, k=k: a**k  # noqa: E731
         cases.append(Case(f"pow{k}", power, power, ((2, 3),), lambda t, a, f=power: f(a), "positive"))
     products = [
-        ((2, 3), (3, 4)), ((3,), (3, 4)), ((2, 3), (3,)), ((3,), (3,)), ((2, 1, 3, 4), (5, 4, 2)), ((4,), (2, 4, 3)),
-        ((2, 3, 4), (4,)), ((1, 2, 3), (4, 3, 1)),
-    ]  # fmt: skip
+        ((2, 3), (3, 4)),
+        ((3,), (3, 4)),
+        ((2, 3), (3,)),
+        ((3,), (3,)),
+        ((2, 1, 3, 4), (5, 4, 2)),
+        ((4,), (2, 4, 3)),
+        ((2, 3, 4), (4,)),
+        ((1, 2, 3), (4, 3, 1)),
+    ]
     for a, b in products:
         f = lambda a, b: a @ b  # noqa: E731
         cases.append(Case(f"matmul{list(a)}{list(b)}", f, naive.matmul, (a, b), lambda t, x, y: x @ y))
@@ -147,15 +159,40 @@ def shapes() -> list[Case]:
         return loops
 
     for shape in ((6, 4), (-1,), (2, 3, 1, 4), (4, -1)):
-        cases.append(Case(f"reshape{list(shape)}", lambda x, s=shape: x.reshape(*s), elements(shape), ((2, 3, 4),),
-                          lambda t, x, s=shape: x.reshape(s), view=True))  # fmt: skip
-    cases.append(Case("flatten", lambda x: x.flatten(1), elements((2, 12)), ((2, 3, 4),),
-                      lambda t, x: x.flatten(1), view=True))  # fmt: skip
+        cases.append(
+            Case(
+                f"reshape{list(shape)}",
+                lambda x, s=shape: x.reshape(*s),
+                elements(shape),
+                ((2, 3, 4),),
+                lambda t, x, s=shape: x.reshape(s),
+                view=True,
+            )
+        )
+    cases.append(
+        Case("flatten", lambda x: x.flatten(1), elements((2, 12)), ((2, 3, 4),), lambda t, x: x.flatten(1), view=True)
+    )
     for dims in ((2, 0, 1), (0, 2, 1), (-1, 0, 1)):
-        cases.append(Case(f"permute{list(dims)}", lambda x, d=dims: x.permute(*d), moved([d % 3 for d in dims]),
-                          ((2, 3, 4),), lambda t, x, d=dims: x.permute(*d), view=True))  # fmt: skip
-    cases.append(Case("transpose", lambda x: x.transpose(0, 2), moved((2, 1, 0)), ((2, 3, 4),),
-                      lambda t, x: x.transpose(0, 2), view=True))  # fmt: skip
+        cases.append(
+            Case(
+                f"permute{list(dims)}",
+                lambda x, d=dims: x.permute(*d),
+                moved([d % 3 for d in dims]),
+                ((2, 3, 4),),
+                lambda t, x, d=dims: x.permute(*d),
+                view=True,
+            )
+        )
+    cases.append(
+        Case(
+            "transpose",
+            lambda x: x.transpose(0, 2),
+            moved((2, 1, 0)),
+            ((2, 3, 4),),
+            lambda t, x: x.transpose(0, 2),
+            view=True,
+        )
+    )
     cases.append(Case("T", lambda x: x.T, moved((2, 1, 0)), ((2, 3, 4),), lambda t, x: x.permute(2, 1, 0), view=True))
     return cases
 
@@ -169,18 +206,38 @@ def elementwise() -> list[Case]:
         Case("relu6", F.relu6, naive.relu6, (images,), lambda t, x: t.nn.functional.relu6(x), "wide"),
         Case("add_relu", F.add_relu, lambda x, y: naive.relu_(x + y), (images, images), lambda t, x, y: t.relu(x + y)),
         Case("add_relu-2d", F.add_relu, lambda x, y: naive.relu_(x + y), ((3, 4), (3, 4)), lambda t, x, y: t.relu(x + y)),
-        Case("add_relu-itself", lambda x: F.add_relu(x, x), lambda x: naive.relu_(x + x), (images,),
-             lambda t, x: t.relu(x + x)),
-        Case("dropout", lambda x: F.dropout(x, 0.3, True, np.random.default_rng(7)),
-             lambda x: x * (np.random.default_rng(7).random(x.shape, np.float32) >= 0.3) / 0.7, (images,)),
+        Case(
+            "add_relu-itself",
+            lambda x: F.add_relu(x, x),
+            lambda x: naive.relu_(x + x),
+            (images,),
+            lambda t, x: t.relu(x + x),
+        ),
+        Case(
+            "dropout",
+            lambda x: F.dropout(x, 0.3, True, np.random.default_rng(7)),
+            lambda x: x * (np.random.default_rng(7).random(x.shape, np.float32) >= 0.3) / 0.7,
+            (images,),
+        ),
         Case("dropout-all", lambda x: F.dropout(x, 1.0, True, np.random.default_rng(7)), lambda x: 0 * x, (images,)),
         Case("dropout-eval", lambda x: F.dropout(x, 0.3, False) * 1, lambda x: x, (images,)),
         Case("log_softmax", F.log_softmax, naive.log_softmax, ((3, 5),), lambda t, x: t.log_softmax(x, -1)),
-        Case("log_softmax-0", lambda x: F.log_softmax(x, 0), lambda x: naive.log_softmax(x, 0), ((3, 5),),
-             lambda t, x: t.log_softmax(x, 0), "wide"),
-        Case("log_softmax-3d", lambda x: F.log_softmax(x, 1), lambda x: naive.log_softmax(x, 1), ((2, 4, 3),),
-             lambda t, x: t.log_softmax(x, 1)),
-    ]  # fmt: skip
+        Case(
+            "log_softmax-0",
+            lambda x: F.log_softmax(x, 0),
+            lambda x: naive.log_softmax(x, 0),
+            ((3, 5),),
+            lambda t, x: t.log_softmax(x, 0),
+            "wide",
+        ),
+        Case(
+            "log_softmax-3d",
+            lambda x: F.log_softmax(x, 1),
+            lambda x: naive.log_softmax(x, 1),
+            ((2, 4, 3),),
+            lambda t, x: t.log_softmax(x, 1),
+        ),
+    ]
 
 
 def losses() -> list[Case]:
@@ -188,11 +245,16 @@ def losses() -> list[Case]:
     cases = []
     for smoothing, reduction in itertools.product((0.0, 0.1, 1.0), ("mean", "sum", "none")):
         options = {"label_smoothing": smoothing, "reduction": reduction}
-        cases.append(Case(
-            f"cross_entropy-{smoothing}-{reduction}", lambda x, o=options: F.cross_entropy(x, labels, **o),
-            lambda x, o=options: naive.cross_entropy(x, labels, **o), ((4, 5),),
-            lambda t, x, o=options: t.nn.functional.cross_entropy(x, t.from_numpy(labels), **o), "wide",
-        ))  # fmt: skip
+        cases.append(
+            Case(
+                f"cross_entropy-{smoothing}-{reduction}",
+                lambda x, o=options: F.cross_entropy(x, labels, **o),
+                lambda x, o=options: naive.cross_entropy(x, labels, **o),
+                ((4, 5),),
+                lambda t, x, o=options: t.nn.functional.cross_entropy(x, t.from_numpy(labels), **o),
+                "wide",
+            )
+        )
     return cases
 
 
@@ -206,9 +268,12 @@ def linear() -> list[Case]:
 def conv(x, w, bias=False, **options) -> Case:
     name = f"conv2d{list(x)}{list(w)}{'-bias' * bias}" + "".join(f"-{k[0]}{v}" for k, v in options.items())
     return Case(
-        name.replace(" ", ""), lambda *a: F.conv2d(*a, **options), lambda *a: naive.conv2d(*a, **options),
-        (x, w, w[:1]) if bias else (x, w), lambda t, *a: t.nn.functional.conv2d(*a, **options),
-    )  # fmt: skip
+        name.replace(" ", ""),
+        lambda *a: F.conv2d(*a, **options),
+        lambda *a: naive.conv2d(*a, **options),
+        (x, w, w[:1]) if bias else (x, w),
+        lambda t, *a: t.nn.functional.conv2d(*a, **options),
+    )
 
 
 def convolutions() -> list[Case]:
@@ -264,56 +329,96 @@ def normalisation() -> list[Case]:
         end = f"{list(shape)}{'-train' if training else '-eval'}".replace(" ", "")
         parameters = ((c,), (c,))
         cases += [
-            Case(f"batch_norm{end}", lambda x, w, b, s=statistics, t=training: F.batch_norm(x, *s(x), w, b, t),
-                 lambda x, w, b, g=given: naive.batch_norm(x, w, b, **g()), (shape, *parameters), other),
-            Case(f"batch_norm_relu{end}", lambda x, w, b, s=statistics, t=training: F.batch_norm_relu(x, *s(x), w, b, t),
-                 lambda x, w, b, g=given: naive.batch_norm(x, w, b, relu=True, **g()), (shape, *parameters),
-                 lambda t, x, w, b, other=other: t.relu(other(t, x, w, b))),
-            Case(f"batch_norm_add_relu{end}",
-                 lambda x, r, w, b, s=statistics, t=training: F.batch_norm_add_relu(x, r, *s(x), w, b, t),
-                 lambda x, r, w, b, g=given: naive.batch_norm(x, w, b, residual=r, relu=True, **g()),
-                 (shape, shape, *parameters), lambda t, x, r, w, b, other=other: t.relu(other(t, x, w, b) + r)),
-        ]  # fmt: skip
-    cases.append(Case("batch_norm-plain",
-                      lambda x: F.batch_norm(x, np.zeros(3, x.dtype), np.ones(3, x.dtype), training=True),
-                      lambda x: naive.batch_norm(x, np.ones(3), np.zeros(3)), ((4, 3, 2, 2),),
-                      lambda t, x: t.nn.functional.batch_norm(x, None, None, training=True)))  # fmt: skip
+            Case(
+                f"batch_norm{end}",
+                lambda x, w, b, s=statistics, t=training: F.batch_norm(x, *s(x), w, b, t),
+                lambda x, w, b, g=given: naive.batch_norm(x, w, b, **g()),
+                (shape, *parameters),
+                other,
+            ),
+            Case(
+                f"batch_norm_relu{end}",
+                lambda x, w, b, s=statistics, t=training: F.batch_norm_relu(x, *s(x), w, b, t),
+                lambda x, w, b, g=given: naive.batch_norm(x, w, b, relu=True, **g()),
+                (shape, *parameters),
+                lambda t, x, w, b, other=other: t.relu(other(t, x, w, b)),
+            ),
+            Case(
+                f"batch_norm_add_relu{end}",
+                lambda x, r, w, b, s=statistics, t=training: F.batch_norm_add_relu(x, r, *s(x), w, b, t),
+                lambda x, r, w, b, g=given: naive.batch_norm(x, w, b, residual=r, relu=True, **g()),
+                (shape, shape, *parameters),
+                lambda t, x, r, w, b, other=other: t.relu(other(t, x, w, b) + r),
+            ),
+        ]
+    cases.append(
+        Case(
+            "batch_norm-plain",
+            lambda x: F.batch_norm(x, np.zeros(3, x.dtype), np.ones(3, x.dtype), training=True),
+            lambda x: naive.batch_norm(x, np.ones(3), np.zeros(3)),
+            ((4, 3, 2, 2),),
+            lambda t, x: t.nn.functional.batch_norm(x, None, None, training=True),
+        )
+    )
     return cases
 
 
 def pooling() -> list[Case]:
     cases = []
     windows: list[tuple[Any, Any, Any]] = [
-        (2, None, 0), (2, 2, 1), (3, 2, 1), (3, 1, 1), (3, 3, 0), (2, 3, 0), ((1, 2), None, 0), ((3, 2), (2, 1), (1, 0)),
-        (1, 1, 0), (1, 2, 0), (4, 3, 2),
-    ]  # fmt: skip
+        (2, None, 0),
+        (2, 2, 1),
+        (3, 2, 1),
+        (3, 1, 1),
+        (3, 3, 0),
+        (2, 3, 0),
+        ((1, 2), None, 0),
+        ((3, 2), (2, 1), (1, 0)),
+        (1, 1, 0),
+        (1, 2, 0),
+        (4, 3, 2),
+    ]
     for kernel, stride, padding in windows:
         for name in ("max", "avg"):
             ours, loops = getattr(F, f"{name}_pool2d"), getattr(naive, f"{name}_pool2d")
             options = (kernel, stride, padding)
-            cases.append(Case(
-                f"{name}_pool2d-{kernel}-{stride}-{padding}".replace(" ", ""), lambda x, f=ours, o=options: f(x, *o),
-                lambda x, f=loops, o=options: f(x, *o), ((2, 3, 6, 7),),
-                lambda t, x, n=name, o=options: getattr(t.nn.functional, f"{n}_pool2d")(x, *o),
-            ))  # fmt: skip
+            cases.append(
+                Case(
+                    f"{name}_pool2d-{kernel}-{stride}-{padding}".replace(" ", ""),
+                    lambda x, f=ours, o=options: f(x, *o),
+                    lambda x, f=loops, o=options: f(x, *o),
+                    ((2, 3, 6, 7),),
+                    lambda t, x, n=name, o=options: getattr(t.nn.functional, f"{n}_pool2d")(x, *o),
+                )
+            )
     for shape in ((2, 3, 4, 5), (1, 1, 1, 1)):
-        cases.append(Case(f"global_avg_pool2d{list(shape)}", F.global_avg_pool2d, naive.global_avg_pool2d, (shape,),
-                          lambda t, x: x.mean(dim=(2, 3))))  # fmt: skip
+        cases.append(
+            Case(
+                f"global_avg_pool2d{list(shape)}",
+                F.global_avg_pool2d,
+                naive.global_avg_pool2d,
+                (shape,),
+                lambda t, x: x.mean(dim=(2, 3)),
+            )
+        )
     for c, out, stride, size in ((2, 4, 2, 4), (2, 5, 2, 5), (3, 3, 2, 3), (1, 4, 1, 2), (2, 7, 3, 7)):
 
         def padded(t, x, c=c, out=out, stride=stride):
             before = (out - c) // 2
             return t.nn.functional.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, out - c - before))
 
-        cases.append(Case(
-            f"subsample_pad-{c}-{out}-{stride}-{size}", lambda x, o=out, s=stride: F.subsample_pad(x, o, s),
-            lambda x, o=out, s=stride: naive.subsample_pad(x, o, s), ((2, c, size, size + 1),), padded,
-        ))  # fmt: skip
+        cases.append(
+            Case(
+                f"subsample_pad-{c}-{out}-{stride}-{size}",
+                lambda x, o=out, s=stride: F.subsample_pad(x, o, s),
+                lambda x, o=out, s=stride: naive.subsample_pad(x, o, s),
+                ((2, c, size, size + 1),),
+                padded,
+            )
+        )
     return cases
 
 
-CASES = [
-    *arithmetic(), *shapes(), *elementwise(), *losses(), *linear(), *convolutions(), *normalisation(), *pooling(),
-]  # fmt: skip
+CASES = [*arithmetic(), *shapes(), *elementwise(), *losses(), *linear(), *convolutions(), *normalisation(), *pooling()]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two cases have one name"

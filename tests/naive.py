@@ -22,9 +22,12 @@ def windows(x_shape, kernel, stride, padding, dilation=(1, 1)):
     columns = spots(x_shape[3], kernel[1], stride[1], padding[1], dilation[1])
     for i, top in enumerate(rows):
         for j, left in enumerate(columns):
-            yield (i, j), (
-                slice(top, top + dilation[0] * (kernel[0] - 1) + 1, dilation[0]),
-                slice(left, left + dilation[1] * (kernel[1] - 1) + 1, dilation[1]),
+            yield (
+                (i, j),
+                (
+                    slice(top, top + dilation[0] * (kernel[0] - 1) + 1, dilation[0]),
+                    slice(left, left + dilation[1] * (kernel[1] - 1) + 1, dilation[1]),
+                ),
             )
 
 

@@ -23,9 +23,10 @@ rng = np.random.default_rng(3)
 # every case in both dtypes and one layout each; convolutions, which take most of the time, in one dtype
 RUNS = [
     (case, dtype, [*LAYOUTS][(i + j) % len(LAYOUTS)])
-    for i, case in enumerate(CASES) for j, dtype in enumerate(["float32", "float64"])
+    for i, case in enumerate(CASES)
+    for j, dtype in enumerate(["float32", "float64"])
     if not case.name.startswith("conv2d") or i % 2 == j
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("case", "dtype", "layout"), RUNS, ids=str)
@@ -41,8 +42,13 @@ CHECKS = {
     "conv2d long": (k.check_conv2d, [((9, 2, 5, 5), (1, 2, 1, 1))]),  # the weights' gradient in several parts
     "batch_norm": (
         k.check_batch_norm,
-        [((n, c, 3, 1), training, residual, relu) for n, c in ((1, 1), (5, 3), (9, 2))
-         for training in (True, False) for residual in (False, True) for relu in (False, True)],
+        [
+            ((n, c, 3, 1), training, residual, relu)
+            for n, c in ((1, 1), (5, 3), (9, 2))
+            for training in (True, False)
+            for residual in (False, True)
+            for relu in (False, True)
+        ],
     ),
     "pool": (k.check_pool, [((2, 3, 5, 4), (3, 2), (2, 1), (1, 1)), ((1, 1, 6, 6), (3, 3), (2, 2), (1, 1), True)]),
     "elementwise": (k.check_elementwise, [((n,),) for n in (1, 3, 4, 5, 7, 8, 9, 33)] + [((1, 3, 2, 5),)]),
@@ -51,7 +57,7 @@ CHECKS = {
     "loss": (k.check_loss, [(n, c, s) for n, c in ((1, 1), (9, 3), (3, 11)) for s in (0.0, 0.1)]),
     "shortcut": (k.check_shortcut, [((2, 3, 4, 5), 8, 2), ((1, 1, 1, 1), 2, 3)]),
     "crop_flip": (k.check_crop_flip, [(1, 4, 0), (5, 5, 2)]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -126,9 +132,12 @@ def test_nan_stays_nan_and_infinite_cotangents_are_seen():
     bad = np.array([np.nan, np.inf, -np.inf, -1, 0, 7], np.float32)
     ones = np.ones_like(bad)
     for name, args in {
-        "relu": [bad], "relu6": [bad], "add_relu": [bad, bad], "relu_backward": [bad, 0 * ones],
+        "relu": [bad],
+        "relu6": [bad],
+        "add_relu": [bad, bad],
+        "relu_backward": [bad, 0 * ones],
         "relu6_backward": [bad, 6 * ones],
-    }.items():  # fmt: skip
+    }.items():
         with np.errstate(invalid="ignore"):
             want = getattr(reference, name)(*args)
         np.testing.assert_array_equal(getattr(numba_cuda, name)(*args), want, name)
@@ -136,8 +145,9 @@ def test_nan_stays_nan_and_infinite_cotangents_are_seen():
     images[0, 0, 1, 1] = np.nan
     for got, want in zip(
         numba_cuda.max_pool2d(images, (2, 2), (1, 1), (0, 0)),
-        reference.max_pool2d(images, (2, 2), (1, 1), (0, 0)), strict=True,
-    ):  # fmt: skip
+        reference.max_pool2d(images, (2, 2), (1, 1), (0, 0)),
+        strict=True,
+    ):
         np.testing.assert_array_equal(got, want)
 
 

@@ -233,9 +233,12 @@ def test_a_captured_step_of_pytorch_keeps_the_arrays_that_its_graph_knows_by_add
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     replayed, stream = [], types.SimpleNamespace(wait_stream=lambda other: None)
     for name, value in {
-        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": contextlib.nullcontext,
-        "graph": contextlib.nullcontext, "CUDAGraph": lambda: types.SimpleNamespace(replay=lambda: replayed.append(1)),
-    }.items():  # fmt: skip
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": contextlib.nullcontext,
+        "graph": contextlib.nullcontext,
+        "CUDAGraph": lambda: types.SimpleNamespace(replay=lambda: replayed.append(1)),
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     for name in ("randn", "randint"):
         on_cpu = getattr(torch, name)

@@ -17,15 +17,20 @@ def on_gpu(card="A card", ms=2.0, **parts):
     row = {"ms": ms, "gb_per_s": 90.0, "of_copy": 0.9}
     speed = {"model": "resnet20", "batch": 128, "images_per_second": 128e3 / ms}
     return {
-        "benchmark": "gpu", "tiny": False, "tf32": True, "gpu": {"gpu": card},
+        "benchmark": "gpu",
+        "tiny": False,
+        "tf32": True,
+        "gpu": {"gpu": card},
         "machine": {"processor": "A processor", "threads": 2},
         "limits": {"copy_gb_per_s": 100.0, "matmul_tf32_tflops": 1.0},
-        "kernels": [{"case": "conv 3x3", "kernel": "conv2d", "flops": 1e9, "bytes": 1e7, "tflops": 0.5, **row},
-                    {"case": "cast", "kernel": "cast", "flops": 0, "bytes": 1e7, "tflops": 0, **row}],
+        "kernels": [
+            {"case": "conv 3x3", "kernel": "conv2d", "flops": 1e9, "bytes": 1e7, "tflops": 0.5, **row},
+            {"case": "cast", "kernel": "cast", "flops": 0, "bytes": 1e7, "tflops": 0, **row},
+        ],
         "bandwidth": [{"kernel": "add_relu", **row}],
         "steps": [{**speed, "row": "cupy float32", "ms": ms}, {**speed, "row": "all", "batch": 512, "failed": "no memory"}],
         "compiled": [{**speed, "row": "torch compile max-autotune", "ms": 1.0}],
-    } | parts  # fmt: skip
+    } | parts
 
 
 def save(folder, name, result):
@@ -59,10 +64,18 @@ def test_parts_that_failed_are_left_out_of_a_comparison(tmp_path):
         report.compare(failed, on_gpu(bandwidth="failed: no memory"))
 
 
-@pytest.mark.parametrize("text", [
-    "{}", "[]", "not JSON", '{"benchmark": "gpu"}', '{"benchmark": "train", "machine": {}}',
-    '{"benchmark": "ops", "machine": {}, "rows": [1]}', '{"benchmark": "profile", "machine": "x", "rows": [], "seconds": 1}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "not JSON",
+        '{"benchmark": "gpu"}',
+        '{"benchmark": "train", "machine": {}}',
+        '{"benchmark": "ops", "machine": {}, "rows": [1]}',
+        '{"benchmark": "profile", "machine": "x", "rows": [], "seconds": 1}',
+    ],
+)
 def test_a_file_that_is_no_result_is_one_clear_error(text, tmp_path, capsys):
     (tmp_path / "a.json").write_text(text)
     assert main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 2
@@ -78,13 +91,16 @@ def test_the_pictures_of_a_gpus_result(tmp_path):
     assert drawn(on_gpu(), tmp_path) == ["steps.png", "bandwidth.png", "roofline.png"]
 
 
-@pytest.mark.parametrize(("parts", "names"), [
-    ({"limits": "failed: no memory"}, ["steps.png"]),
-    ({"limits": {"copy_gb_per_s": 100.0}}, ["steps.png", "bandwidth.png", "roofline.png"]),  # PyTorch has no GPU
-    ({"steps": "left out: no time", "compiled": "left out: no time"}, ["bandwidth.png", "roofline.png"]),
-    ({"steps": "left out: no time"}, ["steps.png", "bandwidth.png", "roofline.png"]),
-    ({"bandwidth": [], "kernels": "failed: no memory"}, ["steps.png"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parts", "names"),
+    [
+        ({"limits": "failed: no memory"}, ["steps.png"]),
+        ({"limits": {"copy_gb_per_s": 100.0}}, ["steps.png", "bandwidth.png", "roofline.png"]),  # PyTorch has no GPU
+        ({"steps": "left out: no time", "compiled": "left out: no time"}, ["bandwidth.png", "roofline.png"]),
+        ({"steps": "left out: no time"}, ["steps.png", "bandwidth.png", "roofline.png"]),
+        ({"bandwidth": [], "kernels": "failed: no memory"}, ["steps.png"]),
+    ],
+)
 def test_a_part_without_figures_has_no_picture(parts, names, tmp_path):
     assert drawn(on_gpu(**parts), tmp_path) == names
 

@@ -56,8 +56,12 @@ def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
     """The command as a process, found wherever the package under test lies."""
     assert tr.__file__
     environment = {**os.environ, "PYTHONPATH": str(Path(tr.__file__).parent.parent)}
-    return subprocess.run([sys.executable, "-m", "tinyres", *arguments], text=True, timeout=120,
-                          **{"capture_output": True, "env": environment, **options})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "tinyres", *arguments],
+        text=True,
+        timeout=120,
+        **{"capture_output": True, "env": environment, **options},
+    )
 
 
 # --- what it prints -----------------------------------------------------------------------------------------------------
@@ -131,9 +135,17 @@ def test_info_tells_versions_kernels_data_and_environment(
     monkeypatch.setattr("tinyres.explain_dispatch", lambda: [("numpy", "conv2d", "groups", 3)])
     assert tinyres("info") == 0
     text = capsys.readouterr().out
-    for part in (tr.__version__, np.__version__, "cores", "numpy: yes (in use)", "cuda: no: there is no GPU",
-                 "conv2d fell back to the reference 3 times: groups", "cifar10: not here; tinyres data get cifar10",
-                 f"TINYRES_DATA={os.environ['TINYRES_DATA']}", "TINYRES_BACKEND is not set"):  # fmt: skip
+    for part in (
+        tr.__version__,
+        np.__version__,
+        "cores",
+        "numpy: yes (in use)",
+        "cuda: no: there is no GPU",
+        "conv2d fell back to the reference 3 times: groups",
+        "cifar10: not here; tinyres data get cifar10",
+        f"TINYRES_DATA={os.environ['TINYRES_DATA']}",
+        "TINYRES_BACKEND is not set",
+    ):
         assert part in text
 
 
@@ -156,8 +168,21 @@ def test_weights_from_elsewhere_are_imported_and_tested(capsys: pytest.CaptureFi
     np.testing.assert_allclose(loaded.mean.ravel(), (0.485, 0.456, 0.406), rtol=1e-6)
     np.testing.assert_allclose(1 / loaded.scale.ravel(), (0.229, 0.224, 0.225), rtol=1e-6)
 
-    assert tinyres("import-weights", "theirs.safetensors", "--model", "resnet8", "--out", "more.safetensors",
-                   "--mean", "0,0,0", "--std", "1, 1,1") == 0  # fmt: skip
+    assert (
+        tinyres(
+            "import-weights",
+            "theirs.safetensors",
+            "--model",
+            "resnet8",
+            "--out",
+            "more.safetensors",
+            "--mean",
+            "0,0,0",
+            "--std",
+            "1, 1,1",
+        )
+        == 0
+    )
     assert (tr.train.load_network(Path("more.safetensors")).scale == 1).all()
 
 
@@ -320,9 +345,7 @@ def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str], monke
     assert "not enough memory (Unable to allocate 9 TiB); try a smaller --batch-size" in error_of(capsys, train())
 
 
-def test_ctrl_c_before_the_training_is_one_word(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_before_the_training_is_one_word(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def pressed() -> None:
         raise KeyboardInterrupt
 

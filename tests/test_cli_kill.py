@@ -31,11 +31,13 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     assert tr.__file__
     environment = {**os.environ, "PYTHONPATH": str(Path(tr.__file__).parent.parent)}
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments], text=True, env=environment,
+        [sys.executable, "-c", DRIVER, *arguments],
+        text=True,
+        env=environment,
         # A test run in the background of a shell hands down an ignored SIGINT, which the command would respect.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )  # fmt: skip
+    )
 
 
 def finish(*arguments: str) -> str:

@@ -113,8 +113,19 @@ class Data:
         self.y = np.full(batch, 77)
 
     def next(self, pad=4, seed=0):
-        augment.next_batch(self.images, self.labels, self.order, self.step, self.epoch, self.x, self.y, mean=self.mean,
-                           scale=self.scale, pad=pad, seed=seed)  # fmt: skip
+        augment.next_batch(
+            self.images,
+            self.labels,
+            self.order,
+            self.step,
+            self.epoch,
+            self.x,
+            self.y,
+            mean=self.mean,
+            scale=self.scale,
+            pad=pad,
+            seed=seed,
+        )
 
     def want(self, step, pad=4, seed=0):
         places = len(self.y) * step + np.arange(len(self.y))

@@ -175,8 +175,9 @@ def test_the_bits_do_not_depend_on_which_thread_runs_first(name, shapes, monkeyp
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name, shapes", [("im2col", PLAIN[3]), ("im2col", GROUPED[0]), ("exact", PLAIN[4]),
-                                          ("depthwise", DEPTHWISE[0])])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shapes", [("im2col", PLAIN[3]), ("im2col", GROUPED[0]), ("exact", PLAIN[4]), ("depthwise", DEPTHWISE[0])]
+)
 def test_no_images_give_no_output_and_no_gradient(name, shapes):
     x, w, rest = shapes
     x, w, dy = drawn(((0, *x[1:]), w, rest), np.float32)

@@ -16,11 +16,21 @@ TYPES = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dt
 ROUNDING = {"float32": 0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of an element of an image, relative to it
 SUMS = 2e-6  # the rounding of float32 sums, relative to the largest
 SHAPES = [  # N, C, F, H, W, kernel, stride, padding
-    (2, 3, 16, 8, 8, 3, 1, 1), (2, 16, 16, 9, 7, 3, 1, 1), (2, 16, 32, 8, 8, 3, 2, 1), (1, 17, 33, 7, 10, 3, 2, 1),
-    (3, 8, 5, 6, 6, 1, 1, 0), (2, 64, 64, 4, 4, 3, 1, 1), (2, 4, 6, 9, 8, 1, 2, 0), (1, 2, 3, 11, 11, 5, 3, 2),
-    (2, 32, 64, 8, 8, 1, 2, 0), (1, 1, 1, 1, 1, 3, 1, 1), (1, 48, 8, 5, 9, 3, 1, 1), (3, 12, 20, 12, 24, 3, 1, 1),
-    (2, 3, 2, 5, 6, 1, 3, 1), (1, 20, 40, 3, 6, 3, 1, 2),
-]  # fmt: skip
+    (2, 3, 16, 8, 8, 3, 1, 1),
+    (2, 16, 16, 9, 7, 3, 1, 1),
+    (2, 16, 32, 8, 8, 3, 2, 1),
+    (1, 17, 33, 7, 10, 3, 2, 1),
+    (3, 8, 5, 6, 6, 1, 1, 0),
+    (2, 64, 64, 4, 4, 3, 1, 1),
+    (2, 4, 6, 9, 8, 1, 2, 0),
+    (1, 2, 3, 11, 11, 5, 3, 2),
+    (2, 32, 64, 8, 8, 1, 2, 0),
+    (1, 1, 1, 1, 1, 3, 1, 1),
+    (1, 48, 8, 5, 9, 3, 1, 1),
+    (3, 12, 20, 12, 24, 3, 1, 1),
+    (2, 3, 2, 5, 6, 1, 3, 1),
+    (1, 20, 40, 3, 6, 3, 1, 2),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -160,9 +170,10 @@ def test_tf32_costs_three_digits_of_a_floats_seven():
     assert 1e-5 < error(conv_tensor.conv2d(x, w, *geometry), exact) < 1e-3
 
 
-@pytest.mark.parametrize(("geometry", "dtype"), [
-    (((1, 1), (1, 1), (2, 2), 1), "f4"), (((1, 1), (1, 1), (1, 1), 2), "f4"), (((1, 1), (1, 1), (1, 1), 1), "f8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("geometry", "dtype"),
+    [(((1, 1), (1, 1), (2, 2), 1), "f4"), (((1, 1), (1, 1), (1, 1), 2), "f4"), (((1, 1), (1, 1), (1, 1), 1), "f8")],
+)
 def test_dilation_groups_and_float64_are_left_to_others(geometry, dtype):
     x, w = np.ones((1, 4, 8, 8), dtype), np.ones((4, 4 // geometry[3], 3, 3), dtype)
     with pytest.raises(Unsupported):

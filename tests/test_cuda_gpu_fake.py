@@ -101,13 +101,17 @@ class FakeCuPy(types.ModuleType):
         self.ndarray, self.RawModule, self.asarray = Array, RawModule, lambda a: ("on the device", a)
         self.cuda = types.ModuleType("cupy.cuda")
         self.cuda.__dict__.update(
-            Stream=Stream, MemoryPool=MemoryPool, using_allocator=using_allocator, Device=Device,
-            Memory=lambda size: types.SimpleNamespace(size=size), MemoryPointer=lambda memory, offset: memory,
+            Stream=Stream,
+            MemoryPool=MemoryPool,
+            using_allocator=using_allocator,
+            Device=Device,
+            Memory=lambda size: types.SimpleNamespace(size=size),
+            MemoryPointer=lambda memory, offset: memory,
             get_current_stream=lambda: Stream(name=fake.streams[-1]),
             runtime=types.SimpleNamespace(
                 cudaDevAttrMaxSharedMemoryPerBlockOptin=97, deviceGetAttribute=lambda attribute, device: 227 << 10
             ),
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture

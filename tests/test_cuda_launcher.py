@@ -53,8 +53,11 @@ x, y = np.arange(5, dtype="f4"), np.zeros(5, "f4")
 def test_the_signature_is_read_from_the_source_whatever_its_comments():
     parameters = kernel("own", "scale", REAL="half").parameters
     assert [(p.name, p.dtype, p.is_array, p.is_const) for p in parameters] == [
-        ("x", "f2", True, True), ("y", "f2", True, False), ("factor", "f4", False, False), ("n", "i4", False, False),
-    ]  # fmt: skip
+        ("x", "f2", True, True),
+        ("y", "f2", True, False),
+        ("factor", "f4", False, False),
+        ("n", "i4", False, False),
+    ]
     assert [p.dtype for p in kernel("own", "scale", REAL="double", INDEX="long long").parameters] == ["f8", "f8", "f8", "i8"]
 
 
@@ -109,7 +112,7 @@ WRONG = {
     "negative for unsigned": ("numbers", (np.zeros(6), 0, 0, 0, -1, 0, 0), "d: -1 does not fit into uint32"),
     "too large for int": ("numbers", (np.zeros(6), 0, 0, 2**31, 0, 0, 0), f"c: {2**31} does not fit into int32"),
     "no array at all": ("width", (None, 5), "no array says where to run"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -127,9 +130,17 @@ def test_a_read_only_input_is_taken():
 
 
 SIZES = [
-    (0, 32), (1, 0), (1, 1025), (1, (32, 33)), ((1, 65536), 32), ((1, 1, 65536), 32), (1 << 31, 32), (1, (1, 1, 65)),
-    ((1, 1, 1, 1), 32), ((-1, -1), 32),
-]  # fmt: skip
+    (0, 32),
+    (1, 0),
+    (1, 1025),
+    (1, (32, 33)),
+    ((1, 65536), 32),
+    ((1, 1, 65536), 32),
+    (1 << 31, 32),
+    (1, (1, 1, 65)),
+    ((1, 1, 1, 1), 32),
+    ((-1, -1), 32),
+]
 
 
 @pytest.mark.parametrize(("grid", "block"), SIZES)

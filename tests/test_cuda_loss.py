@@ -40,11 +40,17 @@ def check_loss(n, k, smoothing, dtype="float32", labels="int64"):
     for got, want in zip(loss.cross_entropy_mean(x, y, smoothing), (losses.mean(), log_probs), strict=True):
         close(got, want, dtype)
     kept = log_probs.astype(dtype)
-    close(loss.cross_entropy_backward(d, kept, y, smoothing),
-          reference.cross_entropy_backward(d, log_probs, y, smoothing), dtype)  # fmt: skip
+    close(
+        loss.cross_entropy_backward(d, kept, y, smoothing),
+        reference.cross_entropy_backward(d, log_probs, y, smoothing),
+        dtype,
+    )
     one = np.array(-2.5, dtype)
-    close(loss.cross_entropy_mean_backward(one, kept, y, smoothing),
-          reference.cross_entropy_mean_backward(one, log_probs, y, smoothing), dtype)  # fmt: skip
+    close(
+        loss.cross_entropy_mean_backward(one, kept, y, smoothing),
+        reference.cross_entropy_mean_backward(one, log_probs, y, smoothing),
+        dtype,
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -130,8 +136,10 @@ def test_strided_logits_and_labels_are_read_as_they_are_seen():
     close(loss.cross_entropy_mean(x, y, 0.0)[0], reference.cross_entropy(x.astype(float), y, 0.0)[0].mean())
     dlosses = np.broadcast_to(np.float32(0.5), 9)
     log_probs = reference.cross_entropy(x, y, 0.0)[1]
-    close(loss.cross_entropy_backward(dlosses, log_probs, y, 0.0),
-          reference.cross_entropy_backward(dlosses, log_probs.astype(float), y, 0.0))  # fmt: skip
+    close(
+        loss.cross_entropy_backward(dlosses, log_probs, y, 0.0),
+        reference.cross_entropy_backward(dlosses, log_probs.astype(float), y, 0.0),
+    )
 
 
 def test_what_the_kernels_do_not_take_is_refused():

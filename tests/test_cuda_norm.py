@@ -187,8 +187,11 @@ def test_forward_and_backward_are_two_launches_each(launches):
     y, mean, var = norm.batch_norm(x, weight, bias, EPS, other, True)
     norm.batch_norm_backward(dy, x, y, weight, mean, var, EPS, True, True)
     assert [name for name, _ in launches] == [
-        "batch_norm_statistics", "batch_norm_normalise", "batch_norm_backward_sums", "batch_norm_backward_input",
-    ]  # fmt: skip
+        "batch_norm_statistics",
+        "batch_norm_normalise",
+        "batch_norm_backward_sums",
+        "batch_norm_backward_input",
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])

@@ -51,11 +51,17 @@ def check_windows(x, geometry):
     np.testing.assert_array_equal(y.astype(float), want)  # NaN too
     np.testing.assert_array_equal(index, places)
     dy = draw(*y.shape, dtype=dtype)
-    close(pool.max_pool2d_backward(dy, index, x.shape, *geometry),
-          reference.max_pool2d_backward(dy.astype(float), places, x.shape, *geometry), dtype)  # fmt: skip
+    close(
+        pool.max_pool2d_backward(dy, index, x.shape, *geometry),
+        reference.max_pool2d_backward(dy.astype(float), places, x.shape, *geometry),
+        dtype,
+    )
     close(pool.avg_pool2d(x, *geometry), reference.avg_pool2d(exact, *geometry), dtype)
-    close(pool.avg_pool2d_backward(dy, x.shape, *geometry),
-          reference.avg_pool2d_backward(dy.astype(float), x.shape, *geometry), dtype)  # fmt: skip
+    close(
+        pool.avg_pool2d_backward(dy, x.shape, *geometry),
+        reference.avg_pool2d_backward(dy.astype(float), x.shape, *geometry),
+        dtype,
+    )
 
 
 def check_maps(x):
@@ -141,8 +147,10 @@ def test_places_of_another_backend_serve_as_well():
     x, geometry = draw(2, 8, 6, 5), WINDOWS[1]
     y, index = reference.max_pool2d(x, *geometry)
     dy = draw(*y.shape)
-    close(pool.max_pool2d_backward(dy, index, x.shape, *geometry),
-          reference.max_pool2d_backward(dy.astype(float), index, x.shape, *geometry))  # fmt: skip
+    close(
+        pool.max_pool2d_backward(dy, index, x.shape, *geometry),
+        reference.max_pool2d_backward(dy.astype(float), index, x.shape, *geometry),
+    )
     with pytest.raises(Unsupported):
         pool.max_pool2d_backward(dy, index.astype(float), x.shape, *geometry)
 

@@ -279,7 +279,9 @@ def test_address_sanitizer_finds_an_access_between_two_shared_arrays():
     if not library:
         pytest.skip("the compiler has no AddressSanitizer (libasan)")
     done = run_python(
-        ASAN, LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
+        ASAN,
+        LD_PRELOAD=library,
+        ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
         TINYRES_EMULATOR_OPTIONS="-fsanitize=address -fsanitize-sections=cuda_shared",
-    )  # fmt: skip
+    )
     assert done.stdout == "ran 7\n" and "AddressSanitizer: global-buffer-overflow" in done.stderr, done.stderr[-2000:]

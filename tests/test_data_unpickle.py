@@ -150,10 +150,7 @@ HOSTILE = {
     "state for a name": (dictionary(name("numpy", "ndarray") + b"}" + text(b"x") + b"K\x01sb"), "state of a _Name"),
     "a shape larger than its bytes": (dictionary(array(small_images(2), (2, 8))), "fill"),
     "a shape smaller than its bytes": (dictionary(array(small_images(2), (2, 6))), "fill"),
-    "a giant shape": (
-        dictionary(EMPTY_ARRAY + b"(K\x01" + GIANT + GIANT + b"\x86" + UINT8 + b"\x89U\x00tb"),
-        "fill",
-    ),
+    "a giant shape": (dictionary(EMPTY_ARRAY + b"(K\x01" + GIANT + GIANT + b"\x86" + UINT8 + b"\x89U\x00tb"), "fill"),
     "a shape of negative numbers": (
         dictionary(EMPTY_ARRAY + b"(K\x01" + 2 * MINUS_1 + b"\x86" + UINT8 + b"\x89U\x01atb"),
         "fill",
@@ -167,10 +164,7 @@ HOSTILE = {
         dictionary(EMPTY_ARRAY + b"(K\x01(" + GIANT * 1000 + b"t" + UINT8 + b"\x89U\x00tb"),
         "damaged",
     ),
-    "a list of numbers for bytes": (
-        dictionary(EMPTY_ARRAY + b"(K\x01K\x00K\x00\x86" + UINT8 + b"\x89]tb"),
-        "fill",
-    ),
+    "a list of numbers for bytes": (dictionary(EMPTY_ARRAY + b"(K\x01K\x00K\x00\x86" + UINT8 + b"\x89]tb"), "fill"),
     "a string of 2 GB": (dictionary(b"T\xff\xff\xff\x7f"), "2,147,483,647 bytes are due"),
     "a string of negative size": (dictionary(b"T\xff\xff\xff\xff"), "damaged"),
     "bytes of 4 GB": (dictionary(b"B\xff\xff\xff\xff"), "4,294,967,295 bytes are due"),

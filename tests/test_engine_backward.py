@@ -126,9 +126,15 @@ def check_cotangents_that_meet_in_a_convolution():
 
 
 CHECKS = [
-    check_smallest_diamond, check_many_uses, check_lent_cotangent, check_rank_order, check_residual_chain,
-    check_lent_by_a_join, check_lent_meets_fresh, check_cotangents_that_meet_in_a_convolution,
-]  # fmt: skip
+    check_smallest_diamond,
+    check_many_uses,
+    check_lent_cotangent,
+    check_rank_order,
+    check_residual_chain,
+    check_lent_by_a_join,
+    check_lent_meets_fresh,
+    check_cotangents_that_meet_in_a_convolution,
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -60,8 +60,9 @@ def test_a_backend_runs_its_own_kernels_and_the_rest_falls_back_on_record(half):
     np.testing.assert_array_equal(x.grad, [0, 1])
     assert half.calls == [(2,), (2,)]
     assert tr.explain_dispatch() == [
-        ("half", "relu", "only float32, not float64", 1), ("half", "relu_backward", "not implemented", 1),
-    ]  # fmt: skip
+        ("half", "relu", "only float32, not float64", 1),
+        ("half", "relu_backward", "not implemented", 1),
+    ]
 
 
 def test_strict_mode_refuses_instead(half):
@@ -128,11 +129,7 @@ def test_the_environment_names_the_backend():
 
 def test_an_operation_on_a_backend_that_does_not_exist_raises_one_error():
     """And nothing else is written: the operation that never came to be has nothing to clean up."""
-    script = (
-        "import tinyres as tr\n"
-        "try: tr.tensor([1.0]) * 2\n"
-        "except Exception as error: print(type(error).__name__)"
-    )
+    script = "import tinyres as tr\ntry: tr.tensor([1.0]) * 2\nexcept Exception as error: print(type(error).__name__)"
     done = run(script, TINYRES_BACKEND="abacus")
     assert (done.stdout, done.stderr) == ("BackendError\n", "")
 

@@ -82,13 +82,17 @@ w = np.zeros((5, 3, 3, 3), np.float32)
 three = np.zeros(3, np.float32)
 
 BAD = {
-    "add": (lambda: tr.tensor([1.0, 2.0]) + tr.tensor([1.0, 2.0, 3.0]),
-            r"add: the shapes must broadcast.*a float32\[2\], b float32\[3\]"),
+    "add": (
+        lambda: tr.tensor([1.0, 2.0]) + tr.tensor([1.0, 2.0, 3.0]),
+        r"add: the shapes must broadcast.*a float32\[2\], b float32\[3\]",
+    ),
     "matmul": (lambda: tr.tensor(np.ones((2, 3))) @ tr.tensor(np.ones((2, 3))), r"matmul: .*a float64\[2, 3\], b float64"),
     "matmul of a number": (lambda: tr.tensor(1.0) @ tr.tensor(np.ones((2, 3))), "matmul"),
     "matmul batches": (lambda: tr.tensor(np.ones((2, 2, 3))) @ tr.tensor(np.ones((3, 3, 2))), "matmul"),
-    "conv2d channels": (lambda: F.conv2d(f32, np.zeros((5, 4, 3, 3), np.float32)),
-                        r"conv2d: weight must be \(F, C / 1, KH, KW\).*x float32\[2, 3, 4, 4\], weight float32\[5, 4"),
+    "conv2d channels": (
+        lambda: F.conv2d(f32, np.zeros((5, 4, 3, 3), np.float32)),
+        r"conv2d: weight must be \(F, C / 1, KH, KW\).*x float32\[2, 3, 4, 4\], weight float32\[5, 4",
+    ),
     "conv2d groups": (lambda: F.conv2d(f32, np.zeros((5, 1, 3, 3), np.float32), groups=3), "multiple of groups=3"),
     "conv2d dtypes": (lambda: F.conv2d(f64, w), r"all be float32, or all float64.*x float64.*weight float32"),
     "conv2d one image": (lambda: F.conv2d(f32[0], w), r"conv2d: x must be \(N, C, H, W\), with a batch axis.*\[3, 4, 4\]"),
@@ -102,8 +106,10 @@ BAD = {
     "batch_norm axes": (lambda: F.batch_norm(np.zeros((2, 3, 4)), three, three), r"batch_norm: x must be \(N, C, H, W\)"),
     "batch_norm channels": (lambda: F.batch_norm(f32, three[:2], three[:2]), r"must be \(C,\).*running_mean float32\[2\]"),
     "batch_norm dtypes": (lambda: F.batch_norm(f64, three, three), "float32, or all float64"),
-    "batch_norm one value": (lambda: F.batch_norm(np.zeros((1, 3), np.float32), three, three, training=True),
-                             "more than one value a channel"),
+    "batch_norm one value": (
+        lambda: F.batch_norm(np.zeros((1, 3), np.float32), three, three, training=True),
+        "more than one value a channel",
+    ),
     "batch_norm residual": (lambda: F.batch_norm_add_relu(f32, f32[:1], three, three), "residual must have the same shape"),
     "add_relu": (lambda: F.add_relu(f32, f32[:, :, :2]), "add_relu: the branch and the shortcut must have the same shape"),
     "add_relu dtypes": (lambda: F.add_relu(f32, f64), "float32, or all float64"),
@@ -134,7 +140,7 @@ BAD = {
     "complex": (lambda: tr.tensor([1j]), "numbers were expected, got complex128"),
     "ragged": (lambda: tr.tensor([[1.0, 2.0], [3.0]]), "tensor"),
     "pow of tensors": (lambda: tr.tensor([1.0]) ** tr.tensor([2.0]), "pow.*number"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

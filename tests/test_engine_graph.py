@@ -173,9 +173,9 @@ def test_a_retained_graph_keeps_no_cotangents():
     branch = F.conv2d(h, np.ones((2, 2, 3, 3)), padding=1)
     joined = F.batch_norm_add_relu(branch, h, np.zeros(2), np.ones(2), training=True)
     seen, right = [], branch.node.kernels.conv2d_backward_input
-    branch.node.kernels = type("Kernels", (), {
-        "conv2d_backward_input": lambda self, *a: seen.append(weakref.ref(a[7])) or right(*a),
-    })()  # fmt: skip
+    branch.node.kernels = type(
+        "Kernels", (), {"conv2d_backward_input": lambda self, *a: seen.append(weakref.ref(a[7])) or right(*a)}
+    )()
     joined.sum().backward(retain_graph=True)
     x.grad = None
     gc.collect()

@@ -133,11 +133,19 @@ def test_what_was_read_only_before_stays_so():
     assert not a.flags.writeable and (x.grad == 2 * a).all()
 
 
-@pytest.mark.parametrize("make", [
-    lambda a: np.lib.stride_tricks.as_strided(a, (3, 4), (8, 8)), lambda a: np.broadcast_to(a, (2, 6)), lambda a: a[::-2],
-    lambda a: np.lib.stride_tricks.sliding_window_view(a, 3), lambda a: np.frombuffer(bytearray(a.tobytes())),
-    lambda a: a.reshape(2, 3).T, lambda a: a[None, :, None],
-], ids=["as_strided", "broadcast_to", "reversed", "windows", "frombuffer", "transposed", "new axes"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: np.lib.stride_tricks.as_strided(a, (3, 4), (8, 8)),
+        lambda a: np.broadcast_to(a, (2, 6)),
+        lambda a: a[::-2],
+        lambda a: np.lib.stride_tricks.sliding_window_view(a, 3),
+        lambda a: np.frombuffer(bytearray(a.tobytes())),
+        lambda a: a.reshape(2, 3).T,
+        lambda a: a[None, :, None],
+    ],
+    ids=["as_strided", "broadcast_to", "reversed", "windows", "frombuffer", "transposed", "new axes"],
+)
 def test_any_kind_of_view_is_as_writable_afterwards_as_before(make):
     view = make(np.arange(6.0))
     before = view.flags.writeable
@@ -157,23 +165,37 @@ def test_a_memory_map_can_be_trained_on(tmp_path):
         assert view.flags.writeable == (mode == "r+")
 
 
-@pytest.mark.parametrize("operation", [
-    lambda x: F.relu(x), lambda x: F.relu6(x), lambda x: F.add_relu(x, x), lambda x: F.max_pool2d(x, 2),
-    lambda x: F.batch_norm_relu(x, np.zeros(3), np.ones(3), training=True),
-    lambda x: F.batch_norm_relu(x.reshape(-1, 3), np.zeros(3), np.ones(3), training=True),
-    lambda x: F.conv2d(x, np.ones((2, 3, 1, 1))), lambda x: F.log_softmax(x.reshape(2, -1)),
-], ids=["relu", "relu6", "add_relu", "max_pool2d", "bn_relu", "bn_relu 2-D", "conv2d", "log_softmax"])  # fmt: skip
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: F.relu(x),
+        lambda x: F.relu6(x),
+        lambda x: F.add_relu(x, x),
+        lambda x: F.max_pool2d(x, 2),
+        lambda x: F.batch_norm_relu(x, np.zeros(3), np.ones(3), training=True),
+        lambda x: F.batch_norm_relu(x.reshape(-1, 3), np.zeros(3), np.ones(3), training=True),
+        lambda x: F.conv2d(x, np.ones((2, 3, 1, 1))),
+        lambda x: F.log_softmax(x.reshape(2, -1)),
+    ],
+    ids=["relu", "relu6", "add_relu", "max_pool2d", "bn_relu", "bn_relu 2-D", "conv2d", "log_softmax"],
+)
 def test_results_are_writable_once_the_graph_is_walked(operation):
     y = operation(leaf(2, 3, 4, 4))
     y.backward(np.ones(y.shape))
     y.data[...] = 0
 
 
-@pytest.mark.parametrize("operation", [
-    lambda x: F.relu(x), lambda x: F.add_relu(x, x), lambda x: F.log_softmax(x.reshape(2, -1)),
-    lambda x: F.batch_norm_relu(x, np.zeros(3), np.ones(3), training=True),
-    lambda x: F.batch_norm_relu(x.reshape(-1, 3), np.zeros(3), np.ones(3), training=True),
-], ids=["relu", "add_relu", "log_softmax", "batch_norm_relu", "batch_norm_relu 2-D"])  # fmt: skip
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: F.relu(x),
+        lambda x: F.add_relu(x, x),
+        lambda x: F.log_softmax(x.reshape(2, -1)),
+        lambda x: F.batch_norm_relu(x, np.zeros(3), np.ones(3), training=True),
+        lambda x: F.batch_norm_relu(x.reshape(-1, 3), np.zeros(3), np.ones(3), training=True),
+    ],
+    ids=["relu", "add_relu", "log_softmax", "batch_norm_relu", "batch_norm_relu 2-D"],
+)
 def test_a_result_that_is_needed_is_read_only_until_then(operation):
     y = operation(leaf(2, 3, 4, 4))
     with pytest.raises(ValueError, match="read-only"):

@@ -7,11 +7,22 @@ import tinyres as tr
 import tinyres.functional as F
 
 
-@pytest.mark.parametrize("data, dtype", [
-    (1.5, np.float32), ([1.0, 2.0], np.float32), ([], np.float32), (3, np.int64), ([1, 2], np.int64), (True, np.bool_),
-    (np.zeros(2), np.float64), (np.zeros(2, np.float16), np.float32), (np.zeros(2, np.uint8), np.uint8),
-    (np.float64(1), np.float64), (np.zeros(2, np.longdouble), np.float32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data, dtype",
+    [
+        (1.5, np.float32),
+        ([1.0, 2.0], np.float32),
+        ([], np.float32),
+        (3, np.int64),
+        ([1, 2], np.int64),
+        (True, np.bool_),
+        (np.zeros(2), np.float64),
+        (np.zeros(2, np.float16), np.float32),
+        (np.zeros(2, np.uint8), np.uint8),
+        (np.float64(1), np.float64),
+        (np.zeros(2, np.longdouble), np.float32),
+    ],
+)
 def test_dtypes_of_new_tensors(data, dtype):
     t = tr.tensor(data)
     assert t.dtype == dtype and isinstance(t.data, np.ndarray) and t.is_leaf and t.grad is None and not t.requires_grad

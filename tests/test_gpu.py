@@ -109,11 +109,15 @@ def test_convolutions_on_tensor_cores_are_as_exact_as_their_operands(dtype, chan
         k = OnGpu()
         pairs = (
             (k.conv2d(x, w, *GEOMETRY), reference.conv2d(wide, rounded, *GEOMETRY)),
-            (k.conv2d_backward_input(dy, w, x.shape, *GEOMETRY),
-             reference.conv2d_backward_input(dy64, rounded, x.shape, *GEOMETRY)),
-            (k.conv2d_backward_weight(dy, x, w.shape, *GEOMETRY),
-             reference.conv2d_backward_weight(dy64, wide, w.shape, *GEOMETRY)),
-        )  # fmt: skip
+            (
+                k.conv2d_backward_input(dy, w, x.shape, *GEOMETRY),
+                reference.conv2d_backward_input(dy64, rounded, x.shape, *GEOMETRY),
+            ),
+            (
+                k.conv2d_backward_weight(dy, x, w.shape, *GEOMETRY),
+                reference.conv2d_backward_weight(dy64, wide, w.shape, *GEOMETRY),
+            ),
+        )
     for got, want in pairs:
         np.testing.assert_allclose(got.astype("f8"), want, rtol=0, atol=2 * step * np.abs(want).max())
 

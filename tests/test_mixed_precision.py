@@ -32,10 +32,13 @@ OPERATIONS = {
     "batch_norm 2d": (lambda x, w, b: F.batch_norm(x, *statistics(), w, b, True), [(9, C)], [(C,), (C,)], True),
     "batch_norm eval": (lambda x, w, b: F.batch_norm(x, *statistics(), w, b), [(3, C, 4, 4)], [(C,), (C,)], True),
     "batch_norm plain": (lambda x: F.batch_norm(x, *statistics(), training=True), [(3, C, 4, 4)], [], True),
-    "batch_norm_relu": (
-        lambda x, w, b: F.batch_norm_relu(x, *statistics(), w, b, True), [(3, C, 4, 4)], [(C,), (C,)], True),
+    "batch_norm_relu": (lambda x, w, b: F.batch_norm_relu(x, *statistics(), w, b, True), [(3, C, 4, 4)], [(C,), (C,)], True),
     "batch_norm_add_relu": (
-        lambda x, r, w, b: F.batch_norm_add_relu(x, r, *statistics(), w, b, True), [(3, C, 4, 4)] * 2, [(C,), (C,)], True),
+        lambda x, r, w, b: F.batch_norm_add_relu(x, r, *statistics(), w, b, True),
+        [(3, C, 4, 4)] * 2,
+        [(C,), (C,)],
+        True,
+    ),
     "relu": (F.relu, [(2, C, 4, 4)], [], True),
     "relu6": (F.relu6, [(2, C, 4, 4)], [], True),
     "add_relu": (F.add_relu, [(2, C, 4, 4)] * 2, [], True),
@@ -50,7 +53,7 @@ OPERATIONS = {
     "mean": (lambda x: x.mean(dim=1), [(2, 300)], [], True),
     "a diamond": (lambda x: F.relu(x) + x + x, [(2, C, 4, 4)], [], True),
     "float": (lambda x: x.float() * 3, [(2, C)], [], False),
-}  # fmt: skip
+}
 
 
 def run(operation, arrays, cotangent=None):

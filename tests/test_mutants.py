@@ -199,9 +199,7 @@ def biased_running_variance(patch):
 @mutant(tensors.test_running_statistics_move_in_place_in_training_only)
 def momentum_of_the_running_statistics_the_other_way_round(patch):
     right = ops.BatchNorm.forward
-    patch.setattr(
-        ops.BatchNorm, "forward", staticmethod(lambda *a, momentum, **kw: right(*a, momentum=1 - momentum, **kw))
-    )
+    patch.setattr(ops.BatchNorm, "forward", staticmethod(lambda *a, momentum, **kw: right(*a, momentum=1 - momentum, **kw)))
 
 
 @mutant(case("dropout"))

@@ -65,8 +65,11 @@ def test_layers_start_as_documented():
     for values in (linear.weight.data, linear.bias.data):
         assert 0.95 < abs(values).max() * 20 <= 1
     assert [t.data.tolist() for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var)] == [
-        [1] * 3, [0] * 3, [0] * 3, [1] * 3
-    ]  # fmt: skip
+        [1] * 3,
+        [0] * 3,
+        [0] * 3,
+        [1] * 3,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,8 +129,9 @@ def test_batch_norm_normalises_by_the_batch_and_remembers_its_statistics():
         layer(tr.tensor(np.ones((1, 2, 1, 1), np.float32)))
     before = layer.state_dict()
     z = layer.eval()(x)
-    assert np.allclose(z.data, (x.data - before["running_mean"].reshape(2, 1, 1)) / np.sqrt(
-        before["running_var"].reshape(2, 1, 1) + 1e-5))  # fmt: skip
+    assert np.allclose(
+        z.data, (x.data - before["running_mean"].reshape(2, 1, 1)) / np.sqrt(before["running_var"].reshape(2, 1, 1) + 1e-5)
+    )
     assert all(np.array_equal(value, before[name]) for name, value in layer.state_dict().items())
 
 

@@ -113,8 +113,12 @@ def test_a_state_that_does_not_fit_is_reported_whole_and_nothing_is_loaded():
     state["tail.weight"] = np.zeros(1)
     with pytest.raises(CheckpointError) as error:
         net.load_state_dict(state)
-    for part in ("missing: scale (1,)", "unexpected: tail.weight", "head.weight is (2, 5), the model has (2, 4)",
-                 "not numbers: body.0.bias"):  # fmt: skip
+    for part in (
+        "missing: scale (1,)",
+        "unexpected: tail.weight",
+        "head.weight is (2, 5), the model has (2, 4)",
+        "not numbers: body.0.bias",
+    ):
         assert part in str(error.value)
     for name, value in net.state_dict().items():
         assert np.array_equal(value, before[name])

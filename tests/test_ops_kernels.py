@@ -164,8 +164,11 @@ def check_loss(kernels, n, k, smoothing):
     losses, log_probs = kernels.cross_entropy(logits, labels, smoothing)
     close(losses, naive.cross_entropy(logits, labels, smoothing, "none"), 4)
     close(log_probs, naive.log_softmax(logits), 4)
-    close(kernels.cross_entropy_backward(d, log_probs, labels, smoothing),
-          naive.cross_entropy_backward(d, logits, labels, smoothing), 4)  # fmt: skip
+    close(
+        kernels.cross_entropy_backward(d, log_probs, labels, smoothing),
+        naive.cross_entropy_backward(d, logits, labels, smoothing),
+        4,
+    )
 
 
 def check_shortcut(kernels, shape, out_channels, stride):
@@ -217,13 +220,20 @@ CHECKS = {
     "batch_norm blocks": (check_batch_norm, [((3, 16, 40, 40), True, True, True), ((9, 16, 32, 32), False, True, True)]),
     "batch_norm kinds": (
         check_batch_norm,
-        [((4, 5, 3, 3), training, residual, relu)
-         for training in (True, False) for residual in (False, True) for relu in (False, True)],
+        [
+            ((4, 5, 3, 3), training, residual, relu)
+            for training in (True, False)
+            for residual in (False, True)
+            for relu in (False, True)
+        ],
     ),
     "pool": (
         check_pool,
-        [((2, c, 5, 6), k, s, p) for c in (1, 31, 33)
-         for k, s, p in (((2, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((3, 2), (1, 2), (1, 0)))]
+        [
+            ((2, c, 5, 6), k, s, p)
+            for c in (1, 31, 33)
+            for k, s, p in (((2, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((3, 2), (1, 2), (1, 0)))
+        ]
         + [((3, 2, 6, 6), (3, 3), (2, 2), (1, 1), True)],
     ),
     "elementwise": (
@@ -237,7 +247,7 @@ CHECKS = {
         [((2, c, h, h + 1), c + more, s) for c in (1, 31, 33) for h in (1, 7, 8) for more in (0, 1, 32) for s in (1, 2)],
     ),
     "crop_flip": (check_crop_flip, [(1, 8, 0), (3, 32, 4), (33, 5, 2)]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("shape", [(33,), (7, 1025), (2, 3, 5, 7), (1 << 17,)])

@@ -13,9 +13,10 @@ import tinyres as tr
 
 GOLDEN = Path(__file__).parent / "golden" / "training.npz"
 RELATIVE = {"float64": 1e-9, "float32": 1e-3}
-every_run = pytest.mark.parametrize(("name", "dtype", "backend"), [
-    (name, dtype, backend) for name in parity.NETS for dtype in ("float64", "float32") for backend in BACKENDS
-])  # fmt: skip
+every_run = pytest.mark.parametrize(
+    ("name", "dtype", "backend"),
+    [(name, dtype, backend) for name in parity.NETS for dtype in ("float64", "float32") for backend in BACKENDS],
+)
 
 
 @functools.cache

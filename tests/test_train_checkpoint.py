@@ -146,14 +146,30 @@ def changed(run_folder: Path, target: Path, *path: str, value: Any) -> Path:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("epoch", -1), ("epoch", 10**30), ("epoch", 1.0), ("epoch", 2.0), ("epoch", "1"), ("epoch", ""),
-        ("step", 3), ("step", -1), ("step", 1), ("images", -5), ("wrong", 1), ("loss", "x"), ("seconds", None),
-        ("lines", []), ("lines", [1, 2]), ("lines", [{}, {}]), ("lines", None), ("generator", {}), ("generator", []),
+        ("epoch", -1),
+        ("epoch", 10**30),
+        ("epoch", 1.0),
+        ("epoch", 2.0),
+        ("epoch", "1"),
+        ("epoch", ""),
+        ("step", 3),
+        ("step", -1),
+        ("step", 1),
+        ("images", -5),
+        ("wrong", 1),
+        ("loss", "x"),
+        ("seconds", None),
+        ("lines", []),
+        ("lines", [1, 2]),
+        ("lines", [{}, {}]),
+        ("lines", None),
+        ("generator", {}),
+        ("generator", []),
         ("generator", {"bit_generator": "MT19937"}),
         ("generator", {"bit_generator": "PCG64", "state": {"state": -1, "inc": 2**200}, "has_uint32": 0, "uinteger": 0}),
         ("more", 1),
     ],
-)  # fmt: skip
+)
 def test_an_impossible_state_is_refused(run_folder: Path, tmp_path: Path, key: str, value: Any) -> None:
     folder = changed(run_folder, tmp_path / "run", "run", "state", key, value=value)
     with pytest.raises(CheckpointError, match=r"last\.safetensors does not fit this run, or it is damaged"):
@@ -182,14 +198,24 @@ def test_texts_that_are_not_json_are_refused(run_folder: Path, tmp_path: Path, t
 @pytest.mark.parametrize(
     "network",
     [
-        5, [], {}, {"name": "resnet8"}, {"name": ["resnet8"], "num_classes": 10}, {"name": "resnet9", "num_classes": 10},
-        {"name": "resnet20", "num_classes": 10}, {"name": "resnet8", "num_classes": [10]},
-        {"name": "resnet8", "num_classes": 10**9}, {"name": "resnet599996", "num_classes": 10},
-        {"name": "resnet1202", "num_classes": 10}, {"name": "plain8", "num_classes": 10, "shortcut": "A"},
-        {"name": "resnet8", "num_classes": 10, "block": "bottleneck"}, {"name": "resnet8", "num_classes": 10, "shortcut": 3},
-        {"name": "os.system8", "num_classes": 10}, {"name": "resnet8", "num_classes": 10, "in_channels": 10**15},
+        5,
+        [],
+        {},
+        {"name": "resnet8"},
+        {"name": ["resnet8"], "num_classes": 10},
+        {"name": "resnet9", "num_classes": 10},
+        {"name": "resnet20", "num_classes": 10},
+        {"name": "resnet8", "num_classes": [10]},
+        {"name": "resnet8", "num_classes": 10**9},
+        {"name": "resnet599996", "num_classes": 10},
+        {"name": "resnet1202", "num_classes": 10},
+        {"name": "plain8", "num_classes": 10, "shortcut": "A"},
+        {"name": "resnet8", "num_classes": 10, "block": "bottleneck"},
+        {"name": "resnet8", "num_classes": 10, "shortcut": 3},
+        {"name": "os.system8", "num_classes": 10},
+        {"name": "resnet8", "num_classes": 10, "in_channels": 10**15},
     ],
-)  # fmt: skip
+)
 def test_a_network_that_is_not_the_one_in_the_file_is_refused_and_not_built(
     run_folder: Path, tmp_path: Path, network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

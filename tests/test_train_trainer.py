@@ -138,10 +138,17 @@ def test_a_run_takes_the_very_steps_of_a_loop_written_out_by_hand() -> None:
             logits = model(tr.Tensor((data.test_images / np.float32(255) - trainer.mean) * trainer.scale))
             test_loss = F.cross_entropy(logits, data.test_labels).item()
         model.train()
-        assert without_timing(lines[epoch]) == pytest.approx({
-            "epoch": epoch + 1, "train_loss": losses / seen, "train_error": 100 * wrong / seen, "test_loss": test_loss,
-            "test_error": 10.0 * (logits.numpy().argmax(1) != data.test_labels).sum(), "lr": lr,
-        }, rel=1e-6)  # fmt: skip
+        assert without_timing(lines[epoch]) == pytest.approx(
+            {
+                "epoch": epoch + 1,
+                "train_loss": losses / seen,
+                "train_error": 100 * wrong / seen,
+                "test_loss": test_loss,
+                "test_error": 10.0 * (logits.numpy().argmax(1) != data.test_labels).sum(),
+                "lr": lr,
+            },
+            rel=1e-6,
+        )
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, trainer.model.state_dict()[name], err_msg=name)
 
@@ -357,8 +364,9 @@ def test_a_nan_stops_the_run_names_its_op_and_spares_the_checkpoint(
     tmp_path: Path, backward: bool, op: str, phase: str
 ) -> None:
     tr.manual_seed(7)
-    trainer = Trainer(Exploding(backward), colours(), batch_size=8, lr=0.1, epochs=3, out=tmp_path / "run", save_every=0,
-                      display=Silent())  # fmt: skip
+    trainer = Trainer(
+        Exploding(backward), colours(), batch_size=8, lr=0.1, epochs=3, out=tmp_path / "run", save_every=0, display=Silent()
+    )
     with pytest.raises(NonFiniteError) as error:
         trainer.fit()
     assert error.value.op == op

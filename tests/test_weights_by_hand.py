@@ -189,9 +189,7 @@ def test_the_state_dict_is_found_where_training_scripts_put_it():
     for wrapper in ("state_dict", "model_state_dict", "model", "net", "params"):
         best = tensor(storage(), ())  # a tensor beside it does not hide it
         assert list(read(mapping({"best": best, wrapper: weights, "epoch": number(3)}))) == ["w"]
-    assert list(read(mapping({"model": mapping({"state_dict": weights}), "params": mapping({"lr": number(1)})}))) == [
-        "w"
-    ]
+    assert list(read(mapping({"model": mapping({"state_dict": weights}), "params": mapping({"lr": number(1)})}))) == ["w"]
 
 
 def test_what_holds_no_single_state_dict_is_an_error_that_lists_what_is_there():
@@ -315,9 +313,7 @@ def test_a_file_of_no_known_format_says_how_it_begins(tmp_path):
     path = tmp_path / "weights.pt"
     for content in (b"", b"version https://git-lfs"):
         path.write_bytes(content)
-        with pytest.raises(
-            CheckpointError, match=rf"cannot read .*weights\.pt: it begins with b'{content[:16].decode()}'"
-        ):
+        with pytest.raises(CheckpointError, match=rf"cannot read .*weights\.pt: it begins with b'{content[:16].decode()}'"):
             load_file(path)
     with pytest.raises(CheckpointError, match=r"cannot read .*absent\.pt: No such file"):
         load_file(tmp_path / "absent.pt")

@@ -56,9 +56,7 @@ def attacks(marker):
         "run os.system": stack_global + b"(" + command + b"tR",
         "run builtins.eval": call(name("builtins", "eval"), code),
         "run functools.partial": call(call(name("functools", "partial"), name("os", "system"), command)),
-        "run builtins.getattr": call(
-            call(name("builtins", "getattr"), name("os", "system"), text("__call__")), command
-        ),
+        "run builtins.getattr": call(call(name("builtins", "getattr"), name("os", "system"), text("__call__")), command),
         "instruction b'i'": b"(" + code + b"ibuiltins\nexec\n",  # INST
         "run subprocess.getoutput": b"(" + name("subprocess", "getoutput") + command + b"o",  # OBJ
     }
@@ -184,9 +182,7 @@ def small_files():
 
     def body(old):
         second = tensor(storage("1", "BFloat16", 4, old=old), (2, 1), (2, 7), 1)
-        return mapping(
-            {"epoch": number(3), "state_dict": mapping({"a": tensor(storage(old=old), (2, 3)), "b": second})}
-        )
+        return mapping({"epoch": number(3), "state_dict": mapping({"a": tensor(storage(old=old), (2, 3)), "b": second})})
 
     return {
         "zip": zip_file(body(False), storages),
@@ -236,9 +232,17 @@ def test_several_wrong_bytes_are_read_or_refused(kind, changes):
 
 
 PIECES = [bytes([code]) for code in b"NJKMGXUq\x94hrj().\x85\x86\x87]}aesutRbQ\x93\x88"] + [
-    text("w"), text("storage"), number(3), b"K\x00q\x00h\x00", SIZE, name("torch", "FloatStorage"), storage(),
-    tensor(storage(), (2, 3)), name("collections", "OrderedDict"), name("torch._utils", "_rebuild_tensor_v2"),
-]  # fmt: skip
+    text("w"),
+    text("storage"),
+    number(3),
+    b"K\x00q\x00h\x00",
+    SIZE,
+    name("torch", "FloatStorage"),
+    storage(),
+    tensor(storage(), (2, 3)),
+    name("collections", "OrderedDict"),
+    name("torch._utils", "_rebuild_tensor_v2"),
+]
 
 
 @settings(deadline=None, max_examples=150)

@@ -56,9 +56,7 @@ def replaced(*pairs):
             lambda name: name.replace("conv1", "conv").replace("bn1", "bn") if name[0] in "cb" else name, id="conv"
         ),
         pytest.param(
-            lambda name: (
-                name.replace("conv1", "stem.0").replace("bn1", "stem.1") if name[0] in "cb" else f"module.{name}"
-            ),
+            lambda name: name.replace("conv1", "stem.0").replace("bn1", "stem.1") if name[0] in "cb" else f"module.{name}",
             id="stem",
         ),
     ],
@@ -117,9 +115,7 @@ def test_what_does_not_fit_is_listed():
 
 
 def test_a_wrong_shape_alone_is_an_error():
-    with pytest.raises(
-        CheckpointError, match=r"0 missing, 0 unexpected, 1 of another shape\n  .*bn1\.bias is \(1, 4\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"0 missing, 0 unexpected, 1 of another shape\n  .*bn1\.bias is \(1, 4\)"):
         map_names(arrays_of(resnet() | {"bn1.bias": (1, 4)}), resnet())
 
 

@@ -89,9 +89,7 @@ def test_bfloat16_becomes_float32_and_any_nonzero_bool_is_true(package):
         ("w", np.zeros(1), {3: "epoch"}, "metadata 3 is a str: keys and values must be texts"),
     ],
 )
-def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(
-    package, name, array, metadata, message, tmp_path
-):
+def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(package, name, array, metadata, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         save_safetensors(tmp_path / "w", {name: array}, metadata)
     assert not list(tmp_path.iterdir())

@@ -102,9 +102,7 @@ def test_a_whole_module_is_refused_by_name(zipped, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the old format warns about classes without source
         save(network(), tmp_path / "module.pt", zipped)
-    with pytest.raises(
-        CheckpointError, match=r"asks to run torch\.nn\.modules\.container\.Sequential: refused.*state_dict"
-    ):
+    with pytest.raises(CheckpointError, match=r"asks to run torch\.nn\.modules\.container\.Sequential: refused.*state_dict"):
         load_file(tmp_path / "module.pt")
 
 

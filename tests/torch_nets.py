@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 torch.set_num_threads(1)  # the batches are small
 
+
 class OptionA(nn.Module):
     """Every second pixel, and zero channels on both sides, as in the published weights."""
 

@@ -16,23 +16,28 @@ if not (_root / "kernels").exists() and (_root.parent / "kernels" / "contract.py
 
 from tinyres.autograd import detect_anomaly, is_grad_enabled, no_grad  # noqa: E402
 from tinyres.gradcheck import gradcheck  # noqa: E402
-from tinyres.kernels.dispatch import (  # noqa: E402
-    available_backends,
-    empty_cache,
-    explain_dispatch,
-    get_backend,
-    strict,
-    use_backend,
-)
+from tinyres.kernels.dispatch import available_backends, empty_cache, explain_dispatch, get_backend, strict, use_backend  # noqa: E402
 from tinyres.random import default_generator, manual_seed  # noqa: E402
 from tinyres.tensor import Tensor, tensor  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Tensor", "available_backends", "default_generator", "detect_anomaly", "empty_cache", "explain_dispatch",
-    "get_backend", "gradcheck", "is_grad_enabled", "manual_seed", "no_grad", "strict", "tensor", "use_backend",
-]  # fmt: skip
+    "Tensor",
+    "available_backends",
+    "default_generator",
+    "detect_anomaly",
+    "empty_cache",
+    "explain_dispatch",
+    "get_backend",
+    "gradcheck",
+    "is_grad_enabled",
+    "manual_seed",
+    "no_grad",
+    "strict",
+    "tensor",
+    "use_backend",
+]
 
 _on_demand = {"data", "functional", "models", "nn", "optim", "train", "weights"}
 

@@ -53,41 +53,76 @@ def conv2d(
 
 
 def batch_norm(
-    x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
-    momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """Normalised by channel: see `ops.BatchNorm`.  In training the running statistics are updated in place."""
     return _batch_norm(x, None, running_mean, running_var, weight, bias, training, momentum, eps, relu=False)
 
 
 def batch_norm_relu(
-    x: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
-    momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """relu(batch_norm(x)), in the same passes over memory."""
     return _batch_norm(x, None, running_mean, running_var, weight, bias, training, momentum, eps, relu=True)
 
 
 def batch_norm_add_relu(
-    x: Any, residual: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
-    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+    x: Any,
+    residual: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """relu(batch_norm(x) + residual), in the same passes over memory: the end of a residual block."""
     return _batch_norm(x, residual, running_mean, running_var, weight, bias, training, momentum, eps, relu=True)
 
 
 def _batch_norm(
-    x: Any, residual: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: bool,
-    momentum: float, eps: float, relu: bool,
-) -> Tensor:  # fmt: skip
+    x: Any,
+    residual: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any,
+    bias: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> Tensor:
     x = _t(x)
     xp, c, dtype = array_module(x.data), x.shape[1:2], _array(running_mean).dtype
     weight = _t(xp.ones(c, dtype) if weight is None else weight)
     bias = _t(xp.zeros(c, dtype) if bias is None else bias)
     return ops.BatchNorm.apply(
-        x, weight, bias, *([] if residual is None else [_t(residual)]), running_mean=_array(running_mean),
-        running_var=_array(running_var), training=training, momentum=momentum, eps=eps, relu=relu,
-    )  # fmt: skip
+        x,
+        weight,
+        bias,
+        *([] if residual is None else [_t(residual)]),
+        running_mean=_array(running_mean),
+        running_var=_array(running_var),
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        relu=relu,
+    )
 
 
 def max_pool2d(x: Any, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
@@ -122,6 +157,4 @@ def log_softmax(x: Any, dim: int = -1) -> Tensor:
 
 def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
     """The cross-entropy of ``logits`` (N, K) with integer ``labels`` (N,), averaged, summed, or one a row ("none")."""
-    return ops.CrossEntropy.apply(
-        _t(logits), labels=_array(labels), label_smoothing=label_smoothing, reduction=reduction
-    )
+    return ops.CrossEntropy.apply(_t(logits), labels=_array(labels), label_smoothing=label_smoothing, reduction=reduction)

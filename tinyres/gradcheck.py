@@ -11,9 +11,15 @@ from tinyres.tensor import Tensor, tensor
 
 
 def gradcheck(
-    function: Callable[..., Tensor], inputs: Sequence[Any], eps: float = 1e-6, atol: float = 1e-6, rtol: float = 1e-5,
-    directions: int = 3, seed: int = 0, raise_exception: bool = True,
-) -> bool:  # fmt: skip
+    function: Callable[..., Tensor],
+    inputs: Sequence[Any],
+    eps: float = 1e-6,
+    atol: float = 1e-6,
+    rtol: float = 1e-5,
+    directions: int = 3,
+    seed: int = 0,
+    raise_exception: bool = True,
+) -> bool:
     """Whether the gradients of ``function`` at ``inputs`` are the slopes of its values.
 
     ``inputs`` are float64 arrays or tensors (float32 is too coarse for differences, and refused); integer inputs are

@@ -112,8 +112,10 @@ class profile:
         lines = [f"{'':{width}}       ms  share  calls  GFLOP/s   GB/s"]
         for name, r in rows.items():
             rate = max(r.seconds, 1e-12) * 1e9
-            lines.append(f"{name:{width}} {1e3 * r.seconds:8.2f} {r.seconds / self.seconds:6.1%} {r.calls:6d} "
-                         f"{r.flops / rate:8.1f} {r.bytes / rate:6.1f}")  # fmt: skip
+            lines.append(
+                f"{name:{width}} {1e3 * r.seconds:8.2f} {r.seconds / self.seconds:6.1%} {r.calls:6d} "
+                f"{r.flops / rate:8.1f} {r.bytes / rate:6.1f}"
+            )
         rest = self.seconds - sum(r.seconds for r in rows.values())
         lines.append(f"{'in no kernel':{width}} {1e3 * rest:8.2f} {rest / self.seconds:6.1%}")
         return "\n".join(lines)

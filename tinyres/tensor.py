@@ -94,8 +94,10 @@ class Tensor:
     def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Adds the derivative of this tensor by each leaf to the leaf's ``grad``: see `autograd.backward`."""
         if create_graph:
-            raise GraphError("create_graph=True is not supported: the backward pass is plain arithmetic on arrays and "
-                             "is not recorded, so a gradient cannot be differentiated again.")  # fmt: skip
+            raise GraphError(
+                "create_graph=True is not supported: the backward pass is plain arithmetic on arrays and "
+                "is not recorded, so a gradient cannot be differentiated again."
+            )
         autograd.backward(self, gradient, retain_graph)
 
     def detach(self) -> "Tensor":

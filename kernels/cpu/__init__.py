@@ -18,12 +18,7 @@ from tinyres.kernels.cpu.pool import (
     subsample_pad_backward,
 )
 from tinyres.kernels.cpu.update import sgd
-from tinyres.kernels.reference.linear import (
-    linear,
-    linear_backward_bias,
-    linear_backward_input,
-    linear_backward_weight,
-)
+from tinyres.kernels.reference.linear import linear, linear_backward_bias, linear_backward_input, linear_backward_weight
 from tinyres.kernels.reference.loss import (
     cross_entropy,
     cross_entropy_backward,
@@ -33,10 +28,37 @@ from tinyres.kernels.reference.loss import (
 from tinyres.kernels.reference.update import unscale, update_scale
 
 __all__ = [
-    "accumulate", "add_relu", "avg_pool2d", "avg_pool2d_backward", "batch_norm", "batch_norm_backward",
-    "batch_norm_inference", "cast", "conv2d", "conv2d_backward_input", "conv2d_backward_weight",
-    "crop_flip", "cross_entropy", "cross_entropy_backward", "cross_entropy_mean", "cross_entropy_mean_backward",
-    "global_avg_pool2d", "global_avg_pool2d_backward", "linear", "linear_backward_bias", "linear_backward_input",
-    "linear_backward_weight", "max_pool2d", "max_pool2d_backward", "relu", "relu6", "relu6_backward", "relu_backward",
-    "sgd", "subsample_pad", "subsample_pad_backward", "unscale", "update_scale",
-]  # fmt: skip
+    "accumulate",
+    "add_relu",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_inference",
+    "cast",
+    "conv2d",
+    "conv2d_backward_input",
+    "conv2d_backward_weight",
+    "crop_flip",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "cross_entropy_mean",
+    "cross_entropy_mean_backward",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
+    "linear",
+    "linear_backward_bias",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "relu",
+    "relu6",
+    "relu6_backward",
+    "relu_backward",
+    "sgd",
+    "subsample_pad",
+    "subsample_pad_backward",
+    "unscale",
+    "update_scale",
+]

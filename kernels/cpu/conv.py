@@ -41,10 +41,7 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     depthwise = _check(x, w, w.shape, x.shape[1], dilation, groups)
     lanes, x = simd.host_lanes(), channels_last(x)
     (n, height, width, c), f, kernel = x.shape, w.shape[0], w.shape[2:]
-    size = (
-        output_size(height, kernel[0], stride[0], padding[0]),
-        output_size(width, kernel[1], stride[1], padding[1]),
-    )
+    size = (output_size(height, kernel[0], stride[0], padding[0]), output_size(width, kernel[1], stride[1], padding[1]))
     if min(size) < 1:
         raise Unsupported("an empty array")
     if depthwise:

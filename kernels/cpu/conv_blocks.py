@@ -22,9 +22,19 @@ ROWS = {16: 8, 8: 4, 4: 4}  # lanes: input channels in a block of two vectors of
 
 @intrinsic(prefer_literal=True)
 def dot_block(
-    typing: Any, lanes: Any, pixels: Any, vectors: Any, x: Any, x_row: Any, x_pixel: Any, w: Any, y: Any, y_pixel: Any,
-    rows: Any, taps: Any,
-) -> Any:  # fmt: skip
+    typing: Any,
+    lanes: Any,
+    pixels: Any,
+    vectors: Any,
+    x: Any,
+    x_row: Any,
+    x_pixel: Any,
+    w: Any,
+    y: Any,
+    y_pixel: Any,
+    rows: Any,
+    taps: Any,
+) -> Any:
     """y[p, v] = sum over row < rows, k < taps of x[row, p, k] * w[row, k, v], for ``pixels`` p and ``vectors`` vectors v.
 
     x[row, p, k] is the float at x + row * x_row + p * x_pixel + 4 k, w is packed (rows, taps, vectors * lanes), y[p, v]
@@ -60,9 +70,24 @@ def dot_block(
 
 @intrinsic(prefer_literal=True)
 def outer_block(
-    typing: Any, lanes: Any, groups: Any, rows: Any, vectors: Any, a: Any, a_group: Any, a_line: Any, a_step: Any, b: Any,
-    b_line: Any, b_step: Any, lines: Any, count: Any, out: Any, out_group: Any, out_row: Any,
-) -> Any:  # fmt: skip
+    typing: Any,
+    lanes: Any,
+    groups: Any,
+    rows: Any,
+    vectors: Any,
+    a: Any,
+    a_group: Any,
+    a_line: Any,
+    a_step: Any,
+    b: Any,
+    b_line: Any,
+    b_step: Any,
+    lines: Any,
+    count: Any,
+    out: Any,
+    out_group: Any,
+    out_row: Any,
+) -> Any:
     """out[g, r, v] += sum over l < lines, t < count of a[l, t, g, r] * b[l, t, v], for ``groups`` g of ``rows`` floats r and
     ``vectors`` vectors v.
 

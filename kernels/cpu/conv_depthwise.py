@@ -27,9 +27,20 @@ WEIGHT_CACHE = 64_000  # the same and the rows of dy for the weight gradient
 
 @intrinsic(prefer_literal=True)
 def tap_block(
-    typing: Any, lanes: Any, pixels: Any, x: Any, x_row: Any, x_pixel: Any, x_tap: Any, w: Any, w_tap: Any, y: Any,
-    y_pixel: Any, rows: Any, taps: Any,
-) -> Any:  # fmt: skip
+    typing: Any,
+    lanes: Any,
+    pixels: Any,
+    x: Any,
+    x_row: Any,
+    x_pixel: Any,
+    x_tap: Any,
+    w: Any,
+    w_tap: Any,
+    y: Any,
+    y_pixel: Any,
+    rows: Any,
+    taps: Any,
+) -> Any:
     """y[p] = sum over row < rows, t < taps of x[row, p, t] * w[row, t], for ``pixels`` p, all of them vectors.
 
     x[row, p, t] is at x + row * x_row + p * x_pixel + t * x_tap, w[row, t] at w + (row * taps + t) * w_tap."""
@@ -59,9 +70,18 @@ def tap_block(
 
 @intrinsic(prefer_literal=True)
 def product_sum(
-    typing: Any, lanes: Any, a: Any, a_line: Any, a_step: Any, b: Any, b_line: Any, b_step: Any, lines: Any, count: Any,
+    typing: Any,
+    lanes: Any,
+    a: Any,
+    a_line: Any,
+    a_step: Any,
+    b: Any,
+    b_line: Any,
+    b_step: Any,
+    lines: Any,
+    count: Any,
     out: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """out += sum over l < lines, t < count of a[l, t] * b[l, t], all of them vectors, a[l, t] at a + l a_line + t a_step."""
     width = lanes.literal_value
 
@@ -99,9 +119,30 @@ def _job(lanes: int) -> Any:
 
     def job(parameters: int, index: int, scratch: int) -> None:
         (
-            x, w, y, n, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, y_image, y_row, y_pixel, strip, strips, across,
+            x,
+            w,
+            y,
+            n,
+            h,
+            width,
+            c,
+            cp,
+            kh,
+            kw,
+            sh,
+            sw,
+            top,
+            left,
+            oh,
+            ow,
+            y_image,
+            y_row,
+            y_pixel,
+            strip,
+            strips,
+            across,
             temporary,
-        ) = unpack(parameters, 23)  # fmt: skip
+        ) = unpack(parameters, 23)
         image, first = index // strips, index % strips * strip
         rows = min(strip, oh - first)
         of = x + 4 * image * h * width * c
@@ -134,9 +175,9 @@ def _weight_job(lanes: int) -> Any:
     """Job i: dw as (KH, KW, C rounded up), summed over one part of the blocks of output rows."""
 
     def job(parameters: int, index: int, scratch: int) -> None:
-        (
-            x, dy, sums, n, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, strip, strips, across, dy_at, blocks, parts,
-        ) = unpack(parameters, 22)  # fmt: skip
+        (x, dy, sums, n, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, strip, strips, across, dy_at, blocks, parts) = (
+            unpack(parameters, 22)
+        )
         sums += 4 * index * kh * kw * cp
         simd.clear(sums, 4 * kh * kw * cp)
         for block in range(index * blocks // parts, (index + 1) * blocks // parts):
@@ -184,9 +225,26 @@ def _run(x: Any, w: Any, stride: Pair, padding: Pair, size: Pair, y: int, y_step
     strips = -(-oh // strip)
     temporary = _up(4 * ((strip - 1) * stride[0] + max(kh, 1)) * across * cp, 64)
     parameters = [
-        address(x), address(packed), y, n, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, *y_steps, strip, strips,
-        across, temporary,
-    ]  # fmt: skip
+        address(x),
+        address(packed),
+        y,
+        n,
+        h,
+        width,
+        c,
+        cp,
+        kh,
+        kw,
+        *stride,
+        *padding,
+        oh,
+        ow,
+        *y_steps,
+        strip,
+        strips,
+        across,
+        temporary,
+    ]
     simd.run(_job(lanes), parameters, n * strips, temporary + 4 * PIXELS * lanes)
 
 
@@ -219,9 +277,27 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
     dy_at = _up(4 * ((strip - 1) * stride[0] + kh) * across * cp, 64)
     sums = buffers.empty((parts, kh, kw, cp), np.float32)
     parameters = [
-        address(x), address(dy), address(sums), n, h, width, c, cp, kh, kw, *stride, *padding, oh, ow, strip,
-        strips, across, dy_at, n * strips, parts,
-    ]  # fmt: skip
+        address(x),
+        address(dy),
+        address(sums),
+        n,
+        h,
+        width,
+        c,
+        cp,
+        kh,
+        kw,
+        *stride,
+        *padding,
+        oh,
+        ow,
+        strip,
+        strips,
+        across,
+        dy_at,
+        n * strips,
+        parts,
+    ]
     simd.run(_weight_job(lanes), parameters, parts, dy_at + 4 * strip * ow * cp)
     dw = buffers.empty((c, 1, kh, kw), np.float32)
     np.sum(sums[..., :c], axis=0, out=dw[:, 0].transpose(1, 2, 0))

@@ -52,9 +52,9 @@ def _job(lanes: int) -> Any:
     pixels, twice = PIXELS[lanes], 2 * PIXELS[lanes]
 
     def job(parameters: int, index: int, scratch: int) -> None:
-        (
-            x, weights, y, n, h, w, c, sh, sw, f, fp, y_image, y_row, y_pixel, strip, strips, width, temporary, classes,
-        ) = unpack(parameters, 19)  # fmt: skip
+        (x, weights, y, n, h, w, c, sh, sw, f, fp, y_image, y_row, y_pixel, strip, strips, width, temporary, classes) = (
+            unpack(parameters, 19)
+        )
         image, first = index // strips, index % strips * strip
         source = x + 4 * image * h * w * c
         line, step = 4 * width * c, 4 * sw * c
@@ -102,9 +102,9 @@ def _weight_job(lanes: int, narrow: int) -> Any:
     high, twice = ROWS[lanes], 2 * ROWS[lanes]
 
     def job(parameters: int, index: int, scratch: int) -> None:
-        (
-            x, dy, sums, n, h, w, c, kh, kp, sh, sw, top, left, oh, ow, f, fp, strip, strips, width, dy_at, blocks, parts,
-        ) = unpack(parameters, 23)  # fmt: skip
+        (x, dy, sums, n, h, w, c, kh, kp, sh, sw, top, left, oh, ow, f, fp, strip, strips, width, dy_at, blocks, parts) = (
+            unpack(parameters, 23)
+        )
         sums += 4 * index * kh * kp * fp
         simd.clear(sums, 4 * kh * kp * fp)
         line, step = 4 * width * c, 4 * sw * c
@@ -212,9 +212,23 @@ def correlate(
     strip = _strip(n, oh, 4 * stride[0] * across * c, CACHE)
     temporary = _up(4 * ((strip - 1) * stride[0] + kh) * across * c, 64)
     parameters = [
-        address(x), address(memory), y, n, h, width, c, *stride, filters, fp, *y_steps, strip, -(-oh // strip), across,
-        temporary, len(classes),
-    ]  # fmt: skip
+        address(x),
+        address(memory),
+        y,
+        n,
+        h,
+        width,
+        c,
+        *stride,
+        filters,
+        fp,
+        *y_steps,
+        strip,
+        -(-oh // strip),
+        across,
+        temporary,
+        len(classes),
+    ]
     simd.run(_job(lanes), parameters + table, n * -(-oh // strip), temporary + 4 * 2 * PIXELS[lanes] * lanes)
 
 
@@ -230,9 +244,28 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
     memory, dw = simd.workspace(4 * parts * kh * kp * fp), buffers.empty((f, c, kh, kw), np.float32)
     sums = address(memory)
     parameters = [
-        address(x), address(dy), sums, n, h, width, c, kh, kp, *stride, *padding, oh, ow, f, fp, strip, strips,
-        padded_width, dy_at, n * strips, parts,
-    ]  # fmt: skip
+        address(x),
+        address(dy),
+        sums,
+        n,
+        h,
+        width,
+        c,
+        kh,
+        kp,
+        *stride,
+        *padding,
+        oh,
+        ow,
+        f,
+        fp,
+        strip,
+        strips,
+        padded_width,
+        dy_at,
+        n * strips,
+        parts,
+    ]
     simd.run(
         _weight_job(lanes, int((kh, kw, c) == (3, 3, 3) and lanes == 16)), parameters, parts, dy_at + 4 * strip * ow * fp
     )

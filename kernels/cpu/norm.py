@@ -32,9 +32,14 @@ GUESS = 4  # rows that the guess is made from
 
 
 def batch_norm(
-    x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    eps: float,
+    residual: Array | None,
+    relu: bool,
     running: tuple[Array, Array, float] | None = None,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+) -> tuple[Array, Array, Array]:
     *moving, momentum = running or (None, None, 0.0)
     if not all(a is None or (a.flags.c_contiguous and a.flags.writeable) for a in moving):
         raise Unsupported("running statistics that are read-only or have gaps between them")
@@ -62,9 +67,8 @@ def batch_norm_inference(
 
 
 def batch_norm_backward(
-    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float,
-    training: bool, residual: bool,
-) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, residual: bool
+) -> tuple[Array, Array, Array, Array | None]:
     flat, rows = _prepare(x, dy, y, weight, mean, var)
     dz, y = channels_last(dy), None if y is None else channels_last(y)
     weight, mean, var = map(np.ascontiguousarray, (weight, mean, var))
@@ -75,9 +79,7 @@ def batch_norm_backward(
     products = sums + parts.nbytes // 2
     _sum_gradients(rows.shares, [dz, flat, y, masked, mean], [*rows.sizes, sums, products], scratch=3 * rows.period)
     dweight, dbias, tables = np.empty(rows.channels, x.dtype), np.empty(rows.channels, x.dtype), rows.tables(4, x.dtype)
-    _join_gradients(
-        1, [dweight, dbias, tables, weight, mean, var], [*rows.sizes, rows.shares, sums, products], [eps]
-    )
+    _join_gradients(1, [dweight, dbias, tables, weight, mean, var], [*rows.sizes, rows.shares, sums, products], [eps])
     if masked is not None:
         dz, y = masked, None
     _write_gradient(rows.shares, [dx, dz, flat, y, tables], [*rows.sizes, rows.shares, training])

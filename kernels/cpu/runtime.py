@@ -262,9 +262,14 @@ class Kernel:
         functools.update_wrapper(self, function)
 
     def __call__(
-        self, count: int, arrays: Sequence[np.ndarray | None], integers: Sequence[int] = (), reals: Sequence[float] = (),
-        scratch: int = 0, parallel: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        count: int,
+        arrays: Sequence[np.ndarray | None],
+        integers: Sequence[int] = (),
+        reals: Sequence[float] = (),
+        scratch: int = 0,
+        parallel: bool = True,
+    ) -> None:
         """``scratch``: elements of the arrays' dtype that each thread needs."""
         first = arrays[0]
         assert first is not None

@@ -15,9 +15,15 @@ Array = Any
 
 
 def sgd(
-    params: list[Array], grads: list[Array], buffers: list[Array], lr: Any, momentum: float, weight_decay: float,
-    nesterov: bool, skip: Array | None = None,
-) -> None:  # fmt: skip
+    params: list[Array],
+    grads: list[Array],
+    buffers: list[Array],
+    lr: Any,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    skip: Array | None = None,
+) -> None:
     check(*params, *grads, *buffers)
     lists = [params, grads, buffers] if momentum else [params, grads]
     if any([a.shape for a in arrays] != [p.shape for p in params] for arrays in lists):

@@ -68,9 +68,32 @@ def _forward_job(lanes: int, m: int, add: bool) -> Any:
 
     def job(parameters: int, index: int, scratch: int) -> None:
         (
-            x, u, y, n, h, w, c, oh, ow, f, top, left, th, tw, images, strip, strips, cp, fp, v_step, m_step, v_at, m_at,
-            blocks, u_step,
-        ) = unpack(parameters, 25)  # fmt: skip
+            x,
+            u,
+            y,
+            n,
+            h,
+            w,
+            c,
+            oh,
+            ow,
+            f,
+            top,
+            left,
+            th,
+            tw,
+            images,
+            strip,
+            strips,
+            cp,
+            fp,
+            v_step,
+            m_step,
+            v_at,
+            m_at,
+            blocks,
+            u_step,
+        ) = unpack(parameters, 25)
         width = m * tw + 2
         v, products = scratch + v_at, scratch + m_at
         for block in range(index * blocks, min(index * blocks + blocks, -(-n // images) * strips)):
@@ -132,9 +155,33 @@ def _weight_job(lanes: int, m: int) -> Any:
 
     def job(parameters: int, index: int, scratch: int) -> None:
         (
-            x, dy, du, n, h, w, c, oh, ow, f, top, left, th, tw, images, strip, strips, cp, fp, v_step, m_step, v_at, m_at,
-            splits, parts, blocks,
-        ) = unpack(parameters, 26)  # fmt: skip
+            x,
+            dy,
+            du,
+            n,
+            h,
+            w,
+            c,
+            oh,
+            ow,
+            f,
+            top,
+            left,
+            th,
+            tw,
+            images,
+            strip,
+            strips,
+            cp,
+            fp,
+            v_step,
+            m_step,
+            v_at,
+            m_at,
+            splits,
+            parts,
+            blocks,
+        ) = unpack(parameters, 26)
         fs = fp // splits  # filters of this job: from f0 on
         f0, part = index % splits * fs, index // splits
         sums = du + 4 * index * points * cp * fs
@@ -250,10 +297,30 @@ def convolve(
     b = _Blocks(n, size, m, lanes, cp, fp, cp, CACHE)
     per_job = -(-b.count // (8 * threads()))
     parameters = [
-        address(x), u, address(y), n, h, width, c, *size, filters, *padding, b.th, b.tw, b.images, b.strip,
-        b.strips, cp, fp, b.v_step, b.m_step, b.v_at, b.m_at,
-        per_job, u_step,
-    ]  # fmt: skip
+        address(x),
+        u,
+        address(y),
+        n,
+        h,
+        width,
+        c,
+        *size,
+        filters,
+        *padding,
+        b.th,
+        b.tw,
+        b.images,
+        b.strip,
+        b.strips,
+        cp,
+        fp,
+        b.v_step,
+        b.m_step,
+        b.v_at,
+        b.m_at,
+        per_job,
+        u_step,
+    ]
     simd.run(_forward_job(lanes, m, into is not None), parameters, -(-b.count // per_job), b.scratch)
     return y
 
@@ -271,9 +338,32 @@ def weight_gradient(dy: Any, x: Any, padding: Pair, m: int, lanes: int) -> Any:
     memory, dw = simd.workspace(4 * parts * points * cp * fp), buffers.empty((f, c, 3, 3), np.float32)
     du = address(memory)
     parameters = [
-        address(x), address(dy), du, n, h, width, c, oh, ow, f, *padding, b.th, b.tw, b.images, b.strip,
-        b.strips, cp, fp, b.v_step, b.m_step, b.v_at, b.m_at, splits, parts, b.count,
-    ]  # fmt: skip
+        address(x),
+        address(dy),
+        du,
+        n,
+        h,
+        width,
+        c,
+        oh,
+        ow,
+        f,
+        *padding,
+        b.th,
+        b.tw,
+        b.images,
+        b.strip,
+        b.strips,
+        cp,
+        fp,
+        b.v_step,
+        b.m_step,
+        b.v_at,
+        b.m_at,
+        splits,
+        parts,
+        b.count,
+    ]
     simd.run(_weight_job(lanes, m), parameters, splits * parts, b.scratch)
     numbers = [du, address(dw), c, f, cp, fp, splits, parts]
     simd.run(_weight_end_job(lanes, m), numbers, c, 4 * (points + 9) * lanes)

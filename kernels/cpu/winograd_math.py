@@ -117,9 +117,17 @@ def _common(row: tuple[float, ...]) -> float:
 
 @intrinsic(prefer_literal=True)
 def transform(
-    typing: Any, lanes: Any, m: Any, name: Any, source: Any, row: Any, pixel: Any, target: Any, target_row: Any,
+    typing: Any,
+    lanes: Any,
+    m: Any,
+    name: Any,
+    source: Any,
+    row: Any,
+    pixel: Any,
+    target: Any,
+    target_row: Any,
     target_pixel: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """target = T source T^T for one tile and ``lanes`` channels, T the matrix called ``name`` of F(m x m, 3 x 3); with
     ", added" behind the name, target += T source T^T.
 

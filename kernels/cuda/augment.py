@@ -31,9 +31,19 @@ def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale:
 
 
 def next_batch(
-    images: Any, labels: Any, order: Any, step: Any, epoch: Any, x: Any, y: Any, *,
-    mean: Any, scale: Any, pad: int, seed: int,
-) -> None:  # fmt: skip
+    images: Any,
+    labels: Any,
+    order: Any,
+    step: Any,
+    epoch: Any,
+    x: Any,
+    y: Any,
+    *,
+    mean: Any,
+    scale: Any,
+    pad: int,
+    seed: int,
+) -> None:
     """Fills x and y with batch ``step`` of a data set that lies on the device, and does not move ``step``.
 
     images (M, C, H, W) uint8, labels (M,) int64, order (M,) int32: which image is at which place of the epoch.  step and
@@ -45,15 +55,36 @@ def next_batch(
     (count, c, h, w), batch = images.shape, len(x)
     inside = x.transpose(0, 2, 3, 1)
     if x.shape != (batch, c, h, w) or y.shape != (batch,) or labels.shape != (count,) or order.shape != (count,):
-        raise ValueError(f"next_batch: images {images.shape}, labels {labels.shape} and order {order.shape} do not go into "
-                         f"x {x.shape} and y {y.shape}.")  # fmt: skip
+        raise ValueError(
+            f"next_batch: images {images.shape}, labels {labels.shape} and order {order.shape} do not go into "
+            f"x {x.shape} and y {y.shape}."
+        )
     if not inside.flags.c_contiguous:
         raise ValueError("next_batch: x must be channels-last in memory.")
     if not x.size or not count:
         return
     run, blocks = kernel("augment", "next_batch", REAL=c_type(x)), -(-h * w // BLOCK)
-    run(batch * blocks, BLOCK, images, labels, order, step, epoch, _whole(mean, images), _whole(scale, images),
-        inside, y, blocks, batch, count, c, h, w, pad, seed % (1 << 64))  # fmt: skip
+    run(
+        batch * blocks,
+        BLOCK,
+        images,
+        labels,
+        order,
+        step,
+        epoch,
+        _whole(mean, images),
+        _whole(scale, images),
+        inside,
+        y,
+        blocks,
+        batch,
+        count,
+        c,
+        h,
+        w,
+        pad,
+        seed % (1 << 64),
+    )
 
 
 def _whole(values: Any, images: Any) -> Any:

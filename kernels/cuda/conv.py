@@ -44,9 +44,15 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    dy: Any,
+    w: Any,
+    x_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
     into: Any | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     return _first("conv2d_backward_input", dy, w, x_shape, stride, padding, dilation, groups, into=into)
 
 

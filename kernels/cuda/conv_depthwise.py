@@ -21,9 +21,23 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     if y.size:
         runs, packed = len(x) * oh * -(-ow // RUN), _packed(many, f, x, taps, y)
         kernel("conv_depthwise", "depthwise", REAL=real, PARAM=param)(
-            blocks(runs * f // _lot(x, packed), BLOCK), BLOCK, x, taps, y, runs, packed,
-            *x.shape[1:3], many, f, *size, oh, ow, *stride, *padding, *dilation,
-        )  # fmt: skip
+            blocks(runs * f // _lot(x, packed), BLOCK),
+            BLOCK,
+            x,
+            taps,
+            y,
+            runs,
+            packed,
+            *x.shape[1:3],
+            many,
+            f,
+            *size,
+            oh,
+            ow,
+            *stride,
+            *padding,
+            *dilation,
+        )
     return as_seen(y)
 
 
@@ -37,9 +51,22 @@ def conv2d_backward_input(
     if dx.size:
         packed = _packed(many, c, dy, taps, dx)
         kernel("conv_depthwise", "depthwise_backward_input", REAL=real, PARAM=param)(
-            blocks(dx.size // _lot(dx, packed), BLOCK), BLOCK, dy, taps, dx, dx.size // c, packed,
-            *images, many, c * many, *w.shape[2:], *dy.shape[1:3], *stride, *padding, *dilation,
-        )  # fmt: skip
+            blocks(dx.size // _lot(dx, packed), BLOCK),
+            BLOCK,
+            dy,
+            taps,
+            dx,
+            dx.size // c,
+            packed,
+            *images,
+            many,
+            c * many,
+            *w.shape[2:],
+            *dy.shape[1:3],
+            *stride,
+            *padding,
+            *dilation,
+        )
     return as_seen(dx)
 
 
@@ -55,9 +82,23 @@ def conv2d_backward_weight(
     parts = empty(dw, (-(-pixels // per_part), kh * kw, f))
     if parts.size:
         kernel("conv_depthwise", "depthwise_backward_weight", REAL=real, PARAM=c_type(dw))(
-            (tiles, len(parts), passes), (32, 8), dy, x, parts, pixels, per_part,
-            *x.shape[1:3], many, f, kh, kw, *dy.shape[1:3], *stride, *padding, *dilation,
-        )  # fmt: skip
+            (tiles, len(parts), passes),
+            (32, 8),
+            dy,
+            x,
+            parts,
+            pixels,
+            per_part,
+            *x.shape[1:3],
+            many,
+            f,
+            kh,
+            kw,
+            *dy.shape[1:3],
+            *stride,
+            *padding,
+            *dilation,
+        )
     add_parts(parts, dw)
     return dw
 

@@ -19,8 +19,29 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
     y = empty(x, (n, oh, ow, f))
     if y.size:
         tile = _tile(n * oh * ow, f)
-        _run("forward", tile, real, (-(-n * oh * ow // tile[0]), -(-f // tile[1])), x, taps, y, n, height, width, c,
-             oh, ow, f, kh, kw, *stride, *padding, *dilation, _packed(c, x), _packed(f, taps, y))  # fmt: skip
+        _run(
+            "forward",
+            tile,
+            real,
+            (-(-n * oh * ow // tile[0]), -(-f // tile[1])),
+            x,
+            taps,
+            y,
+            n,
+            height,
+            width,
+            c,
+            oh,
+            ow,
+            f,
+            kh,
+            kw,
+            *stride,
+            *padding,
+            *dilation,
+            _packed(c, x),
+            _packed(f, taps, y),
+        )
     return as_seen(y)
 
 
@@ -34,8 +55,29 @@ def conv2d_backward_input(
     if dx.size:
         phases, rows = stride[0] * stride[1], n * -(-height // stride[0]) * -(-width // stride[1])
         tile = _tile(rows, c, phases)
-        _run("backward_input", tile, real, (-(-rows // tile[0]), -(-c // tile[1]), phases), dy, taps, dx, n, height, width,
-             c, oh, ow, f, kh, kw, *stride, *padding, *dilation, _packed(f, dy), _packed(c, taps, dx))  # fmt: skip
+        _run(
+            "backward_input",
+            tile,
+            real,
+            (-(-rows // tile[0]), -(-c // tile[1]), phases),
+            dy,
+            taps,
+            dx,
+            n,
+            height,
+            width,
+            c,
+            oh,
+            ow,
+            f,
+            kh,
+            kw,
+            *stride,
+            *padding,
+            *dilation,
+            _packed(f, dy),
+            _packed(c, taps, dx),
+        )
     return as_seen(dx)
 
 
@@ -50,8 +92,25 @@ def conv2d_backward_weight(
     per_part = max(128, -(-rows * tiles[0] * tiles[1] // (2 * ENOUGH)))  # pixels of a part: from the shapes alone
     parts = empty(dy, (-(-rows // per_part), depth, f))
     if parts.size:
-        _run("backward_weight", tile, real, (*tiles, len(parts)), dy, x, parts, per_part, *x.shape, *dy.shape[1:], kh, kw,
-             *stride, *padding, *dilation, _packed(c, x), _packed(f, dy, parts))  # fmt: skip
+        _run(
+            "backward_weight",
+            tile,
+            real,
+            (*tiles, len(parts)),
+            dy,
+            x,
+            parts,
+            per_part,
+            *x.shape,
+            *dy.shape[1:],
+            kh,
+            kw,
+            *stride,
+            *padding,
+            *dilation,
+            _packed(c, x),
+            _packed(f, dy, parts),
+        )
     dw = empty(dy, w_shape)
     add_parts(parts, dw)
     return dw

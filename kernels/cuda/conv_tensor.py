@@ -25,9 +25,15 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    dy: Any,
+    w: Any,
+    x_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
     into: Any | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     real = _check(dilation, groups, dy, w)
     dy, w = in_memory(dy), array_module(w).ascontiguousarray(w)
     n, c, height, width = x_shape
@@ -55,9 +61,23 @@ def conv2d_backward_weight(
     parts = empty(dy, (-(-sixteens // per_part), kh * kw * c, f), "float32")
     if parts.size:
         kernel("conv_tensor_weight", "backward_weight", REAL=real, TILE=tile, TAPS=taps)(
-            (len(parts), *grid), 128, dy, x, parts, per_part, *x.shape, oh, ow, f, kh, kw, *stride, *padding,
-            _packed(c, tile // 8, x), _packed(f, tile // 8, dy),
-        )  # fmt: skip
+            (len(parts), *grid),
+            128,
+            dy,
+            x,
+            parts,
+            per_part,
+            *x.shape,
+            oh,
+            ow,
+            f,
+            kh,
+            kw,
+            *stride,
+            *padding,
+            _packed(c, tile // 8, x),
+            _packed(f, tile // 8, dy),
+        )
     dw = empty(dy, w_shape, "float32")
     add_parts(parts, dw)
     return dw
@@ -73,9 +93,16 @@ def _check(dilation: Pair, groups: int, images: Any, other: Any) -> str:
 
 
 def _gather(
-    real: str, images: Any, w: Any, result: Any, stride: Pair, padding: Pair, phases: int, backward: bool = False,
+    real: str,
+    images: Any,
+    w: Any,
+    result: Any,
+    stride: Pair,
+    padding: Pair,
+    phases: int,
+    backward: bool = False,
     add: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Forward, or backward with ``images`` and ``result`` for dy and dx.  ``add``: to what is in ``result``."""
     if not result.size:
         return
@@ -85,10 +112,27 @@ def _gather(
     filters = -(-f // tile)
     parts = _parts(pixels, filters * phases)
     kernel("conv_tensor_forward", "gather", REAL=real, TILE_F=tile, WORDS=words)(
-        (-(-pixels * parts // (32 * WARPS)), filters, phases), 32 * WARPS, images, w, result, backward, add, parts,
-        n, height, width, c, oh, ow, f, *kernel_size, *stride, *padding,
-        _packed(c, words * 4 // images.itemsize, images), _packed(f, min(tile // 4, 16 // result.itemsize), result),
-    )  # fmt: skip
+        (-(-pixels * parts // (32 * WARPS)), filters, phases),
+        32 * WARPS,
+        images,
+        w,
+        result,
+        backward,
+        add,
+        parts,
+        n,
+        height,
+        width,
+        c,
+        oh,
+        ow,
+        f,
+        *kernel_size,
+        *stride,
+        *padding,
+        _packed(c, words * 4 // images.itemsize, images),
+        _packed(f, min(tile // 4, 16 // result.itemsize), result),
+    )
 
 
 def _tile(real: str, channels: int, filters: int) -> tuple[int, int]:

@@ -48,9 +48,11 @@ os.register_at_fork(after_in_child=_after_fork)
 
 class _Report(ctypes.Structure):
     _fields_ = (
-        ("address", ctypes.c_uint64), ("block", ctypes.c_uint * 3), ("thread", ctypes.c_uint * 3),
+        ("address", ctypes.c_uint64),
+        ("block", ctypes.c_uint * 3),
+        ("thread", ctypes.c_uint * 3),
         ("text", ctypes.c_char * 200),
-    )  # fmt: skip
+    )
 
 
 def compiler() -> str | None:

@@ -41,8 +41,17 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
         columns = empty(x, (y[block].size // f, depth))
         for group in range(groups):
             _im2col(x[block], columns, group, w.shape[1], geometry, macros)
-            matmul(columns, rows, y[block], (len(columns), per_group, depth), (depth, 1), (1, depth), f,
-                   (0, group * per_group * depth, group * per_group), macros)  # fmt: skip
+            matmul(
+                columns,
+                rows,
+                y[block],
+                (len(columns), per_group, depth),
+                (depth, 1),
+                (1, depth),
+                f,
+                (0, group * per_group * depth, group * per_group),
+                macros,
+            )
     return as_seen(y)
 
 
@@ -58,8 +67,17 @@ def conv2d_backward_input(
     for block in _blocks(n, dy[:1].size // f * depth * 8):
         columns = empty(dy, (dy[block].size // f, depth), sum_dtype(dy))
         for group in range(groups):
-            matmul(dy[block], rows, columns, (len(columns), depth, per_group), (f, 1), (depth, 1), depth,
-                   (group * per_group, group * per_group * depth, 0), macros)  # fmt: skip
+            matmul(
+                dy[block],
+                rows,
+                columns,
+                (len(columns), depth, per_group),
+                (f, 1),
+                (depth, 1),
+                depth,
+                (group * per_group, group * per_group * depth, 0),
+                macros,
+            )
             elements = dx[block].size // groups
             kernel("im2col", "col2im", **macros)(
                 blocks(elements, BLOCK), BLOCK, columns, dx[block], elements, group * w.shape[1], w.shape[1], *geometry
@@ -83,17 +101,36 @@ def conv2d_backward_weight(
         for block, split in zip(images, splits, strict=True):
             columns = empty(x, (dy[block].size // f, depth))
             _im2col(x[block], columns, group, w_shape[1], geometry, macros)
-            matmul(columns, dy[block], parts[done : done + split], (depth, per_group, len(columns)), (1, depth), (f, 1),
-                   per_group, (0, group * per_group, 0), macros, split)  # fmt: skip
+            matmul(
+                columns,
+                dy[block],
+                parts[done : done + split],
+                (depth, per_group, len(columns)),
+                (1, depth),
+                (f, 1),
+                per_group,
+                (0, group * per_group, 0),
+                macros,
+                split,
+            )
             done += split
         add_parts(parts, dw[group * per_group : (group + 1) * per_group])
     return dw
 
 
 def matmul(
-    a: Any, b: Any, c: Any, size: tuple[int, int, int], a_strides: Pair, b_strides: Pair, c_stride: int,
-    first: tuple[int, int, int], macros: dict[str, str], parts: int = 1, name: str = "matmul_tiled",
-) -> None:  # fmt: skip
+    a: Any,
+    b: Any,
+    c: Any,
+    size: tuple[int, int, int],
+    a_strides: Pair,
+    b_strides: Pair,
+    c_stride: int,
+    first: tuple[int, int, int],
+    macros: dict[str, str],
+    parts: int = 1,
+    name: str = "matmul_tiled",
+) -> None:
     """C = A B for ``size`` (m, n, depth): A and B with two strides each, C with that of its rows, each from its element
     ``first`` on.  With several ``parts``, C is as many matrices, whose sum is the product."""
     m, n, depth = size
@@ -127,9 +164,16 @@ def _im2col(x: Any, columns: Any, group: int, channels: int, geometry: tuple[int
     share = max(4 * (BLOCK // wide), -(-pixels // MAX_BLOCKS))
     if pixels:
         kernel("im2col", "im2col_packed", **macros)(
-            (-(-pixels // share), across), (wide, BLOCK // wide), x, columns, pixels, share, group * channels, channels,
+            (-(-pixels // share), across),
+            (wide, BLOCK // wide),
+            x,
+            columns,
+            pixels,
+            share,
+            group * channels,
+            channels,
             *geometry,
-        )  # fmt: skip
+        )
 
 
 def _blocks(images: int, size: int) -> Iterator[slice]:

@@ -22,9 +22,18 @@ from tinyres.kernels.arrays import array_module
 
 SOURCES = Path(__file__).parent / "src"
 TYPES = {  # of C, by their size and kind in NumPy
-    "float": "f4", "double": "f8", "half": "f2", "bfloat16": "bfloat16", "int": "i4", "unsigned": "u4", "uint32_t": "u4",
-    "long long": "i8", "uint64_t": "u8", "uint8_t": "u1", "signed char": "i1",
-}  # fmt: skip
+    "float": "f4",
+    "double": "f8",
+    "half": "f2",
+    "bfloat16": "bfloat16",
+    "int": "i4",
+    "unsigned": "u4",
+    "uint32_t": "u4",
+    "long long": "i8",
+    "uint64_t": "u8",
+    "uint8_t": "u1",
+    "signed char": "i1",
+}
 WIDE = 1 << 30  # elements from which on indices are long long: half of what fits, since a loop steps beyond the end
 LARGEST_SHARED = 227 << 10  # bytes of a block's shared memory on the largest cards (sm_90, sm_100); gpu.py asks the card
 _FORMATS = {"f4": "f4x", "f8": "d", "i4": "i4x", "u4": "I4x", "i8": "q", "u8": "Q"}  # of numbers, for `struct`

@@ -17,9 +17,14 @@ BACKWARD_BLOCKS = 132  # the same: one fits
 
 
 def batch_norm(
-    x: Array, weight: Array, bias: Array, eps: float, residual: Array | None, relu: bool,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    eps: float,
+    residual: Array | None,
+    relu: bool,
     running: tuple[Array, Array, float] | None = None,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+) -> tuple[Array, Array, Array]:
     running = running or (None, None, 0.0)
     if not all(a is None or a.flags.c_contiguous for a in running[:2]):
         raise Unsupported("running statistics with gaps between them")
@@ -27,8 +32,24 @@ def batch_norm(
     mean, var, y = empty(weight, weight.shape), empty(weight, weight.shape), empty(inside, inside.shape)
     parts = plan.new_parts(weight)
     plan.first("batch_norm_statistics", inside, parts, plan.rows, plan.share, plan.columns)
-    plan.second("batch_norm_normalise", FORWARD_BLOCKS, inside, parts, *vectors, joined, y, mean, var, *running, eps,
-                plan.rows, plan.share, plan.parts, plan.columns, relu)  # fmt: skip
+    plan.second(
+        "batch_norm_normalise",
+        FORWARD_BLOCKS,
+        inside,
+        parts,
+        *vectors,
+        joined,
+        y,
+        mean,
+        var,
+        *running,
+        eps,
+        plan.rows,
+        plan.share,
+        plan.parts,
+        plan.columns,
+        relu,
+    )
     return as_seen(y), mean, var
 
 
@@ -42,9 +63,8 @@ def batch_norm_inference(
 
 
 def batch_norm_backward(
-    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float,
-    training: bool, residual: bool,
-) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, residual: bool
+) -> tuple[Array, Array, Array, Array | None]:
     plan, *images, (scale, centre, spread) = _prepare((dy, x, y), (weight, mean, var))
     d, inside, result = images
     dx, dweight, dbias = empty(d, d.shape), empty(weight, weight.shape), empty(weight, weight.shape)
@@ -52,8 +72,25 @@ def batch_norm_backward(
     plan.first("batch_norm_backward_sums", d, inside, result, centre, dz, parts, plan.rows, plan.share, plan.columns)
     if dz is not None:
         d, result = dz, None
-    plan.second("batch_norm_backward_input", BACKWARD_BLOCKS, d, inside, result, parts, scale, centre, spread, dx, dweight,
-                dbias, eps, plan.rows, plan.parts, plan.columns, training)  # fmt: skip
+    plan.second(
+        "batch_norm_backward_input",
+        BACKWARD_BLOCKS,
+        d,
+        inside,
+        result,
+        parts,
+        scale,
+        centre,
+        spread,
+        dx,
+        dweight,
+        dbias,
+        eps,
+        plan.rows,
+        plan.parts,
+        plan.columns,
+        training,
+    )
     joined = dy if dz is None else as_seen(dz)  # without a ReLU dz is dy
     return as_seen(dx), dweight, dbias, joined if residual else None
 

@@ -119,4 +119,3 @@ def _launch(
     macros, groups = {"REAL": c_type(operands[0], out), "WIDTH": width, "PLACE": place}, out.size // width
     if groups:
         launch.kernel("pool", name, **macros)(blocks(groups, BLOCK), BLOCK, *operands, groups, *sizes)
-

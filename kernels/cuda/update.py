@@ -16,9 +16,15 @@ KEPT = 64  # lists on the device that no graph has been seen to use
 
 
 def sgd(
-    params: list[Any], grads: list[Any], buffers: list[Any], lr: Any, momentum: float, weight_decay: float,
-    nesterov: bool, skip: Any = None,
-) -> None:  # fmt: skip
+    params: list[Any],
+    grads: list[Any],
+    buffers: list[Any],
+    lr: Any,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    skip: Any = None,
+) -> None:
     columns = [params, grads, buffers] if momentum else [params, grads]
     if any([a.shape for a in column] != [p.shape for p in params] for column in columns):
         raise ValueError("sgd: parameters, gradients and momentum buffers must have the same shapes, one by one.")

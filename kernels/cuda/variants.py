@@ -35,8 +35,12 @@ def _each(*reals: str, capability: int = 75, stack: str = "", rare: bool = False
 
 def _beside_float(name: str) -> list[Variant]:
     """Each type of REAL, with a second macro of the same type; for the short ones also with float."""
-    return [v for real in ALL for other in dict.fromkeys((real, "float" if real in HALVES else real))
-            for v in _each(real, **{name: other})]  # fmt: skip
+    return [
+        v
+        for real in ALL
+        for other in dict.fromkeys((real, "float" if real in HALVES else real))
+        for v in _each(real, **{name: other})
+    ]
 
 
 # by file; where a file uses INDEX, each set is there again with INDEX=long long
@@ -52,7 +56,9 @@ VARIANTS: dict[str, list[Variant]] = {
     "conv_tensor_forward": [
         one
         for real, tile, words in (
-            ("float", 16, 4), ("float", 32, 4), *((real, *two) for real in HALVES for two in ((16, 2), (32, 2), (32, 4))),
+            ("float", 16, 4),
+            ("float", 32, 4),
+            *((real, *two) for real in HALVES for two in ((16, 2), (32, 2), (32, 4))),
         )
         for one in _each(real, TILE_F=tile, WORDS=words, capability=75 if real == "half" else 80)
     ],

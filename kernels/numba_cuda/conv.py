@@ -85,9 +85,15 @@ def conv2d_backward_weight(
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    dy: Any,
+    w: Any,
+    x_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
     into: Any | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     check(dy, w)
     dy, weights = channels_last(dy), _weights(w, groups)
     (n, c, height, width), size, kernel = x_shape, dy.shape[1:3], w.shape[2:]

@@ -119,9 +119,14 @@ def running_kernel(running_mean, running_var, mean, var, momentum, m):
 
 
 def batch_norm(
-    x: Any, weight: Any, bias: Any, eps: float, residual: Any | None, relu: bool,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    residual: Any | None,
+    relu: bool,
     running: tuple[Any, Any, float] | None = None,
-) -> tuple[Any, Any, Any]:  # fmt: skip
+) -> tuple[Any, Any, Any]:
     check(x, weight, bias, residual, *(running or ())[:2])
     pixels = _pixels(x)
     m, c = pixels.shape

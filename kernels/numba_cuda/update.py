@@ -54,9 +54,15 @@ def update_scale_kernel(scale, good_steps, found, growth, backoff, interval):
 
 
 def sgd(
-    params: list[Any], grads: list[Any], buffers: list[Any], lr: Any, momentum: float, weight_decay: float,
-    nesterov: bool, skip: Any = None,
-) -> None:  # fmt: skip
+    params: list[Any],
+    grads: list[Any],
+    buffers: list[Any],
+    lr: Any,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    skip: Any = None,
+) -> None:
     check(*params, *grads, *buffers)
     xp = array_module(params[0])
     rate = lr.reshape(1) if isinstance(lr, xp.ndarray) else xp.full(1, lr, np.float64)

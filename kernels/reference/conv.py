@@ -38,9 +38,15 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    dy: Any,
+    w: Any,
+    x_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
     into: Any | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     return added(_conv2d_backward_input(dy, w, x_shape, stride, padding, dilation, groups), into, accumulate)
 
 
@@ -115,9 +121,7 @@ def _groups(c: int, f: int, groups: int) -> list[tuple[slice, slice]]:
 def _matrices(w: Any, groups: int) -> list[Any]:
     """The weights of each group as a (KH*KW*C/G, F/G) matrix."""
     xp, fg = array_module(w), w.shape[0] // groups
-    return [
-        xp.ascontiguousarray(w[g * fg : g * fg + fg].transpose(2, 3, 1, 0).reshape(-1, fg)) for g in range(groups)
-    ]
+    return [xp.ascontiguousarray(w[g * fg : g * fg + fg].transpose(2, 3, 1, 0).reshape(-1, fg)) for g in range(groups)]
 
 
 def _columns(x: Any, kernel: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Any:
@@ -133,9 +137,7 @@ def _columns(x: Any, kernel: Pair, size: Pair, stride: Pair, padding: Pair, dila
         x = padded
     s = x.strides
     windows = xp.lib.stride_tricks.as_strided(
-        x,
-        (n, *size, *kernel, c),
-        (s[0], s[1] * stride[0], s[2] * stride[1], s[1] * dilation[0], s[2] * dilation[1], s[3]),
+        x, (n, *size, *kernel, c), (s[0], s[1] * stride[0], s[2] * stride[1], s[1] * dilation[0], s[2] * dilation[1], s[3])
     )
     return xp.ascontiguousarray(windows)
 

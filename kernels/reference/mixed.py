@@ -16,11 +16,26 @@ from tinyres.kernels.arrays import convert, is_half
 # kernel -> which of its results are images.  A kernel that is not named here has none, or only moves numbers
 # (subsample_pad), or adds two images in place (accumulate), which NumPy does in float32 and rounds once.
 IMAGES: dict[str, tuple[int, ...]] = {
-    "conv2d": (0,), "conv2d_backward_input": (0,), "conv2d_backward_weight": (), "linear": (), "linear_backward_weight": (),
-    "batch_norm": (0,), "batch_norm_inference": (0,), "batch_norm_backward": (0, 3), "relu": (0,), "relu_backward": (0,),
-    "relu6": (0,), "relu6_backward": (0,), "add_relu": (0,), "max_pool2d": (0,), "max_pool2d_backward": (0,),
-    "avg_pool2d": (0,), "avg_pool2d_backward": (0,), "global_avg_pool2d": (0,), "global_avg_pool2d_backward": (0,),
-}  # fmt: skip
+    "conv2d": (0,),
+    "conv2d_backward_input": (0,),
+    "conv2d_backward_weight": (),
+    "linear": (),
+    "linear_backward_weight": (),
+    "batch_norm": (0,),
+    "batch_norm_inference": (0,),
+    "batch_norm_backward": (0, 3),
+    "relu": (0,),
+    "relu_backward": (0,),
+    "relu6": (0,),
+    "relu6_backward": (0,),
+    "add_relu": (0,),
+    "max_pool2d": (0,),
+    "max_pool2d_backward": (0,),
+    "avg_pool2d": (0,),
+    "avg_pool2d_backward": (0,),
+    "global_avg_pool2d": (0,),
+    "global_avg_pool2d_backward": (0,),
+}
 
 
 def mixed(kernel: Callable[..., Any]) -> Callable[..., Any]:

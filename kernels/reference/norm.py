@@ -16,9 +16,14 @@ from tinyres.kernels.reference.mixed import mixed
 
 @mixed
 def batch_norm(
-    x: Any, weight: Any, bias: Any, eps: float, residual: Any | None, relu: bool,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    residual: Any | None,
+    relu: bool,
     running: tuple[Any, Any, float] | None = None,
-) -> tuple[Any, Any, Any]:  # fmt: skip
+) -> tuple[Any, Any, Any]:
     rows, count = _Rows(x), x.size // x.shape[1]
     mean = (rows.sum(lambda part: part(x)) / count).astype(x.dtype)
     mean_row = rows.repeat(mean)

@@ -6,9 +6,15 @@ from tinyres.kernels.arrays import array_module
 
 
 def sgd(
-    params: list[Any], grads: list[Any], buffers: list[Any], lr: Any, momentum: float, weight_decay: float,
-    nesterov: bool, skip: Any = None,
-) -> None:  # fmt: skip
+    params: list[Any],
+    grads: list[Any],
+    buffers: list[Any],
+    lr: Any,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    skip: Any = None,
+) -> None:
     if skip is not None and skip:
         return
     for i, (p, g) in enumerate(zip(params, grads, strict=True)):

@@ -1,6 +1,6 @@
 """Writes training.npz beside this file: what PyTorch makes of the runs in parity.py, in float64.
 
-    python tests/golden/make_golden.py
+python tests/golden/make_golden.py
 """
 
 import sys

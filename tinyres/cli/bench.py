@@ -52,6 +52,7 @@ def add(commands: Any) -> None:
     compare.add_argument("after", metavar="B.json")
     compare.set_defaults(run=run_compare)
 
+
 GPU = """\
 Parity of every kernel and of whole steps with the NumPy reference and PyTorch, bandwidth and arithmetic beside the card's
 own, whole training steps beside PyTorch's configurations, a training run, compute-sanitizer over a small step, and the GPU
@@ -149,8 +150,11 @@ def with_torch(arguments: argparse.Namespace) -> bool:
 def finish(result: dict[str, Any], out: str | None) -> None:
     from tinyres.benchmarks import plots, report
 
-    limits = {"matmul_gflops": "matrix product 2048^3 {:.0f} GFLOP/s", "copy_gb_per_s": "copy {:.1f} GB/s",
-              "fma_peak_gflops": "multiply-add peak {:.0f} GFLOP/s"}  # fmt: skip
+    limits = {
+        "matmul_gflops": "matrix product 2048^3 {:.0f} GFLOP/s",
+        "copy_gb_per_s": "copy {:.1f} GB/s",
+        "fma_peak_gflops": "multiply-add peak {:.0f} GFLOP/s",
+    }
     print("this machine: " + ", ".join(limits[key].format(value) for key, value in result["limits"].items()))
     if out:
         if not out.endswith(".json"):

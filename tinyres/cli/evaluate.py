@@ -12,13 +12,18 @@ from tinyres.errors import UsageError
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
-        "eval", help="test a network", allow_abbrev=False,
+        "eval",
+        help="test a network",
+        allow_abbrev=False,
         description="Tests the network in a checkpoint, in best.safetensors or in a file from import-weights, on the "
         "test set. The file knows its network and how images are normalised for it.",
-    )  # fmt: skip
+    )
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--data", choices=("cifar10", "cifar100", "shapes"), help="what to test on (default: what the "
-                        "network was trained on, else cifar10)")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        choices=("cifar10", "cifar100", "shapes"),
+        help="what to test on (default: what the network was trained on, else cifar10)",
+    )
     add_data_dir(parser)
     parser.add_argument("--limit-test", type=whole(1), metavar="N", help="test on the first N images")
     add_backend(parser)
@@ -42,9 +47,13 @@ def run(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     with progress.for_terminal() as display:
         result = evaluate(
-            loaded.model, data.test_images, data.test_labels, loaded.mean, loaded.scale,
+            loaded.model,
+            data.test_images,
+            data.test_labels,
+            loaded.mean,
+            loaded.scale,
             on_batch=lambda done, of: display.step("testing", done, of, "", None),
-        )  # fmt: skip
+        )
     seconds = time.perf_counter() - began
     print(
         f"{loaded.network['name']} on {result.images:,} test images of {data.name}: "

@@ -16,18 +16,25 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
-        "import-weights", help="take over weights from PyTorch", allow_abbrev=False,
+        "import-weights",
+        help="take over weights from PyTorch",
+        allow_abbrev=False,
         description="Reads weights from safetensors or from torch.save (without PyTorch, and without running anything "
         "in the file), gives them our names, and writes them with what tinyres eval needs. The default "
         "normalisation is ImageNet's, as the common CIFAR repositories (akamaster/pytorch_resnet_cifar10) use it.",
-    )  # fmt: skip
+    )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--model", required=True, help="the network that the weights are for, such as resnet20")
     add_shortcut(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="a new file, such as resnet20.safetensors")
     for name, default in (("mean", MEAN), ("std", STD)):
-        parser.add_argument(f"--{name}", type=three_numbers, default=default, metavar="R,G,B",
-                            help=f"of the images in 0..1 (default: {','.join(map(str, default))})")  # fmt: skip
+        parser.add_argument(
+            f"--{name}",
+            type=three_numbers,
+            default=default,
+            metavar="R,G,B",
+            help=f"of the images in 0..1 (default: {','.join(map(str, default))})",
+        )
     parser.set_defaults(run=run)
 
 
@@ -49,5 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     scale = (1 / np.array(arguments.std)).astype(np.float32).reshape(3, 1, 1)
     save_network(out, model, described, mean, scale)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{out}: {arguments.model}, {parameters:,} parameters, {classes} classes, for images with mean "
-          f"{arguments.mean} and deviation {arguments.std}")  # fmt: skip
+    print(
+        f"{out}: {arguments.model}, {parameters:,} parameters, {classes} classes, for images with mean "
+        f"{arguments.mean} and deviation {arguments.std}"
+    )

@@ -26,10 +26,12 @@ VARIABLES = {
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
-        "info", help="versions, kernels, data sets, environment", allow_abbrev=False,
+        "info",
+        help="versions, kernels, data sets, environment",
+        allow_abbrev=False,
         description="Shows what is installed, which kernels can run here and why others cannot, which data sets are "
         "found, and the environment variables that count. It runs one small training step to see what falls back.",
-    )  # fmt: skip
+    )
     parser.set_defaults(run=run)
 
 

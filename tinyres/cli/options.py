@@ -45,18 +45,25 @@ def three_numbers(text: str) -> tuple[float, ...]:
 
 
 def add_data_dir(parser: Any) -> None:
-    parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR is, packed or unpacked (default: $TINYRES_DATA, "
-                        "or ~/.cache/tinyres)")  # fmt: skip
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where CIFAR is, packed or unpacked (default: $TINYRES_DATA, or ~/.cache/tinyres)"
+    )
 
 
 def add_backend(parser: Any) -> None:
-    parser.add_argument("--backend", metavar="NAME", help="the kernels that run: see tinyres info (default: "
-                        "$TINYRES_BACKEND, or the one that tinyres info marks)")  # fmt: skip
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="the kernels that run: see tinyres info (default: $TINYRES_BACKEND, or the one that tinyres info marks)",
+    )
 
 
 def add_shortcut(parser: Any) -> None:
-    parser.add_argument("--shortcut", choices=("A", "B", "C"), help="where a residual block's shapes change: A pads "
-                        "with zeros, B projects, C projects everywhere (default: A)")  # fmt: skip
+    parser.add_argument(
+        "--shortcut",
+        choices=("A", "B", "C"),
+        help="where a residual block's shapes change: A pads with zeros, B projects, C projects everywhere (default: A)",
+    )
 
 
 def network(name: str, shortcut: str | None) -> dict[str, Any]:

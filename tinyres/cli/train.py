@@ -25,14 +25,26 @@ recipes:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("train", help="train a network", description=DESCRIPTION, allow_abbrev=False,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = commands.add_parser(
+        "train",
+        help="train a network",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     options(parser)
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/DATA-MODEL)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in its folder; its own options hold, "
-                        "and none but --save-every and --data-dir may be given another value")  # fmt: skip
-    parser.add_argument("--profile", action="store_true", help="measure the steps, and show at the end where their time "
-                        "went: by kernel, and by layer forward and backward")  # fmt: skip
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in its folder; its own options hold, "
+        "and none but --save-every and --data-dir may be given another value",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="measure the steps, and show at the end where their time went: by kernel, and by layer forward and backward",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,16 +60,25 @@ def options(parser: Any) -> None:
     parser.add_argument("--lr", type=number(0, excluded=True), metavar="X", help="the recipe's highest learning rate")
     parser.add_argument("--seed", type=whole(0), metavar="N", help="of weights, order and augmentation (default: 0)")
     parser.add_argument("--no-augment", action="store_true", default=None, help="neither crop nor mirror the images")
-    parser.add_argument("--validation", type=whole(1), metavar="N", help="hold out N training images (He et al.: 5000) "
-                        "and test on them, so that the test set has no part in any choice")  # fmt: skip
+    parser.add_argument(
+        "--validation",
+        type=whole(1),
+        metavar="N",
+        help="hold out N training images (He et al.: 5000) and test on them, so that the test set has no part in any choice",
+    )
     parser.add_argument("--limit-train", type=whole(1), metavar="N", help="train on the first N images")
     parser.add_argument("--limit-test", type=whole(1), metavar="N", help="test on the first N images")
     add_backend(parser)
     parser.add_argument("--amp", choices=("fp16", "bf16"), help="mixed precision: activations of 16 bits, weights of 32")
-    parser.add_argument("--no-graph", action="store_true", default=None, help="do not capture the step as a CUDA graph, "
-                        "which the backends cupy and cuda-emulated do")  # fmt: skip
-    parser.add_argument("--save-every", type=number(0), metavar="SECONDS", help="between checkpoints within an epoch "
-                        "(default: 60)")  # fmt: skip
+    parser.add_argument(
+        "--no-graph",
+        action="store_true",
+        default=None,
+        help="do not capture the step as a CUDA graph, which the backends cupy and cuda-emulated do",
+    )
+    parser.add_argument(
+        "--save-every", type=number(0), metavar="SECONDS", help="between checkpoints within an epoch (default: 60)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -74,8 +95,10 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{trainer.profile.table('kernel')}\n\n{trainer.profile.table('layer', 'pass')}\n")
     best = trainer.best()
     assert best
-    print(f"best {trainer.held_out} error: {best[f'{trainer.held_out}_error']:.2f} % after epoch {best['epoch']}, in "
-          f"{trainer.folder.best if trainer.folder else out}")  # fmt: skip
+    print(
+        f"best {trainer.held_out} error: {best[f'{trainer.held_out}_error']:.2f} % after epoch {best['epoch']}, in "
+        f"{trainer.folder.best if trainer.folder else out}"
+    )
 
 
 def make_trainer(given: dict[str, Any], out: Path) -> Any:

@@ -67,7 +67,27 @@ def build(name: str, **options: Any) -> Module:
 
 
 __all__ = [
-    "NAMES", "BasicBlock", "Bottleneck", "CifarResNet", "PlainBlock", "ResidualLinearBlock", "ResidualMLP", "build",
-    "plain", "plain20", "plain32", "plain44", "plain56", "plain110", "plain1202", "resnet", "resnet20", "resnet32",
-    "resnet44", "resnet56", "resnet110", "resnet164", "resnet1202",
-]  # fmt: skip
+    "NAMES",
+    "BasicBlock",
+    "Bottleneck",
+    "CifarResNet",
+    "PlainBlock",
+    "ResidualLinearBlock",
+    "ResidualMLP",
+    "build",
+    "plain",
+    "plain20",
+    "plain32",
+    "plain44",
+    "plain56",
+    "plain110",
+    "plain1202",
+    "resnet",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet164",
+    "resnet1202",
+]

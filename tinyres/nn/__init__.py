@@ -21,7 +21,25 @@ from tinyres.nn.module import HookHandle, Module, Parameter
 from tinyres.nn.summary import Summary, summary
 
 __all__ = [
-    "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Conv2d", "CrossEntropyLoss", "Dropout", "Flatten", "GlobalAvgPool2d",
-    "HookHandle", "Identity", "Linear", "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "ReLU6", "Sequential",
-    "Summary", "init", "summary",
-]  # fmt: skip
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "HookHandle",
+    "Identity",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "ReLU",
+    "ReLU6",
+    "Sequential",
+    "Summary",
+    "init",
+    "summary",
+]

@@ -30,9 +30,11 @@ class Conv2d(Function):
     ) -> Any:
         images("conv2d", x)
         ctx.geometry = (
-            pair("conv2d", "stride", stride, 1), pair("conv2d", "padding", padding, 0),
-            pair("conv2d", "dilation", dilation, 1), pair("conv2d", "groups", groups, 1)[0],
-        )  # fmt: skip
+            pair("conv2d", "stride", stride, 1),
+            pair("conv2d", "padding", padding, 0),
+            pair("conv2d", "dilation", dilation, 1),
+            pair("conv2d", "groups", groups, 1)[0],
+        )
         s, p, d, groups = ctx.geometry
         if w.ndim != 4 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
             fail("conv2d", f"weight must be (F, C / {groups}, KH, KW), with F a multiple of groups={groups}.", x=x, weight=w)

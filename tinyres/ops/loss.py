@@ -51,11 +51,15 @@ class CrossEntropy(Function):
         if xp is not array_module(None) or not len(labels):
             pass  # (reading labels back from a GPU would stall it)
         elif labels.min() < 0 or labels.max() >= logits.shape[1]:
-            raise ShapeError(f"cross_entropy: labels must lie in 0 .. {logits.shape[1] - 1}, the columns of logits; "
-                             f"got {labels.min()} .. {labels.max()}.")  # fmt: skip
+            raise ShapeError(
+                f"cross_entropy: labels must lie in 0 .. {logits.shape[1] - 1}, the columns of logits; "
+                f"got {labels.min()} .. {labels.max()}."
+            )
         if reduction not in ("mean", "sum", "none") or not 0 <= label_smoothing <= 1:
-            raise ShapeError(f"cross_entropy: reduction must be mean, sum or none, and label_smoothing in 0 .. 1; "
-                             f"got {reduction!r} and {label_smoothing}.")  # fmt: skip
+            raise ShapeError(
+                f"cross_entropy: reduction must be mean, sum or none, and label_smoothing in 0 .. 1; "
+                f"got {reduction!r} and {label_smoothing}."
+            )
         mean = reduction == "mean"
         run = ctx.kernels.cross_entropy_mean if mean else ctx.kernels.cross_entropy
         loss, log_probs = run(logits, labels, label_smoothing)

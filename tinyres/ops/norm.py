@@ -25,14 +25,31 @@ class BatchNorm(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Any, weight: Any, bias: Any, residual: Any = None, *, running_mean: Any, running_var: Any,
-        training: bool, momentum: float, eps: float, relu: bool,
-    ) -> Any:  # fmt: skip
+        ctx: Any,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        residual: Any = None,
+        *,
+        running_mean: Any,
+        running_var: Any,
+        training: bool,
+        momentum: float,
+        eps: float,
+        relu: bool,
+    ) -> Any:
         if x.ndim not in (2, 4):
             fail("batch_norm", "x must be (N, C, H, W) or (N, C).", x=x)
         if any(v.shape != x.shape[1:2] for v in (weight, bias, running_mean, running_var)):
-            fail("batch_norm", "weight, bias and the running statistics must be (C,).", x=x, weight=weight, bias=bias,
-                 running_mean=running_mean, running_var=running_var)  # fmt: skip
+            fail(
+                "batch_norm",
+                "weight, bias and the running statistics must be (C,).",
+                x=x,
+                weight=weight,
+                bias=bias,
+                running_mean=running_mean,
+                running_var=running_var,
+            )
         if residual is not None and residual.shape != x.shape:
             fail("batch_norm_add_relu", "x and the residual must have the same shape.", x=x, residual=residual)
         parameters = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
@@ -59,8 +76,6 @@ class BatchNorm(Function):
     def backward(ctx: Any, dy: Any) -> Any:
         (x, y, weight, mean, var), (eps, training, residual) = ctx.saved, ctx.options
         dz, x, y = (a if a is None or a.ndim == 4 else a[:, :, None, None] for a in (dy, x, y))
-        dx, dweight, dbias, joined = ctx.kernels.batch_norm_backward(
-            dz, x, y, weight, mean, var, eps, training, residual
-        )
+        dx, dweight, dbias, joined = ctx.kernels.batch_norm_backward(dz, x, y, weight, mean, var, eps, training, residual)
         grads = dx.reshape(dy.shape), dweight, dbias
         return (*grads, joined.reshape(dy.shape)) if residual else grads

@@ -7,6 +7,16 @@ from tinyres.optim.schedules import CosineAnnealingLR, LinearLR, MultiStepLR, On
 from tinyres.optim.sgd import SGD, weight_decay_groups
 
 __all__ = [
-    "EMA", "SGD", "CosineAnnealingLR", "GradScaler", "LinearLR", "MultiStepLR", "OneCycleLR", "Schedule", "Warmup",
-    "clip_grad_norm_", "clip_grad_value_", "weight_decay_groups",
-]  # fmt: skip
+    "EMA",
+    "SGD",
+    "CosineAnnealingLR",
+    "GradScaler",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "Schedule",
+    "Warmup",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "weight_decay_groups",
+]

@@ -29,9 +29,13 @@ class GradScaler:
     """Names and meanings are those of `torch.amp.GradScaler`. With `enabled=False` it leaves everything as it is."""
 
     def __init__(
-        self, init_scale: float = 2.0**16, growth_factor: float = 2.0, backoff_factor: float = 0.5,
-        growth_interval: int = 2000, enabled: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+    ) -> None:
         if not (init_scale > 0 and growth_factor > 1 and 0 < backoff_factor < 1 and growth_interval >= 1):
             raise UsageError(
                 "GradScaler: init_scale must be above 0, growth_factor above 1, backoff_factor between 0 and 1, "
@@ -117,9 +121,12 @@ class GradScaler:
         growth, backoff, interval = self._factors
         good_steps = self._start[1] if self._scale is None else int(self._good_steps)
         return {
-            "scale": self.get_scale(), "growth_factor": growth, "backoff_factor": backoff, "growth_interval": interval,
+            "scale": self.get_scale(),
+            "growth_factor": growth,
+            "backoff_factor": backoff,
+            "growth_interval": interval,
             "_growth_tracker": good_steps,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned. Raises CheckpointError, and changes nothing, if it does not fit."""

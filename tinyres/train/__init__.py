@@ -5,6 +5,4 @@ from tinyres.train.evaluation import Evaluation, evaluate
 from tinyres.train.recipes import RECIPES, Recipe
 from tinyres.train.trainer import Trainer
 
-__all__ = [
-    "RECIPES", "Evaluation", "Recipe", "Trainer", "build_network", "evaluate", "load_network", "save_network",
-]  # fmt: skip
+__all__ = ["RECIPES", "Evaluation", "Recipe", "Trainer", "build_network", "evaluate", "load_network", "save_network"]

@@ -81,9 +81,13 @@ def build_network(name: str, **options: Any) -> Module:
 
 
 def save_network(
-    path: Path, model: Module, network: dict[str, Any] | None, mean: np.ndarray, scale: np.ndarray,
+    path: Path,
+    model: Module,
+    network: dict[str, Any] | None,
+    mean: np.ndarray,
+    scale: np.ndarray,
     result: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes a network's weights and what is needed to use them: its name and options, and its normalisation.
 
     ``result`` is for the reader of the file: what was reached, and on which data.  Raises CheckpointError."""
@@ -116,9 +120,12 @@ def load_network(path: Path) -> Loaded:
     # What a file asks to be built must be as large as the file: every layer has an array.
     depth = re.search(r"\d+$", str(network.get("name"))) if isinstance(network, dict) else None
     if (
-        depth is None or not set(network) <= OPTIONS or len(depth[0]) > 6 or int(depth[0]) > len(arrays)
+        depth is None
+        or not set(network) <= OPTIONS
+        or len(depth[0]) > 6
+        or int(depth[0]) > len(arrays)
         or network.get("num_classes") not in [len(array) for array in arrays.values() if array.ndim]
-    ):  # fmt: skip
+    ):
         raise CheckpointError(f"{path} holds {len(arrays)} arrays, which are not those of the network that it names")
     try:
         model = build_network(**network)

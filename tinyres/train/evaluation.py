@@ -25,9 +25,14 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: Module, images: np.ndarray, labels: np.ndarray, mean: Any = 0.0, scale: Any = 1.0, batch_size: int = 250,
+    model: Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mean: Any = 0.0,
+    scale: Any = 1.0,
+    batch_size: int = 250,
     on_batch: Callable[[int, int], None] | None = None,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Loss and error of ``model`` in evaluation mode on uint8 images (N, C, H, W), fed (images / 255 - mean) * scale.
 
     ``on_batch(done, of)`` is called after each batch.  The model's mode is left as it was.  Raises NonFiniteError, with

@@ -1,11 +1,11 @@
 """The folder of a run: its files, and who else ran there.
 
-    last.safetensors    the checkpoint to resume from; the one file that decides where a run is
-    best.safetensors    the network after the epoch with the lowest error, written before the checkpoint that counts it:
-                        a run that is killed between the two repeats the epoch's end and writes the same bytes again
-    metrics.jsonl       one line an epoch; a copy of what the checkpoint holds, as is
-    curves.png          its picture
-    config.json         the settings, and for each process that worked here its command, versions and machine
+last.safetensors    the checkpoint to resume from; the one file that decides where a run is
+best.safetensors    the network after the epoch with the lowest error, written before the checkpoint that counts it:
+                    a run that is killed between the two repeats the epoch's end and writes the same bytes again
+metrics.jsonl       one line an epoch; a copy of what the checkpoint holds, as is
+curves.png          its picture
+config.json         the settings, and for each process that worked here its command, versions and machine
 """
 
 import json
@@ -64,9 +64,7 @@ class RunFolder:
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    def draw(
-        self, title: str, lines: list[dict[str, Any]], held_out: str, warn: Callable[[str], None], now: bool
-    ) -> None:
+    def draw(self, title: str, lines: list[dict[str, Any]], held_out: str, warn: Callable[[str], None], now: bool) -> None:
         """Draws the curves, if that was not done just before or must be ``now``."""
         if not lines or (time.monotonic() - self.drawn < CURVES_EVERY and not now):
             return

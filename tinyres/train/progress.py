@@ -54,10 +54,15 @@ class Bar(Silent):
 
         self.console = Console(highlight=False)
         self.bar: Any = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"), TextColumn("[cyan]{task.fields[left]}"),
-            console=self.console, transient=True, refresh_per_second=5,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("[cyan]{task.fields[left]}"),
+            console=self.console,
+            transient=True,
+            refresh_per_second=5,
+        )
         self.task: Any = None
 
     def __enter__(self) -> "Bar":

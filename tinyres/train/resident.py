@@ -104,8 +104,19 @@ class Batches:
         """Fills ``x`` and ``y``; with ``pad``, cropped and mirrored by random numbers of the seed, ``epoch`` and place."""
         from tinyres.kernels.cuda.augment import next_batch
 
-        next_batch(self.images, self.labels, self.order, self.step, self.epoch, self.x, self.y, mean=self.mean,
-                   scale=self.scale, pad=pad, seed=seed)  # fmt: skip
+        next_batch(
+            self.images,
+            self.labels,
+            self.order,
+            self.step,
+            self.epoch,
+            self.x,
+            self.y,
+            mean=self.mean,
+            scale=self.scale,
+            pad=pad,
+            seed=seed,
+        )
 
 
 class ResidentStep:
@@ -117,10 +128,21 @@ class ResidentStep:
     ``reason`` says why the step is not captured, and is "" if it is (or will be, once it has run ``WARM_UP`` times)."""
 
     def __init__(
-        self, model: Module, optimizer: SGD, images: np.ndarray, labels: np.ndarray, batch_size: int, *, mean: Any,
-        scale: Any, augment: bool = True, seed: int = 0, dtype: Any = np.float32, scaler: GradScaler | None = None,
+        self,
+        model: Module,
+        optimizer: SGD,
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        *,
+        mean: Any,
+        scale: Any,
+        augment: bool = True,
+        seed: int = 0,
+        dtype: Any = np.float32,
+        scaler: GradScaler | None = None,
         capture: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         from tinyres.kernels.cuda import launch
 
         self.model, self.optimizer = model, optimizer
@@ -150,9 +172,14 @@ class ResidentStep:
             self.lrs = self.xp.zeros(len(lrs), "f4")
             self.captured.forget()
         for target, value in (
-            (self.lrs, np.array(lrs, "f4")), (self.batches.order, order.astype("i4")), (self.batches.epoch, epoch),
-            (self.batches.step, sums.step), (self.wrong, sums.wrong), (self.loss, sums.loss), (self.bad, 0),
-        ):  # fmt: skip
+            (self.lrs, np.array(lrs, "f4")),
+            (self.batches.order, order.astype("i4")),
+            (self.batches.epoch, epoch),
+            (self.batches.step, sums.step),
+            (self.wrong, sums.wrong),
+            (self.loss, sums.loss),
+            (self.bad, 0),
+        ):
             target[...] = self.xp.asarray(value, target.dtype)
 
     def run(self, steps: int) -> None:

@@ -58,12 +58,25 @@ class Trainer:
     Raises UsageError for settings without meaning."""
 
     def __init__(
-        self, model: Module | str | dict[str, Any], dataset: Dataset, recipe: str = "onecycle", *,
-        epochs: int | None = None, batch_size: int | None = None, lr: float | None = None, seed: int = 0,
-        augment: bool = True, validation: int = 0, out: str | os.PathLike[str] | None = None, save_every: float = 60.0,
-        options: Sequence[str] = (), display: progress.Silent | None = None, profile: bool = False, amp: str | None = None,
+        self,
+        model: Module | str | dict[str, Any],
+        dataset: Dataset,
+        recipe: str = "onecycle",
+        *,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        seed: int = 0,
+        augment: bool = True,
+        validation: int = 0,
+        out: str | os.PathLike[str] | None = None,
+        save_every: float = 60.0,
+        options: Sequence[str] = (),
+        display: progress.Silent | None = None,
+        profile: bool = False,
+        amp: str | None = None,
         graph: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if recipe not in RECIPES:
             raise UsageError(f"no recipe is called {recipe!r}; there are {', '.join(RECIPES)}")
         self.recipe = RECIPES[recipe]
@@ -80,9 +93,16 @@ class Trainer:
         self.mean, self.scale = self.recipe.normalisation(self.dataset.train_images)
         self.seed, self.save_every, self.options = seed, save_every, list(options)
         self.loader = Loader(
-            self.dataset.train_images, self.dataset.train_labels, batch_size, augment=augment, mean=self.mean,
-            scale=self.scale, seed=seed, drop_last=True, crop_flip=dispatch.current().crop_flip,
-        )  # fmt: skip
+            self.dataset.train_images,
+            self.dataset.train_labels,
+            batch_size,
+            augment=augment,
+            mean=self.mean,
+            scale=self.scale,
+            seed=seed,
+            drop_last=True,
+            crop_flip=dispatch.current().crop_flip,
+        )
         self.steps = len(self.loader)
         self.epochs = self.recipe.default_epochs(dataset.name, self.steps) if epochs is None else epochs
         _check("epochs", self.epochs, self.epochs >= 1, "1 or more")
@@ -106,19 +126,37 @@ class Trainer:
         self.display = progress.for_terminal() if display is None else display
         self.state = State()
         self.settings = {
-            "network": self.network or type(self.model).__name__, "data": dataset.name, "training images": available,
-            f"{self.held_out} images": len(self.dataset.test_labels), "data crc32": _crc32(self.dataset),
-            "recipe": recipe, "epochs": self.epochs, "batch size": batch_size, "lr": self.lr, "seed": seed,
-            "augment": augment, "backend": dispatch.get_backend(),
-        }  # fmt: skip
+            "network": self.network or type(self.model).__name__,
+            "data": dataset.name,
+            "training images": available,
+            f"{self.held_out} images": len(self.dataset.test_labels),
+            "data crc32": _crc32(self.dataset),
+            "recipe": recipe,
+            "epochs": self.epochs,
+            "batch size": batch_size,
+            "lr": self.lr,
+            "seed": seed,
+            "augment": augment,
+            "backend": dispatch.get_backend(),
+        }
         self.settings |= {"amp": amp} if amp else {}
         self.scaler = GradScaler(enabled=amp == "fp16")
         self.resident: ResidentStep | None = None
         self.resident_test: ResidentEvaluation | None = None
         if dispatch.get_backend() in RESIDENT and not profile:
             data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=graph)
-            self.resident = ResidentStep(self.model, self.optimizer, data.train_images, data.train_labels, batch_size,
-                augment=augment, seed=seed, dtype=self.dtype, scaler=self.scaler, **how)  # fmt: skip
+            self.resident = ResidentStep(
+                self.model,
+                self.optimizer,
+                data.train_images,
+                data.train_labels,
+                batch_size,
+                augment=augment,
+                seed=seed,
+                dtype=self.dtype,
+                scaler=self.scaler,
+                **how,
+            )
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
         self._stop, self._said = False, set[str]()
         self._saved = self._test_seconds = 0.0
@@ -241,11 +279,15 @@ class Trainer:
         """The line of ``metrics.jsonl`` for the epoch that is running."""
         state, images = self.state, max(self.state.images, 1)
         return {
-            "epoch": state.epoch + 1, "train_loss": state.loss / images, "train_error": 100 * state.wrong / images,
-            f"{self.held_out}_loss": held_out.loss, f"{self.held_out}_error": held_out.error,
+            "epoch": state.epoch + 1,
+            "train_loss": state.loss / images,
+            "train_error": 100 * state.wrong / images,
+            f"{self.held_out}_loss": held_out.loss,
+            f"{self.held_out}_error": held_out.error,
             "lr": self.schedule.lr_at((state.epoch + 1) * self.steps - 1),
-            "images_per_second": round(images / max(state.seconds, 1e-9), 1), "seconds": round(state.seconds, 2),
-        }  # fmt: skip
+            "images_per_second": round(images / max(state.seconds, 1e-9), 1),
+            "seconds": round(state.seconds, 2),
+        }
 
     # --- saving and resuming ------------------------------------------------------------------------------------------
 
@@ -373,8 +415,10 @@ class Trainer:
 
     def _numbers(self) -> str:
         state = self.state
-        return (f"loss {state.loss / state.images:.4f}  error {100 * state.wrong / state.images:.2f} %  "
-                f"{state.images / max(state.seconds, 1e-9):.0f} images/s")  # fmt: skip
+        return (
+            f"loss {state.loss / state.images:.4f}  error {100 * state.wrong / state.images:.2f} %  "
+            f"{state.images / max(state.seconds, 1e-9):.0f} images/s"
+        )
 
     def _seconds_left(self) -> float:
         state = self.state

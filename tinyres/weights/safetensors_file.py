@@ -13,9 +13,7 @@ from tinyres.files import StrPath, write_atomically
 from tinyres.weights.common import STORED, decode, shown
 
 
-def save_safetensors(
-    path: StrPath, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
+def save_safetensors(path: StrPath, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write named arrays, of any shape and layout, and a dict of texts: the old file stays whole until the new one is.
 
     Raises CheckpointError if `safetensors` is not installed, a dtype has no place in the format (objects, complex

@@ -257,12 +257,7 @@ _TEXTS = {
     pickle.BINSTRING: ("<i", "latin-1"),  # a `str` of Python 2
     pickle.SHORT_BINSTRING: ("<B", "latin-1"),
 }
-_CONSTANTS: dict[bytes, object] = {
-    pickle.NONE: None,
-    pickle.NEWTRUE: True,
-    pickle.NEWFALSE: False,
-    pickle.EMPTY_TUPLE: (),
-}
+_CONSTANTS: dict[bytes, object] = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.EMPTY_TUPLE: ()}
 _MEMO_PUT = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
 _MEMO_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 _SHORT_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
