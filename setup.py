@@ -1,4 +1,4 @@
-"""The package tinyres, with the folders ``kernels`` and ``benchmarks`` inside.  Settings of the tools: pyproject.toml."""
+"""The package tinyres, with the folders ``kernels`` and ``benchmarks`` inside. Settings of the tools: pyproject.toml."""
 
 import re
 from pathlib import Path

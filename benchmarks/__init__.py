@@ -17,4 +17,5 @@
     gpu_peers     PyTorch on a GPU, in each of its configurations
     gpu_small_step  what compute-sanitizer watches
 
-It is installed as ``tinyres.benchmarks``."""
+It is installed as ``tinyres.benchmarks``.
+"""

@@ -1,8 +1,9 @@
 """Where the time of a training step goes, by kernel, beside what the machine would need at least.
 
 The floor of a kernel is the longer of two times: its FLOPs at the multiply-add peak (the matrix product's rate where the
-peak is not known), and its bytes, each moved once, at the copy bandwidth.  A Winograd convolution can be faster than the
-first, since FLOPs are counted as direct convolution; data that stays in the cache beats the second."""
+peak is not known), and its bytes, each moved once, at the copy bandwidth. A Winograd convolution can be faster than the
+first, since FLOPs are counted as direct convolution; data that stays in the cache beats the second.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -2,7 +2,7 @@
 
 Parity of every kernel and of whole steps, bandwidth and arithmetic of the kernels beside the card's own, whole steps beside
 PyTorch, a training run, compute-sanitizer over a small step, the GPU tests, and PyTorch's compiler: in this order, since
-what comes last goes without if the time is up.  With the backend ``cuda-emulated`` it runs through all of this at tiny sizes
+what comes last goes without if the time is up. With the backend ``cuda-emulated`` it runs through all of this at tiny sizes
 on the CPU, so that the command itself is tested where no GPU is; those figures mean nothing.
 """
 
@@ -43,7 +43,8 @@ PARTS: dict[str, Callable[[Run, Any, Path], Any]] = {
 
 def run(backend: str, out: Path, data: Any, tiny: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
     """The result of ``tinyres bench gpu`` as a dict for JSON, and as ``result.json`` in ``out`` after each part, so that no
-    crash loses what was found.  ``data``: what the training run is on (`tinyres.data`)."""
+    crash loses what was found. ``data``: what the training run is on (`tinyres.data`).
+    """
     one = Run(backend, TINY if tiny else FULL, say)
     result: dict[str, Any] = {
         "benchmark": "gpu",
@@ -100,7 +101,8 @@ def limits(one: Run) -> dict[str, float]:
 
 def kernels(one: Run) -> list[dict[str, Any]]:
     """Milliseconds of each kernel at the layers of ResNet-20, its share of the copy's bandwidth and of the matrix product,
-    and the time of the NumPy path on this machine's CPU."""
+    and the time of the NumPy path on this machine's CPU.
+    """
     rows = []
     for case in one.in_time("kernels", layers.cases(one.plan.batch)):
         args = one.upload(list(case.args))

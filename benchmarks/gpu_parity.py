@@ -1,7 +1,8 @@
 """Parity on the device: each kernel, and whole training steps, against references in float64 and against PyTorch.
 
 Errors are relative and in norm, |ours - reference| / |reference|.  They are reported and not judged: in float32, and more so
-in TF32, one ReLU that tips over moves a gradient by 1e-3, and from the second step on the weights are not the same."""
+in TF32, one ReLU that tips over moves a gradient by 1e-3, and from the second step on the weights are not the same.
+"""
 
 import contextlib
 import os
@@ -79,7 +80,8 @@ class Data(NamedTuple):
 
 def steps(one: Run) -> dict[str, Any]:
     """Some training steps of a network from the same weights and batches: ours on the device with exact products and with
-    TF32, and PyTorch's in float32, each against PyTorch in float64 and against our NumPy path in float64."""
+    TF32, and PyTorch's in float32, each against PyTorch in float64 and against our NumPy path in float64.
+    """
     name, batch, count = one.plan.parity
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (batch * count, 3, 32, 32), np.uint8), rng.integers(0, 10, batch * count)
@@ -110,7 +112,8 @@ HEADER = f"{'':22} {'against':16} {'losses':>9} {'gradient':>9} {'largest':>9} {
 
 def line(row: dict[str, Any]) -> str:
     """A row of `steps` under `HEADER`: the largest error of a loss; of the first gradient and of the parameters at the end,
-    as a whole and of the worst array."""
+    as a whole and of the worst array.
+    """
     return (
         f"{row['row']:22} {row['against']:16} {max(row['losses']):9.1e} {row['gradient']:9.1e} "
         f"{row['worst_gradient']:9.1e} {row['parameters']:10.1e} {row['worst_parameter']:9.1e}"
@@ -190,7 +193,7 @@ def _torch(name: str, data: Data, dtype: str, device: str) -> Trained:
 
     ours = [_on_host(p.data) for p in _network(name).parameters()]
     net = peers.network(name).to(device, getattr(torch, dtype))
-    # A block names its convolutions before its batch norms there.  Those of one kind are in the same order in both.
+    # A block names its convolutions before its batch norms there. Those of one kind are in the same order in both.
     places = sorted(range(len(ours)), key=lambda i: ours[i].ndim)
     theirs = dict(zip(places, sorted(net.parameters(), key=lambda p: p.ndim), strict=True))
     with torch.no_grad():

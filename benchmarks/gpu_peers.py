@@ -3,7 +3,8 @@
     python -m tinyres.benchmarks.gpu_peers NETWORK BATCH CONFIGURATION     # milliseconds of a step, five times, as JSON
 
 CuPy and PyTorch share the card's context here, and both work on its default stream: what one is given runs after what the
-other was given before.  Their memory is apart: see `release`."""
+other was given before. Their memory is apart: see `release`.
+"""
 
 import contextlib
 import json
@@ -36,8 +37,9 @@ def release() -> None:
 def step(network: Any, configuration: str, batch: int) -> Callable[[], object]:
     """A training step of a torch module on random images, as a function that returns before the GPU is done.
 
-    "autocast" is to bfloat16, in float32 convolutions are TF32 (PyTorch's default).  "cuda graph" captures the whole step:
-    nothing of ours may be left to the garbage collector then (see `gpu_run.Run.release`)."""
+    "autocast" is to bfloat16, in float32 convolutions are TF32 (PyTorch's default). "cuda graph" captures the whole step:
+    nothing of ours may be left to the garbage collector then (see `gpu_run.Run.release`).
+    """
     import torch
     import torch.nn.functional as F
 
@@ -116,7 +118,8 @@ def limits() -> dict[str, float]:
 
 def resnet9() -> Any:
     """David Page's ResNet-9 (DAWNBench, 2018), wide and shallow, so that the tensor cores have work; with an average over
-    the last map in the place of its maximum, as ours in `gpu`."""
+    the last map in the place of its maximum, as ours in `gpu`.
+    """
     from torch import nn
 
     def block(i: int, o: int, pool: bool = False) -> Any:

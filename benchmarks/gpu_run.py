@@ -106,7 +106,7 @@ class Run:
         return self.xp.asarray(value)
 
     def milliseconds(self, run: Callable[[], Any]) -> float:
-        """Of one run, in a captured graph of ten: what a launch costs Python is not in it.  The median of five."""
+        """Of one run, in a captured graph of ten: what a launch costs Python is not in it. The median of five."""
         graph, many = self.device.Graph(), 10 if self.plan.repeats > 1 else 1
         with graph.memory():
             run()
@@ -126,8 +126,9 @@ class Run:
     def release(self) -> None:
         """Gives free memory back to the card: CuPy and PyTorch each keep their own, out of the other's reach.
 
-        The collector runs first.  A graph of ours and its pool know each other, so that only the collector frees them; and
-        if it did so while PyTorch captures one of its own, that capture would fail."""
+        The collector runs first. A graph of ours and its pool know each other, so that only the collector frees them; and
+        if it did so while PyTorch captures one of its own, that capture would fail.
+        """
         gc.collect()
         with contextlib.suppress(Exception):  # after the fault of a kernel everything fails, and has been reported
             if self.xp is not np:
@@ -136,8 +137,9 @@ class Run:
 
 
 def command(words: Sequence[str], seconds: float) -> tuple[int | None, str]:
-    """The exit status of a command, and what it printed.  After so many seconds it is ended, with all that it has started,
-    and the status is None."""
+    """The exit status of a command, and what it printed. After so many seconds it is ended, with all that it has started,
+    and the status is None.
+    """
     # Into a file: a process that outlives the command would keep a pipe open, and us waiting.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)

@@ -1,6 +1,7 @@
 """Two training steps of a ResNet-8 on eight images, for compute-sanitizer.
 
-python -m tinyres.benchmarks.gpu_small_step BACKEND"""
+python -m tinyres.benchmarks.gpu_small_step BACKEND
+"""
 
 import sys
 

@@ -47,8 +47,9 @@ class ResNet9(nn.Module):
 
 
 def steps(one: Run) -> list[dict[str, Any]]:
-    """Milliseconds of whole training steps, the median of five.  A network that fails, for want of memory say, has a row
-    that says so, and the others are measured."""
+    """Milliseconds of whole training steps, the median of five. A network that fails, for want of memory say, has a row
+    that says so, and the others are measured.
+    """
     rows = []
     for model, batch in one.in_time("steps", [(m, b) for m, batches in one.plan.steps.items() for b in batches]):
         try:

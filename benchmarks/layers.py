@@ -1,6 +1,7 @@
 """Each kernel of the contract at the layers of the CIFAR networks, beside PyTorch's, interleaved.
 
-FLOPs and bytes are those of `tinyres.kernels.costs`, so that every row of a case is divided by the same numbers."""
+FLOPs and bytes are those of `tinyres.kernels.costs`, so that every row of a case is divided by the same numbers.
+"""
 
 from collections.abc import Callable
 from functools import partial

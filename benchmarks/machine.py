@@ -51,7 +51,8 @@ def _blas() -> list[str]:
 
 def limits(seconds: float = 1.0) -> dict[str, float]:
     """GFLOP/s of a 2048^3 single-precision matrix product, and GB/s (read + written) of a copy of 256 MB, the best of
-    repetitions within ``seconds`` each; with numba, also the fused multiply-add peak of the registers."""
+    repetitions within ``seconds`` each; with numba, also the fused multiply-add peak of the registers.
+    """
     a, b = (np.random.default_rng(i).standard_normal((2048, 2048), np.float32) for i in (0, 1))
     product = np.empty_like(a)
     source, target = np.ones(1 << 26, np.float32), np.zeros(1 << 26, np.float32)

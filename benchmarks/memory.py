@@ -1,7 +1,8 @@
 """Peak memory of a training step, in a process of its own:  python -m tinyres.benchmarks.memory MODEL BATCH ROW
 
 Prints how many MiB the process grows, at its peak, over what it holds after the model is made and a step on two images
-has been run (libraries loaded, code compiled).  Linux only."""
+has been run (libraries loaded, code compiled). Linux only.
+"""
 
 import subprocess
 import sys

@@ -73,7 +73,7 @@ def network(name: str) -> Any:
 
 
 def step(name: str, configuration: str, images: Any, labels: Any, training: bool = True) -> Callable[[], object]:
-    """One training step (or inference) as a function.  ``images`` and ``labels`` are NumPy arrays."""
+    """One training step (or inference) as a function. ``images`` and ``labels`` are NumPy arrays."""
     import torch
     import torch.nn.functional as F
 

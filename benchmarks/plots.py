@@ -1,5 +1,6 @@
 """Pictures of a result: whole steps as bars, layers as bars under the machine's peak, and a roofline; of a GPU's result,
-the bandwidth of kernels that only move memory, too."""
+the bandwidth of kernels that only move memory, too.
+"""
 
 from pathlib import Path
 from typing import Any

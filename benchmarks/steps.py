@@ -19,7 +19,8 @@ def network(name: str) -> Any:
 
 def make_step(model: str, batch: int, row: str | None, training: bool = True) -> Callable[[], object]:
     """One step of ``model`` on ``batch`` random images, by a backend of ours (None: the one in use when the step runs) or
-    one of PyTorch's configurations."""
+    one of PyTorch's configurations.
+    """
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, 3, 32, 32), np.float32)
     labels = rng.integers(0, 10, batch)
@@ -49,7 +50,7 @@ def make_step(model: str, batch: int, row: str | None, training: bool = True) ->
 
 
 def flops_per_image(model: str, training: bool) -> int:
-    """Forward: two for each multiply-add.  Training: three times that, less the first layer's input gradient."""
+    """Forward: two for each multiply-add. Training: three times that, less the first layer's input gradient."""
     summary = tr.nn.summary(network(model))
     first = next(row.multiply_adds for row in summary.rows if row.multiply_adds)
     return 2 * (3 * summary.multiply_adds - first if training else summary.multiply_adds)

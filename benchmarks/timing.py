@@ -1,7 +1,8 @@
 """Timing on a machine that is not quiet: repetitions of all rows interleaved, medians, and ratios within a round.
 
-Whatever slows the machine for a while slows all rows of the same rounds.  So the ratio of two rows is taken round by round,
-and the median of those ratios is reported, not the ratio of two times that were taken at different moments."""
+Whatever slows the machine for a while slows all rows of the same rounds. So the ratio of two rows is taken round by round,
+and the median of those ratios is reported, not the ratio of two times that were taken at different moments.
+"""
 
 import time
 from collections.abc import Callable
@@ -11,9 +12,10 @@ PAUSE = 0.02  # seconds between rows, so that one library's waiting threads have
 
 
 def interleaved(rows: dict[str, Callable[[], object]], rounds: int, shortest: float = 0.0) -> dict[str, list[float]]:
-    """Seconds of each row in each round.  Each row is run once before, for compilation and caches; a row that takes less
-    than ``shortest`` seconds is repeated within a round until it does not, and the mean is taken.  Such a row is also run
-    for ``shortest`` seconds untimed after the pause: within a training step no kernel starts on threads that sleep."""
+    """Seconds of each row in each round. Each row is run once before, for compilation and caches; a row that takes less
+    than ``shortest`` seconds is repeated within a round until it does not, and the mean is taken. Such a row is also run
+    for ``shortest`` seconds untimed after the pause: within a training step no kernel starts on threads that sleep.
+    """
     repeats = {}
     for name, run in rows.items():
         run()

@@ -1,1 +1,1 @@
-"""How things are computed: one contract, several implementations.  Arrays in, arrays out; nothing here imports tinyres."""
+"""How things are computed: one contract, several implementations. Arrays in, arrays out; nothing here imports tinyres."""

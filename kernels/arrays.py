@@ -14,7 +14,8 @@ Pair = tuple[int, int]
 
 class BackendError(ValueError):
     """A backend does not exist, cannot run on this machine, or in strict mode lacks a kernel; or a setting of the kernels
-    makes no sense.  The text says what to do."""
+    makes no sense. The text says what to do.
+    """
 
 
 def array_module(array: Any) -> Any:
@@ -27,7 +28,7 @@ def array_module(array: Any) -> Any:
 
 
 def is_floating(dtype: Any) -> bool:
-    """Whether numbers of this dtype have fractions.  (To NumPy, bfloat16 is a dtype of no kind that it knows.)"""
+    """Whether numbers of this dtype have fractions. (To NumPy, bfloat16 is a dtype of no kind that it knows.)"""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
@@ -37,7 +38,7 @@ def is_half(dtype: Any) -> bool:
 
 
 def convert(x: Any, dtype: Any) -> Any:
-    """A copy in another dtype.  What is too large for it becomes an infinity, without a warning."""
+    """A copy in another dtype. What is too large for it becomes an infinity, without a warning."""
     with np.errstate(over="ignore"):
         return x.astype(dtype)
 
@@ -61,7 +62,7 @@ def channels_first(x: Any) -> Any:
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """How many windows of a convolution or a pooling fit along one axis.  What is left over at the end is not read."""
+    """How many windows of a convolution or a pooling fit along one axis. What is left over at the end is not read."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
@@ -83,7 +84,7 @@ def _pool() -> ThreadPoolExecutor:
 
 @functools.cache
 def _blas() -> Any:
-    """The handle on NumPy's BLAS that keeps it to one thread while our own threads run.  None without threadpoolctl."""
+    """The handle on NumPy's BLAS that keeps it to one thread while our own threads run. None without threadpoolctl."""
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
@@ -98,8 +99,9 @@ if hasattr(os, "register_at_fork"):
 def for_blocks(work: Callable[[slice], Any], count: int, block: int) -> list[Any]:
     """``[work(slice) for each block of range(count)]``, spread over the threads, results in order.
 
-    NumPy lets go of the interpreter while it computes, so that threads do run side by side.  The blocks do not depend on
-    the number of threads, and neither does a sum over their results."""
+    NumPy lets go of the interpreter while it computes, so that threads do run side by side. The blocks do not depend on
+    the number of threads, and neither does a sum over their results.
+    """
     slices: Iterable[slice] = [slice(i, min(i + block, count)) for i in range(0, count, block)]
     blas = _blas()
     with blas.limit(limits=1) if blas else nullcontext():

@@ -1,13 +1,13 @@
-"""The contract: every kernel, its arguments and what it returns.  An implementation is a module with functions of these
+"""The contract: every kernel, its arguments and what it returns. An implementation is a module with functions of these
 names; what it lacks, or refuses by raising `Unsupported`, the reference does.
 
 Arrays are float32 or float64, all of one dtype in a call, with any strides; they may be read-only and are not written to
-unless it says so.  In mixed precision, images and their cotangents are float16 or bfloat16 (all of one dtype), while
+unless it says so. In mixed precision, images and their cotangents are float16 or bfloat16 (all of one dtype), while
 parameters, statistics, gradients of parameters, logits and losses stay float32, and sums are computed in float32.
 
-Images are (N, C, H, W) to the caller, whatever their memory looks like.  Results are new arrays, laid out channels-last:
+Images are (N, C, H, W) to the caller, whatever their memory looks like. Results are new arrays, laid out channels-last:
 the (N, C, H, W) view of a contiguous (N, H, W, C) array (only the reference's elementwise kernels keep the layout that they
-are given).  ``stride``, ``padding``, ``dilation`` and pooling windows are (height, width) pairs.  Arguments have been
+are given). ``stride``, ``padding``, ``dilation`` and pooling windows are (height, width) pairs. Arguments have been
 checked by the caller.
 
 Costs: with M = N * OH * OW output pixels, a convolution takes 2 M F C KH KW / groups floating-point operations, and so
@@ -27,7 +27,7 @@ class Unsupported(Exception):
 
 
 class Kernels(Protocol):
-    """The kernels by group.  F and C are output and input channels, (OH, OW) an output map, M as above."""
+    """The kernels by group. F and C are output and input channels, (OH, OW) an output map, M as above."""
 
     # --- convolution: y[n,f,i,j] = sum over c,a,b of w[f,c,a,b] * x[n, c, i*s - p + a*d, j*s - p + b*d] ---
 
@@ -47,7 +47,8 @@ class Kernels(Protocol):
     ) -> Array:
         """dy (N, F, OH, OW), w -> dx (N, C, H, W); rows and columns that no window reached get zero.
 
-        With ``into``, another cotangent of x, dx is added to that in place, and that is returned."""
+        With ``into``, another cotangent of x, dx is added to that in place, and that is returned.
+        """
 
     def conv2d_backward_weight(
         self, dy: Array, x: Array, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
@@ -80,10 +81,11 @@ class Kernels(Protocol):
         relu: bool,
         running: tuple[Array, Array, float] | None = None,
     ) -> tuple[Array, Array, Array]:
-        """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,).  Two passes for the statistics.
+        """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,). Two passes for the statistics.
 
         ``running``: the running mean and variance (C,), which move in place by the third, the momentum, towards those of
-        the batch of m elements a channel, whose biased variance becomes the unbiased one, var m / (m - 1)."""
+        the batch of m elements a channel, whose biased variance becomes the unbiased one, var m / (m - 1).
+        """
 
     def batch_norm_inference(
         self, x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
@@ -107,7 +109,8 @@ class Kernels(Protocol):
         ``y`` is the forward result if a ReLU was fused, whose cotangent is dz = dy * (y > 0), else None and dz = dy.
         With xhat = (x - mean) / sqrt(var + eps) and sums over N, H, W, of m elements each: dbias = sum dz,
         dweight = sum dz xhat, dx = weight / sqrt(var + eps) * (dz - (dbias + xhat dweight) / m) when ``training``,
-        weight / sqrt(var + eps) * dz when not."""
+        weight / sqrt(var + eps) * dz when not.
+        """
 
     # --- elementwise: NaN stays NaN ---
 
@@ -164,7 +167,8 @@ class Kernels(Protocol):
 
     def cross_entropy(self, logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
         """logits (N, K), labels (N,) of int -> losses (N,) = -sum q log p, and log p (N, K), where
-        q = (1 - label_smoothing) * one_hot(labels) + label_smoothing / K."""
+        q = (1 - label_smoothing) * one_hot(labels) + label_smoothing / K.
+        """
 
     def cross_entropy_backward(self, dlosses: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
         """dlosses (N,) -> dlogits (N, K) = (p - q) * dlosses."""
@@ -189,10 +193,11 @@ class Kernels(Protocol):
         skip: Array | None = None,
     ) -> None:
         """In place, over all parameters: g = grad + weight_decay p;  v = momentum v + g;  p -= lr v, or with ``nesterov``
-        p -= lr (g + momentum v).  Without momentum ``buffers`` is empty and p -= lr g.  Gradients stay as they are.
+        p -= lr (g + momentum v). Without momentum ``buffers`` is empty and p -= lr g. Gradients stay as they are.
 
-        ``lr`` is a number, or a float32 array of shape () where the parameters live.  Where ``skip`` (int32, shape ()) is
-        not 0, nothing changes."""
+        ``lr`` is a number, or a float32 array of shape () where the parameters live. Where ``skip`` (int32, shape ()) is
+        not 0, nothing changes.
+        """
 
     def unscale(self, grads: list[Array], scale: Array) -> Array:
         """In place, grads /= scale (float32, shape ()).  -> int32 of shape (): 1 if one is not finite, else 0."""
@@ -202,11 +207,13 @@ class Kernels(Protocol):
     ) -> None:
         """Dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740), in place on arrays of shape (): where
         ``found``, scale *= backoff and good_steps (int32) is 0; else good_steps goes up by one, and at ``interval`` scale
-        *= growth and it starts again from 0."""
+        *= growth and it starts again from 0.
+        """
 
     def crop_flip(self, images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
         """images (N, C, H, W) uint8 -> float32 of the same shape: (images / 255 - mean) * scale, surrounded by ``pad``
-        zeros, cropped at offsets (N, 2) in 0 .. 2 pad, mirrored left to right where flips (N,)."""
+        zeros, cropped at offsets (N, 2) in 0 .. 2 pad, mirrored left to right where flips (N,).
+        """
 
 
 NAMES = tuple(name for name in vars(Kernels) if not name.startswith("_"))

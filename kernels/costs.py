@@ -1,6 +1,6 @@
 """What each kernel of the contract must do at least: floating-point operations, and bytes moved once each.
 
-`cost` turns a call into (FLOPs, bytes).  A multiplication and an addition count as two; bytes are those of the arrays
+`cost` turns a call into (FLOPs, bytes). A multiplication and an addition count as two; bytes are those of the arrays
 that the kernel reads and writes, each once, so that bytes / copy bandwidth is a floor for its time.
 """
 

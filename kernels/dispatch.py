@@ -1,6 +1,6 @@
 """Which implementation runs: the choice of a backend, the fall-back to the reference, and its record.
 
-A backend is an object with one attribute for each kernel of the contract.  Where its implementation does not do what is
+A backend is an object with one attribute for each kernel of the contract. Where its implementation does not do what is
 asked (a dtype, groups), the reference does it, and `explain_dispatch` tells; in strict mode that is an error.
 """
 
@@ -99,7 +99,8 @@ def get_backend() -> str:
 class use_backend:
     """``use_backend("numpy")`` sets the backend from here on; ``with use_backend("numpy"):`` for a block.
 
-    Raises `BackendError` if there is none of that name or it cannot run on this machine."""
+    Raises `BackendError` if there is none of that name or it cannot run on this machine.
+    """
 
     def __init__(self, name: str) -> None:
         global _current

@@ -50,7 +50,8 @@ def cotangent(case: Case) -> np.ndarray:
 @functools.cache
 def expected_gradients(name: str) -> list[np.ndarray]:
     """The NumPy backend's gradients in float64 of contiguous inputs: those that test_ops_backward.py holds against
-    differences and against PyTorch."""
+    differences and against PyTorch.
+    """
     import tinyres as tr
 
     case = BY_NAME[name]

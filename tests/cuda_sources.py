@@ -122,7 +122,8 @@ extern "C" __global__ void unset(float* y, int n) {
 @contextlib.contextmanager
 def sources(new: dict[str, str] | None = None, replace: tuple[str, str, str] | None = None) -> Iterator[None]:
     """Kernels come from the package's sources with ``new`` files beside them ({name: text}), and with a text of one file
-    replaced: (name, old, new), where old must stand there exactly once."""
+    replaced: (name, old, new), where old must stand there exactly once.
+    """
     original = launch.SOURCES
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         changed = Path(folder) / "src"

@@ -1,7 +1,8 @@
 """CuPy's place taken by NumPy, to find every array that would pass between host and GPU without being asked to.
 
 A `ndarray` of this module holds a NumPy array and does what that does, but refuses to meet one, as CuPy does; what would
-make the host wait for the GPU is counted in `SYNCS`."""
+make the host wait for the GPU is counted in `SYNCS`.
+"""
 
 import operator
 import sys

@@ -1,7 +1,8 @@
 """Known faults, planted one at a time: the suite proves that it can fail.
 
 A mutant is a function that plants a fault with a `pytest.MonkeyPatch`, registered with the checks of which each must catch
-it.  A check is what the other test files run, without arguments; it is first seen to pass without the fault."""
+it. A check is what the other test files run, without arguments; it is first seen to pass without the fault.
+"""
 
 import functools
 

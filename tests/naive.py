@@ -1,6 +1,7 @@
 """Every operation once more, in loops that follow its definition: what the kernels are compared with.
 
-Nothing here is imported from the package, and nothing is clever: one window, one channel or one row at a time."""
+Nothing here is imported from the package, and nothing is clever: one window, one channel or one row at a time.
+"""
 
 import math
 

@@ -1,5 +1,6 @@
-"""What test_numba_cuda.py runs in a process of its own: Numba compiles every kernel for a GPU, to PTX.  No GPU is needed,
-but NVIDIA's compiler library libnvvm is; without it the exit status is 77.  Prints the names of the kernels."""
+"""What test_numba_cuda.py runs in a process of its own: Numba compiles every kernel for a GPU, to PTX. No GPU is needed,
+but NVIDIA's compiler library libnvvm is; without it the exit status is 77. Prints the names of the kernels.
+"""
 
 import sys
 import types

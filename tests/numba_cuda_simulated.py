@@ -1,6 +1,7 @@
 """What test_numba_cuda.py runs in a process of its own, where Numba simulates CUDA: its kernels, on NumPy arrays.
 
-The simulator starts a Python thread for each CUDA thread, so that everything here is tiny."""
+The simulator starts a Python thread for each CUDA thread, so that everything here is tiny.
+"""
 
 import copy
 import inspect

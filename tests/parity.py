@@ -14,7 +14,7 @@ NETS = {
     "bottleneck20-B": lambda: tr.models.resnet(20, block="bottleneck", shortcut="B"),
 }
 # In float32 a rounding error can tip a ReLU over; with the steps of real training, two right programs are then apart by
-# 10 % after some steps.  So float64 takes the large steps, and float32 small ones.
+# 10 % after some steps. So float64 takes the large steps, and float32 small ones.
 SETTINGS = {
     "float64": {"lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4},
     "float32": {"lr": 5e-5, "momentum": 0.9, "weight_decay": 1e-4},
@@ -70,7 +70,8 @@ def train(name, dtype):
 def digest(losses, gradients, state) -> dict[str, np.ndarray]:
     """What a golden file holds of a run: losses, each step's norm of the gradients, two sums of each gradient of the first
     three steps and of each array at the end (the second with random weights, so that order counts), running statistics of
-    three batch norms."""
+    three batch norms.
+    """
 
     def sums(arrays):
         return [[np.linalg.norm(a), (a * noise(key, a.shape)).sum()] for key, a in sorted(arrays.items())]

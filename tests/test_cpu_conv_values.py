@@ -1,5 +1,6 @@
 """The compiled convolutions against the reference in float64: every vector width, every algorithm, odd sizes, with
-results and working memory that start as NaN between fences and inputs that lie between NaN."""
+results and working memory that start as NaN between fences and inputs that lie between NaN.
+"""
 
 import mmap
 import os
@@ -15,9 +16,9 @@ from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers, choose, conv, simd
 
 FENCE = 1024  # bytes
-# The largest error allowed, in units of 2^-24 times the root mean square of the exact result.  Rounding errors of normal
+# The largest error allowed, in units of 2^-24 times the root mean square of the exact result. Rounding errors of normal
 # inputs add up like a random walk; the largest seen over the cases below were 62 direct, 44 for F(2x2), 176 for F(4x4),
-# whose transforms multiply by up to 2.6.  A wrong tap or edge is off by 10^6.
+# whose transforms multiply by up to 2.6. A wrong tap or edge is off by 10^6.
 LIMIT = {"direct": 150, "winograd2": 150, "winograd4": 400}
 
 # images, channels, filters, height, width, kernel, stride, padding, groups

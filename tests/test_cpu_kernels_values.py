@@ -1,5 +1,6 @@
 """The compiled CPU kernels against the reference in float64: with results that start as NaN between fences, at sizes
-around the edges of blocks, in every memory layout, with NaN and infinities."""
+around the edges of blocks, in every memory layout, with NaN and infinities.
+"""
 
 import itertools
 import threading

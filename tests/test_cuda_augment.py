@@ -1,6 +1,7 @@
 """The CUDA crop and flip, and the loader on the device, emulated, against the reference.
 
-Launches are checked: results start as NaN, and each array ends where a page begins that may not be touched."""
+Launches are checked: results start as NaN, and each array ends where a page begins that may not be touched.
+"""
 
 import numpy as np
 import pytest

@@ -1,5 +1,6 @@
 """Convolution on the tensor cores, emulated: against float64 on operands rounded as the hardware rounds them, so that what
-is left is the rounding of float32 sums, and a wrong lane or a missing term cannot hide behind TF32."""
+is left is the rounding of float32 sums, and a wrong lane or a missing term cannot hide behind TF32.
+"""
 
 import ml_dtypes
 import numpy as np

@@ -1,7 +1,8 @@
 """The CUDA linear layer, emulated, against the reference in float64.
 
 Launches are checked: results start as NaN, each array ends where a page begins that may not be touched, shared memory is NaN
-until it is written, and a block's threads run forwards, backwards and in random order."""
+until it is written, and a block's threads run forwards, backwards and in random order.
+"""
 
 import importlib
 

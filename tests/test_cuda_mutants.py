@@ -1,7 +1,8 @@
 """Known-wrong CUDA kernels, planted one at a time by replacing a text of a source: the suite proves that it can fail.
 
 Each must be caught by the check that stands beside it, which is one that the other files run, in at least one of the orders
-in which a block's threads run.  Without the fault the check passes in all of them."""
+in which a block's threads run. Without the fault the check passes in all of them.
+"""
 
 import functools
 import importlib

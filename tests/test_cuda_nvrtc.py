@@ -14,7 +14,7 @@ REGISTERS = 65536  # of a multiprocessor, since sm_35
 
 
 def compiled(file):
-    """Every build of a file: (macros, architecture, what came of it).  All files are compiled at the first call."""
+    """Every build of a file: (macros, architecture, what came of it). All files are compiled at the first call."""
     builds = [(macros, arch, made) for (name, macros, arch), made in nvrtc.compile_all().items() if name == file]
     assert builds
     return builds
@@ -22,7 +22,8 @@ def compiled(file):
 
 def threads(text, name, macros):
     """How many threads a block of a kernel may have, as its launch bounds say; without them, as many as a launch has that
-    says nothing."""
+    says nothing.
+    """
     bounds = re.search(rf"__launch_bounds__\(([^,)]+)[^)]*\)\s*{name}\s*\(", text)
     if not bounds:
         return BLOCK

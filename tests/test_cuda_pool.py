@@ -1,7 +1,8 @@
 """The CUDA pooling kernels and the parameter-free shortcut, emulated, against the reference in float64.
 
 Launches are checked: results start as NaN, each array ends where a page begins that may not be touched, and a block's
-threads run forwards, backwards and in random order."""
+threads run forwards, backwards and in random order.
+"""
 
 import numpy as np
 import pytest

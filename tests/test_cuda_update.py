@@ -1,7 +1,8 @@
 """The CUDA update of all parameters, emulated, against the reference in float64.
 
-Launches are checked, parameter by parameter: each array ends where a page begins that may not be touched.  The list with
-every parameter's address, which such launches do not use, runs on arrays between fences."""
+Launches are checked, parameter by parameter: each array ends where a page begins that may not be touched. The list with
+every parameter's address, which such launches do not use, runs on arrays between fences.
+"""
 
 import contextlib
 import types
@@ -50,7 +51,7 @@ def close(got, want, dtype="float32"):
 
 
 def check_sgd(momentum, nesterov, decay=0.1, lr=0.1, dtype="float32", skip=None):
-    """Two steps.  Gradients stay as they are."""
+    """Two steps. Gradients stay as they are."""
     p, g, v = (Memory(seed, dtype) for seed in (1, 2, 3))
     exact = [[a.astype(float) for a in group.arrays] for group in (p, g, v)]
     buffers = v.arrays if momentum else []

@@ -40,7 +40,7 @@ SPEC = replace(ARCHIVES["cifar10"], size=len(DATA), md5=hashlib.md5(DATA).hexdig
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves one file.  `faults` of the server holds what each request in turn does wrong."""
+    """Serves one file. `faults` of the server holds what each request in turn does wrong."""
 
     def do_GET(self):
         server = self.server

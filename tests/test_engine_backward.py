@@ -108,7 +108,8 @@ def check_lent_meets_fresh():
 
 def check_cotangents_that_meet_in_a_convolution():
     """The same, where the branch begins with a convolution, which adds its cotangent to the other one by itself; with
-    further uses of the block's input, whose cotangents arrive before and after."""
+    further uses of the block's input, whose cotangents arrive before and after.
+    """
     rng = np.random.default_rng(0)
     values, w = rng.standard_normal((2, 3, 4, 5)), rng.standard_normal((3, 3, 3, 3))
     zero, one = np.zeros(3), np.ones(3)

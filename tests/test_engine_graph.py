@@ -42,7 +42,7 @@ def test_no_grad_decorates_functions():
 
     @tr.no_grad()
     def double(x):
-        "Twice x."
+        """Twice x."""
         return x * 2
 
     assert not double(x).requires_grad and double.__doc__ == "Twice x." and (x * 2).requires_grad

@@ -1,5 +1,6 @@
 """Arrays that a graph still needs are read-only: a write between forward and backward fails instead of giving a wrong
-gradient."""
+gradient.
+"""
 
 import gc
 import subprocess

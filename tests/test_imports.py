@@ -1,4 +1,4 @@
-"""Which part may import which: down only.  And what `import tinyres` needs: NumPy."""
+"""Which part may import which: down only. And what `import tinyres` needs: NumPy."""
 
 import ast
 import os

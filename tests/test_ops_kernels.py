@@ -1,5 +1,6 @@
 """The kernels themselves, arrays in and arrays out, against loops: at sizes around the edges of blocks, and with every
-array that `np.empty` hands out filled with NaN and fenced, so that an element left unwritten, or written beside, shows."""
+array that `np.empty` hands out filled with NaN and fenced, so that an element left unwritten, or written beside, shows.
+"""
 
 import inspect
 import itertools
@@ -197,7 +198,7 @@ def check_crop_flip(kernels, n, size, pad):
     close(kernels.crop_flip(images, offsets, flips, pad, mean, scale), want)
 
 
-# name of the check -> the arguments that it is run with.  Sizes are at the edges of vectors, and of the reference's blocks:
+# name of the check -> the arguments that it is run with. Sizes are at the edges of vectors, and of the reference's blocks:
 # 65,536 elements elementwise, 512 KB of columns in a convolution.
 CHECKS = {
     "conv2d channels": (check_conv2d, [((1, c, 3, 3), (2, c, 3, 3), (1, 1), (1, 1)) for c in EDGES[:7]]),

@@ -47,7 +47,8 @@ def convolutions(draw):
 @given(convolutions(), st.integers(0, 9))
 def test_any_convolution_is_its_definition_and_its_gradients_are_its_adjoints(case, seed):
     """A convolution is linear in x and in w, so <dy, conv(x, w)> = <dx, x> = <dw, w>; x and w are independent of dy, which
-    makes this as strict as a comparison of all elements."""
+    makes this as strict as a comparison of all elements.
+    """
     x_shape, w_shape, options = case
     x, w = tr.tensor(draw(seed, *x_shape), requires_grad=True), tr.tensor(draw(seed + 1, *w_shape), requires_grad=True)
     y = F.conv2d(x, w, **options)

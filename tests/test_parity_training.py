@@ -1,5 +1,6 @@
 """Training is PyTorch's: from the same weights and batches, twenty steps of SGD give its losses, gradients, parameters and
-running statistics, for residual nets with both shortcuts, a plain net and bottlenecks."""
+running statistics, for residual nets with both shortcuts, a plain net and bottlenecks.
+"""
 
 import functools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The published CIFAR-10 weights give their published errors.  Runs where two environment variables say where to look:
+"""The published CIFAR-10 weights give their published errors. Runs where two environment variables say where to look:
 
 TINYRES_PRETRAINED  a folder with resnet20-12fca82f.th and resnet32-d509ac18.th
 TINYRES_EXACT       an .npz with test_images (uint8, N x 3 x 32 x 32) and test_labels, the exact test images at hand

@@ -1,4 +1,4 @@
-"""The training step that lives on the device: captured, resumed, mixed, and equal to the reference's.  Emulated here."""
+"""The training step that lives on the device: captured, resumed, mixed, and equal to the reference's. Emulated here."""
 
 import json
 

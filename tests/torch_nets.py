@@ -28,7 +28,7 @@ def shortcut(option, inputs, outputs, stride):
 
 
 class Block(nn.Module):
-    """kernels (3, 3): basic; (1, 3, 1): bottleneck.  ``option`` None: plain."""
+    """kernels (3, 3): basic; (1, 3, 1): bottleneck. ``option`` None: plain."""
 
     def __init__(self, inputs, channels, stride, option, kernels):
         super().__init__()

@@ -3,7 +3,7 @@
     import tinyres as tr
     import tinyres.functional as F
 
-Importing it needs NumPy alone.  What a job needs beyond that is loaded when the job starts.
+Importing it needs NumPy alone. What a job needs beyond that is loaded when the job starts.
 """
 
 import importlib

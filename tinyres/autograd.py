@@ -1,7 +1,7 @@
 """The tape: what a forward pass remembers, and the walk that turns it into gradients.
 
-Every operation is a `Function` with ``forward`` and ``backward`` side by side, on plain arrays.  Applying one to tensors
-leaves a `Node` that knows its inputs.  `backward` visits the nodes from the loss to the leaves, in order of rank (the
+Every operation is a `Function` with ``forward`` and ``backward`` side by side, on plain arrays. Applying one to tensors
+leaves a `Node` that knows its inputs. `backward` visits the nodes from the loss to the leaves, in order of rank (the
 longest way down to a leaf), so that a tensor that was used twice, such as the input of a residual block, is visited after
 both of its cotangents have arrived.
 
@@ -64,7 +64,8 @@ def no_grad() -> _Setting:
 
 def detect_anomaly() -> _Setting:
     """``with detect_anomaly():`` checks every result, forward and backward, and raises `NonFiniteError` at the first NaN
-    or infinity; the error names the operation and where it was called.  About half the speed."""
+    or infinity; the error names the operation and where it was called. About half the speed.
+    """
     return _Setting("anomaly", True)
 
 
@@ -86,8 +87,9 @@ class _Lock:
 
 def _lock(arrays: tuple[Any, ...]) -> list[np.ndarray]:
     """Makes arrays, and those that they are views of, read-only until `_unlock`: a write between forward and backward
-    fails instead of giving wrong gradients.  Returns what was locked.  Two things escape: CuPy arrays, which have no such
-    protection, and a view that somebody took before the array was locked."""
+    fails instead of giving wrong gradients. Returns what was locked. Two things escape: CuPy arrays, which have no such
+    protection, and a view that somebody took before the array was locked.
+    """
     global _busy
     taken = []
     with _lock_guard:
@@ -120,8 +122,9 @@ def _may_become_writable(array: np.ndarray) -> bool:
 
 
 def _unlock(taken: list[np.ndarray]) -> None:
-    """Undoes `_lock`.  The garbage collector may call this in the midst of `_lock` or of itself, in the same thread: then
-    the work is left to the call that was interrupted."""
+    """Undoes `_lock`. The garbage collector may call this in the midst of `_lock` or of itself, in the same thread: then
+    the work is left to the call that was interrupted.
+    """
     global _busy
     with _lock_guard:
         _to_unlock.extend(reversed(taken))
@@ -200,12 +203,13 @@ class Function:
     An operation whose backward returns only arrays that it has just made says so with ``fresh``: then what else arrives
     at an input may be added to them in place.
 
-    Both are static.  ``ctx.save(...)`` keeps what backward needs, ``ctx.saved`` gives it back, ``ctx.needs_input_grad``
-    says for which inputs a cotangent is wanted, ``ctx.kernels`` is the backend.  A cotangent may be lent to several
+    Both are static. ``ctx.save(...)`` keeps what backward needs, ``ctx.saved`` gives it back, ``ctx.needs_input_grad``
+    says for which inputs a cotangent is wanted, ``ctx.kernels`` is the backend. A cotangent may be lent to several
     inputs at once, so neither ``backward`` nor anyone else writes into one that it was given.
 
     Where the graph forks, ``ctx.arrived[i]`` is the cotangent of input i that has come from elsewhere, if it may be written
-    into (else None).  A backward that adds its own to that in place returns it, and nothing is left to add."""
+    into (else None). A backward that adds its own to that in place returns it, and nothing is left to add.
+    """
 
     fresh = False
 
@@ -242,8 +246,9 @@ class Function:
 def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> None:
     """Adds the derivative of ``tensor`` by every leaf that requires a gradient to that leaf's ``.grad``.
 
-    ``gradient`` is the cotangent to start from, of the tensor's shape; a tensor of one element needs none.  The graph is
-    freed on the way, unless ``retain_graph``.  Raises `GraphError` for a graph that is freed or was never recorded."""
+    ``gradient`` is the cotangent to start from, of the tensor's shape; a tensor of one element needs none. The graph is
+    freed on the way, unless ``retain_graph``. Raises `GraphError` for a graph that is freed or was never recorded.
+    """
     gradient = _starting_cotangent(tensor, gradient)
     if tensor.node is None:
         _accumulate(tensor, gradient)
@@ -255,10 +260,11 @@ def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> N
 def _walk(last: Node, gradient: Any, retain_graph: bool) -> None:
     """From the node ``last``, whose cotangent is ``gradient``, to the leaves.
 
-    The table of cotangents holds (array, owned).  One that arrives at a node is borrowed: an addition lends the same
-    array to both of its inputs.  Only the result of an operation that is ``fresh`` is owned.  Two that are borrowed make
-    a new array, which is owned; to one that is owned, others are added in place.  An engine that always added in place
-    would be wrong on the smallest diamond, ``x + x``."""
+    The table of cotangents holds (array, owned). One that arrives at a node is borrowed: an addition lends the same
+    array to both of its inputs. Only the result of an operation that is ``fresh`` is owned. Two that are borrowed make
+    a new array, which is owned; to one that is owned, others are added in place. An engine that always added in place
+    would be wrong on the smallest diamond, ``x + x``.
+    """
     table: dict[Node, tuple[Any, bool]] = {last: (gradient, False)}
     order = itertools.count()  # breaks ties in the heap by order of arrival
     heap = [(-last.rank, next(order), last)]
@@ -341,7 +347,7 @@ def _cotangents(node: Node, dy: Any) -> tuple[Any, ...]:
 
 
 def _accumulate(tensor: Any, gradient: Any, owned: bool = False) -> None:
-    """Adds to ``tensor.grad``.  The first one is copied if it may be lent to others."""
+    """Adds to ``tensor.grad``. The first one is copied if it may be lent to others."""
     if tensor.grad is None:
         tensor.grad = gradient if owned else array_module(gradient).array(gradient)
     else:

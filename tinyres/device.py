@@ -1,5 +1,6 @@
-"""Where arrays live: in host memory ("cpu", NumPy) or on a GPU ("cuda:0", CuPy).  Which kernels run is another question:
-see `tinyres.use_backend`."""
+"""Where arrays live: in host memory ("cpu", NumPy) or on a GPU ("cuda:0", CuPy). Which kernels run is another question:
+see `tinyres.use_backend`.
+"""
 
 from typing import Any
 
@@ -10,7 +11,7 @@ from tinyres.kernels.arrays import array_module
 
 
 def device_of(array: Any) -> str:
-    """ "cpu", or "cuda:" and the number of the GPU."""
+    """Where an array lives: "cpu", or "cuda:" and the number of the GPU."""
     return f"cuda:{array.device.id}" if array_module(array) is not np else "cpu"
 
 
@@ -44,7 +45,7 @@ def place(target: Any) -> tuple[str | None, Any]:
 
 
 def to_dtype(dtype: Any) -> np.dtype:
-    """``dtype``, or its name, as a NumPy dtype.  For "bfloat16" the package ml_dtypes must be installed."""
+    """``dtype``, or its name, as a NumPy dtype. For "bfloat16" the package ml_dtypes must be installed."""
     try:
         if str(dtype) == "bfloat16":
             import ml_dtypes

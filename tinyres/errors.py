@@ -1,4 +1,4 @@
-"""The errors that a user of tinyres can cause.  A command turns each into one line and exit status 2."""
+"""The errors that a user of tinyres can cause. A command turns each into one line and exit status 2."""
 
 
 class TinyresError(Exception):

@@ -15,8 +15,8 @@ def atomic_write(path: StrPath, writer: Callable[[BinaryIO], object]) -> None:
     """Call ``writer(file)`` and put what it wrote at ``path`` in one step.
 
     Whoever opens ``path``, even after a kill or a power cut, finds the old file or the new one, whole: the bytes go to
-    a temporary file beside it, reach the disk, and then take its name.  If anything fails the temporary file is removed
-    and the error passes on; a kill can leave it behind, named ``.NAME.*.tmp``.  A symbolic link keeps pointing at the
+    a temporary file beside it, reach the disk, and then take its name. If anything fails the temporary file is removed
+    and the error passes on; a kill can leave it behind, named ``.NAME.*.tmp``. A symbolic link keeps pointing at the
     file that it names.
 
     Raises OSError (no such folder, no space, no permission), and whatever ``writer`` raises.
@@ -45,7 +45,7 @@ def write_atomically(path: StrPath, data: bytes) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the new name itself survive a power cut.  Windows cannot open folders, and needs no such step."""
+    """Make the new name itself survive a power cut. Windows cannot open folders, and needs no such step."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -2,7 +2,8 @@
 
     import tinyres.functional as F
 
-Each is an operation of `tinyres.ops`, where its formula and its backward pass are.  Arrays may stand for tensors."""
+Each is an operation of `tinyres.ops`, where its formula and its backward pass are. Arrays may stand for tensors.
+"""
 
 from typing import Any
 
@@ -40,7 +41,7 @@ def add_relu(x: Any, y: Any) -> Tensor:
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
-    """x weight^T + bias:  (N, I) * (O, I) + (O,) -> (N, O)"""
+    """x weight^T + bias: (N, I) * (O, I) + (O,) -> (N, O)"""
     return ops.Linear.apply(_t(x), _t(weight), *([] if bias is None else [_t(bias)]))
 
 
@@ -62,7 +63,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalised by channel: see `ops.BatchNorm`.  In training the running statistics are updated in place."""
+    """Normalised by channel: see `ops.BatchNorm`. In training the running statistics are updated in place."""
     return _batch_norm(x, None, running_mean, running_var, weight, bias, training, momentum, eps, relu=False)
 
 
@@ -136,7 +137,7 @@ def avg_pool2d(x: Any, kernel_size: Size, stride: Size | None = None, padding: S
 
 
 def global_avg_pool2d(x: Any) -> Tensor:
-    """The mean of each map:  (N, C, H, W) -> (N, C)"""
+    """The mean of each map: (N, C, H, W) -> (N, C)"""
     return ops.GlobalAvgPool2d.apply(_t(x))
 
 

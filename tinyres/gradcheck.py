@@ -23,12 +23,13 @@ def gradcheck(
     """Whether the gradients of ``function`` at ``inputs`` are the slopes of its values.
 
     ``inputs`` are float64 arrays or tensors (float32 is too coarse for differences, and refused); integer inputs are
-    passed on and not varied.  With a random cotangent ``c`` of the output, the gradient ``g`` of ``sum(c * f(x))`` is
+    passed on and not varied. With a random cotangent ``c`` of the output, the gradient ``g`` of ``sum(c * f(x))`` is
     compared with ``(f(x + eps v) - f(x - eps v)) / (2 eps)`` along ``directions`` random directions ``v`` for each input.
-    An input that disagrees is gone through element by element, so that the error names the worst one.  (A cotangent of
+    An input that disagrees is gone through element by element, so that the error names the worst one. (A cotangent of
     ones would not do: it passes a batch norm whose backward lacks a term.)
 
-    Raises `GraphError` on a mismatch, or returns False if ``raise_exception`` is False."""
+    Raises `GraphError` on a mismatch, or returns False if ``raise_exception`` is False.
+    """
     rng = np.random.default_rng(seed)
     tensors = [x if isinstance(x, Tensor) else tensor(x) for x in inputs]
     arrays = [t.numpy().copy() for t in tensors]

@@ -4,7 +4,7 @@
         step()
     print(p.table())
 
-Every operation asks the backend for its kernels, and its node keeps that backend for the backward pass.  So the profiler
+Every operation asks the backend for its kernels, and its node keeps that backend for the backward pass. So the profiler
 puts a backend in place that measures, a separate one for each layer; hooks on the modules say which layer is running.
 """
 
@@ -54,10 +54,11 @@ class _Measuring:
 
 
 class profile:
-    """A context that measures every kernel called inside it; with a ``model``, by layer.  It can be entered many times.
+    """A context that measures every kernel called inside it; with a ``model``, by layer. It can be entered many times.
 
     Afterwards ``records`` maps (layer, kernel) to a `Record`, ``seconds`` is the time spent inside, and ``by("kernel")``,
-    ``by("layer", "pass")`` and ``table(...)`` sum it up."""
+    ``by("layer", "pass")`` and ``table(...)`` sum it up.
+    """
 
     def __init__(self, model: Any = None) -> None:
         self.model = model

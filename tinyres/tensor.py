@@ -1,4 +1,4 @@
-"""`Tensor`: an array, its gradient, and the operators.  Names and meanings are PyTorch's."""
+"""`Tensor`: an array, its gradient, and the operators. Names and meanings are PyTorch's."""
 
 import weakref
 from typing import Any
@@ -17,8 +17,9 @@ class Tensor:
     """An array that operations can be recorded on.
 
     ``data`` is the array (NumPy or CuPy), ``grad`` the derivative of the last loss by it (an array of the same shape and
-    dtype, or None).  ``Tensor(array)`` shares the array; `tensor` copies.  While a graph needs the array for its backward
-    pass, it is read-only."""
+    dtype, or None). ``Tensor(array)`` shares the array; `tensor` copies. While a graph needs the array for its backward
+    pass, it is read-only.
+    """
 
     __array_priority__ = 1000  # an array on the left of an operator leaves the work to the tensor
     __array_ufunc__ = None
@@ -194,7 +195,8 @@ class Tensor:
     def to(self, target: Any) -> "Tensor":
         """On another device ("cpu", "cuda", "cuda:1") or in another dtype (np.float16, "bfloat16"); itself if it is so.
 
-        Raises `DeviceError` if the device, or what it needs, is not there."""
+        Raises `DeviceError` if the device, or what it needs, is not there.
+        """
         device, dtype = place(target)
         if device:
             moved = move(self.data, device)
@@ -230,7 +232,8 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
     """A new leaf that holds a copy of ``data`` (a number, a list, an array or a tensor), on ``device`` or where it is.
 
     A list or number of floats becomes float32; an array keeps its dtype if that is float32, float64, an integer or bool;
-    float16, bfloat16 and other kinds of float become float32 unless ``dtype`` asks for them."""
+    float16, bfloat16 and other kinds of float become float32 unless ``dtype`` asks for them.
+    """
     array = data.data if isinstance(data, Tensor) else data
     if not hasattr(array, "dtype"):
         try:
@@ -249,8 +252,9 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
-    """``value`` as an operand beside ``like``: a tensor as it is, a number in ``like``'s dtype, an array shared.  What is
-    neither array nor tensor goes to ``like``'s device."""
+    """``value`` as an operand beside ``like``: a tensor as it is, a number in ``like``'s dtype, an array shared. What is
+    neither array nor tensor goes to ``like``'s device.
+    """
     if isinstance(value, Tensor):
         return value
     if isinstance(value, int | float):

@@ -1,6 +1,7 @@
 """Kernels for the CPU, compiled by Numba: SIMD code on channels-last memory, spread over the cores.
 
-The linear layer and the loss are the reference's own: matrix products and small arrays, at which NumPy is no slower."""
+The linear layer and the loss are the reference's own: matrix products and small arrays, at which NumPy is no slower.
+"""
 
 from tinyres.kernels.arrays import convert as cast
 from tinyres.kernels.cpu.augment import crop_flip

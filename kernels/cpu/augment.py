@@ -1,4 +1,4 @@
-"""Random crop and flip.  It runs in one thread, without the interpreter: the loader's, beside those that train."""
+"""Random crop and flip. It runs in one thread, without the interpreter: the loader's, beside those that train."""
 
 from typing import Any
 

@@ -1,11 +1,11 @@
 """Memory for results, used again and again.
 
 A fresh array of some megabytes costs more than what a kernel does with it: the system hands it out page by page, each
-page through a fault that also clears it.  A training step asks for the same sizes every time, so memory that nobody
+page through a fault that also clears it. A training step asks for the same sizes every time, so memory that nobody
 looks at any more comes back here and is handed out again, most recently used first, while it may still be in the cache.
 
-Memory counts as used until the array that `empty` returned *and every view of it* are gone.  Each array has an owner at
-the bottom of its chain of bases, an object that no view can drop; its finaliser gives the memory back.  Free memory is in
+Memory counts as used until the array that `empty` returned *and every view of it* are gone. Each array has an owner at
+the bottom of its chain of bases, an object that no view can drop; its finaliser gives the memory back. Free memory is in
 lists whose `append` and `pop` are atomic, so that a finaliser, which may run in any thread at any moment, takes no lock.
 """
 
@@ -49,7 +49,7 @@ def empty_images(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
 
 
 def address(array: np.ndarray | None) -> int:
-    """Of an array's memory; 0 for None.  (``array.ctypes`` makes objects first: a step asks for a thousand addresses.)"""
+    """Of an array's memory; 0 for None. (``array.ctypes`` makes objects first: a step asks for a thousand addresses.)"""
     return 0 if array is None else ctypes.c_size_t.from_address(id(array) + _DATA).value
 
 

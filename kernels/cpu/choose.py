@@ -1,7 +1,7 @@
 """Which algorithm a convolution uses: direct, or Winograd's F(2x2, 3x3) or F(4x4, 3x3).
 
 Users ask with `algorithm` and `describe`, and overrule with `set_algorithm` or the environment variable ``TINYRES_CONV``,
-which is "auto" (the choice below), "direct", "winograd2" or "winograd4".  Winograd does 3x3 at stride 1 only.
+which is "auto" (the choice below), "direct", "winograd2" or "winograd4". Winograd does 3x3 at stride 1 only.
 """
 
 import functools
@@ -19,14 +19,16 @@ _asked: str | None = None
 def set_algorithm(name: str | None) -> None:
     """Use one of `ALGORITHMS` wherever it can be, from now on; None goes back to ``TINYRES_CONV``.
 
-    Raises ValueError for another name."""
+    Raises ValueError for another name.
+    """
     global _asked
     _asked = None if name is None else _known(name, "the algorithm")
 
 
 def algorithm(kind: str, n: int, c: int, f: int, size: Pair, kernel: Pair = (3, 3), stride: Pair = (1, 1)) -> str:
     """The algorithm of one of `PASSES` of a convolution of N images, C to F channels, ``size`` the map that it writes
-    (the gradients: that of x for the input's, that of y for the weights')."""
+    (the gradients: that of x for the input's, that of y for the weights').
+    """
     if kind not in PASSES:
         raise ValueError(f"the pass is {kind!r}; it must be one of {', '.join(PASSES)}.")
     asked = _asked or _known(os.environ.get("TINYRES_CONV") or "auto", "TINYRES_CONV")
@@ -41,7 +43,7 @@ def tile(kind: str, n: int, c: int, f: int, size: Pair, kernel: Pair, stride: Pa
 
 
 def describe(n: int, c: int, f: int, size: Pair, kernel: Pair = (3, 3), stride: Pair = (1, 1)) -> str:
-    """One line about a layer: its three algorithms and what they multiply.  ``size`` is the output map's."""
+    """One line about a layer: its three algorithms and what they multiply. ``size`` is the output map's."""
     names = {
         "forward": algorithm("forward", n, c, f, size, kernel, stride),
         "backward_input": algorithm("backward_input", n, f, c, size, kernel, stride),
@@ -57,7 +59,7 @@ def _cheapest(kind: str, n: int, c: int, f: int, size: Pair) -> str:
 
 
 # For each pair of channels, whatever the images are: packing or transforming its filter, or summing and transforming back
-# its gradient.  In multiply-adds of vectors, of which a Zen 5 core does two in a cycle; measured there at 16 lanes.
+# its gradient. In multiply-adds of vectors, of which a Zen 5 core does two in a cycle; measured there at 16 lanes.
 _ONCE = {"filter": {0: 58, 2: 25, 4: 40}, "gradient": {0: 100, 2: 80, 4: 190}}
 _TRANSFORM = {2: 180, 4: 400}  # the same for a vector of 16 channels of a tile: both its transforms, halved
 _FAR = 1 << 23  # bytes of transformed filters from which they take three times as long: they come from beyond the core
@@ -66,7 +68,8 @@ _FAR = 1 << 23  # bytes of transformed filters from which they take three times 
 def _cost(kind: str, m: int, n: int, c: int, f: int, size: Pair) -> float:
     """Estimated time in multiply-adds of vectors of 16 floats.
 
-    Direct: 9 C F a pixel.  Winograd: (m + 2)^2 C F a tile, of which 8 are done at a time, and the transforms."""
+    Direct: 9 C F a pixel. Winograd: (m + 2)^2 C F a tile, of which 8 are done at a time, and the transforms.
+    """
     cp, fp = -(-c // 16) * 16, -(-f // 16) * 16
     once = _ONCE["gradient" if kind == "backward_weight" else "filter"][m] * c * fp
     if m == 0:

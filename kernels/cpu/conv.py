@@ -1,7 +1,7 @@
 """The convolution kernels of the contract, on the CPU: checks, layouts, and the choice among the algorithms.
 
 Images are handed on as contiguous (N, H, W, C) arrays, copied only if they do not lie so, weights as an address and
-strides.  `choose.algorithm` says which algorithm runs.  What is left to the reference: float64, dilation, groups other
+strides. `choose.algorithm` says which algorithm runs. What is left to the reference: float64, dilation, groups other
 than 1 or one for each channel, and Numba without its compiler (NUMBA_DISABLE_JIT).
 """
 
@@ -65,7 +65,8 @@ def conv2d_backward_input(
 ) -> Any:
     """dx: at stride 1 a convolution with the filters turned around, at others one for each class of pixels.
 
-    Winograd adds it to ``into`` where its results leave the registers, the others in a second pass."""
+    Winograd adds it to ``into`` where its results leave the registers, the others in a second pass.
+    """
     (n, c, height, width), f, kernel = x_shape, w.shape[0], w.shape[2:]
     depthwise = _check(dy, w, w.shape, c, dilation, groups)
     if min(x_shape) < 1:

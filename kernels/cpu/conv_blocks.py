@@ -1,9 +1,9 @@
 """The two register-blocked micro-kernels that every convolution here ends in, and the copy that pads their input.
 
 `dot_block` walks a reduction for PIXELS x VECTORS vectors of results (output pixels by filters); `outer_block` adds up
-outer products over pixels for ROWS x VECTORS vectors of a weight gradient.  With 8 x 2 accumulators of 16 floats, a step
+outer products over pixels for ROWS x VECTORS vectors of a weight gradient. With 8 x 2 accumulators of 16 floats, a step
 is 10 loads and 16 fused multiply-adds: 8 cycles on a core with two multiply-add and two load pipes, 16 of the 32
-registers, and enough independent sums to hide the latency of 4 cycles.  Measured on a Zen 5 core in cache: 235 GFLOP/s,
+registers, and enough independent sums to hide the latency of 4 cycles. Measured on a Zen 5 core in cache: 235 GFLOP/s,
 98 % of what registers alone reach; 8 x 1 and smaller blocks lose a tenth and more.
 """
 
@@ -38,7 +38,8 @@ def dot_block(
     """y[p, v] = sum over row < rows, k < taps of x[row, p, k] * w[row, k, v], for ``pixels`` p and ``vectors`` vectors v.
 
     x[row, p, k] is the float at x + row * x_row + p * x_pixel + 4 k, w is packed (rows, taps, vectors * lanes), y[p, v]
-    begins at y + p * y_pixel + 4 * lanes * v."""
+    begins at y + p * y_pixel + 4 * lanes * v.
+    """
     width, count, wide = lanes.literal_value, pixels.literal_value, vectors.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -92,7 +93,8 @@ def outer_block(
     ``vectors`` vectors v.
 
     a[l, t, g, r] is the float at a + g * a_group + l * a_line + t * a_step + 4 r, b[l, t, v] begins at b + l * b_line +
-    t * b_step + 4 * lanes * v, out[g, r, v] at out + g * out_group + r * out_row + 4 * lanes * v."""
+    t * b_step + 4 * lanes * v, out[g, r, v] at out + g * out_group + r * out_row + 4 * lanes * v.
+    """
     width, wide = lanes.literal_value, vectors.literal_value
     places = [(g, r) for g in range(groups.literal_value) for r in range(rows.literal_value)]
 
@@ -151,10 +153,11 @@ def pad_rows(
     """Rows first .. first + rows - 1 of one image, surrounded by zeros, as (rows, width, channels) floats.
 
     The image at ``source`` is (h, w, c); rows outside it are zeros, ``left`` zero pixels precede a row's first (if it is
-    negative, the row's first -left pixels are left out), and zero pixels follow its last.  Channels from c on are left as
+    negative, the row's first -left pixels are left out), and zero pixels follow its last. Channels from c on are left as
     they are: what is computed from them belongs to channels that nobody keeps.
     Cost: each byte read and written once, in the cache; about one load and one store for every 9 F / lanes multiply-adds
-    of a 3x3 convolution."""
+    of a 3x3 convolution.
+    """
     pixel = 4 * channels
     skip, lead = max(0, -left), max(0, min(left, width))
     inside = max(0, min(w - skip, width - lead))
@@ -176,7 +179,8 @@ def pad_rows(
 @njit
 def unpad(target: int, row: int, c: int, source: int, width: int, channels: int, rows: int, pixels: int, used: int) -> None:
     """The reverse for a block: (rows, width, channels) floats at ``source``, of which rows x pixels x used are wanted, to
-    a place whose rows are ``row`` bytes and whose pixels ``c`` floats apart."""
+    a place whose rows are ``row`` bytes and whose pixels ``c`` floats apart.
+    """
     for i in range(rows):
         for j in range(pixels):
             copy(target + i * row + 4 * j * c, source + 4 * (i * width + j) * channels, 4 * used)

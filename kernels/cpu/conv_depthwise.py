@@ -1,7 +1,7 @@
 """Depthwise convolution: one filter for each channel, so that there is no sum over channels to reuse data in.
 
-Lanes are channels.  Costs: 2 M C KH KW floating-point operations for M output pixels, 4 (input + output) bytes of memory;
-at 3x3 that is 9 multiply-adds for 2 floats moved, so memory decides.  Each job pads its input rows into the cache.
+Lanes are channels. Costs: 2 M C KH KW floating-point operations for M output pixels, 4 (input + output) bytes of memory;
+at 3x3 that is 9 multiply-adds for 2 floats moved, so memory decides. Each job pads its input rows into the cache.
 """
 
 import functools
@@ -43,7 +43,8 @@ def tap_block(
 ) -> Any:
     """y[p] = sum over row < rows, t < taps of x[row, p, t] * w[row, t], for ``pixels`` p, all of them vectors.
 
-    x[row, p, t] is at x + row * x_row + p * x_pixel + t * x_tap, w[row, t] at w + (row * taps + t) * w_tap."""
+    x[row, p, t] is at x + row * x_row + p * x_pixel + t * x_tap, w[row, t] at w + (row * taps + t) * w_tap.
+    """
     width, count = lanes.literal_value, pixels.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,9 +1,9 @@
 """Direct convolution of any kernel, stride and padding, and its weight gradient: what Winograd does not do.
 
 No column matrix: a job copies the input rows that it needs, padded, into its core's cache, where the window of an output
-pixel is KH runs of KW * C contiguous floats, and walks them with the register blocks of `conv_blocks`.  Lanes are filters.
+pixel is KH runs of KW * C contiguous floats, and walks them with the register blocks of `conv_blocks`. Lanes are filters.
 
-Costs: 2 M F C KH KW floating-point operations for M output pixels, 4 (input + output) bytes of memory.  For the stride-2
+Costs: 2 M F C KH KW floating-point operations for M output pixels, 4 (input + output) bytes of memory. For the stride-2
 layer from 16 to 32 channels of ResNet-20 at batch 128: 302 MFLOP (0.6 ms at 490 GFLOP/s) and 12.6 MB.
 
 An input gradient is a few such convolutions: `input_classes`.
@@ -98,7 +98,8 @@ def _job(lanes: int) -> Any:
 def _weight_job(lanes: int, narrow: int) -> Any:
     """Job i: dw (KH, KW * C, F), each extent rounded up, summed over one part of the blocks of output rows.
 
-    ``narrow`` is 1 for 3x3 kernels over 3 channels, a network's first layer, where blocks of 16 would be half empty."""
+    ``narrow`` is 1 for 3x3 kernels over 3 channels, a network's first layer, where blocks of 16 would be half empty.
+    """
     high, twice = ROWS[lanes], 2 * ROWS[lanes]
 
     def job(parameters: int, index: int, scratch: int) -> None:
@@ -182,7 +183,8 @@ def _strip(n: int, rows: int, bytes_a_row: int, cache: int) -> int:
 
 class Class(NamedTuple):
     """A set of output pixels that read their inputs through the same taps: (i, j) of ``size`` gets the sum over taps and
-    channels of w * x[i * stride - padding + tap].  ``padding`` may be negative; with no taps the results are zeros."""
+    channels of w * x[i * stride - padding + tap]. ``padding`` may be negative; with no taps the results are zeros.
+    """
 
     kernel: Pair
     padding: Pair
@@ -194,8 +196,9 @@ class Class(NamedTuple):
 def correlate(
     x: Any, classes: list[Class], taps: Taps, stride: Pair, filters: int, y: int, y_steps: tuple[int, int, int], lanes: int
 ) -> None:
-    """x (N, H, W, C) contiguous -> all pixels of ``classes`` at the address ``y``.  Images, rows and pixels of a class are
-    ``y_steps`` bytes apart, ``taps`` are the strides of the weights."""
+    """x (N, H, W, C) contiguous -> all pixels of ``classes`` at the address ``y``. Images, rows and pixels of a class are
+    ``y_steps`` bytes apart, ``taps`` are the strides of the weights.
+    """
     n, h, width, c = x.shape
     fp = _up(filters, lanes)
     memory = simd.workspace(sum(4 * k.kernel[0] * k.kernel[1] * c * fp for k in classes))
@@ -276,10 +279,11 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
 def input_classes(size: int, kernel: int, stride: int, padding: int) -> list[tuple[int, int, int, int, int]]:
     """The input gradient along one axis: for each remainder r of i by the stride, (r, count, taps, last tap, padding).
 
-    dx[i] = sum over taps a with (i + p - a) divisible by s of dy[(i + p - a) / s] w[a].  The taps that pixels i = s q + r
+    dx[i] = sum over taps a with (i + p - a) divisible by s of dy[(i + p - a) / s] w[a]. The taps that pixels i = s q + r
     get are a = a0 + s t with a0 = (r + p) mod s, the same for all of them, and what each reads is dy[q + e - t] with
-    e = (r + p - a0) / s: a stride-1 convolution with the taps in reverse order, padded by (taps - 1) - e.  Every pixel is
-    written by one class, so nothing is added up in memory and nothing needs clearing."""
+    e = (r + p - a0) / s: a stride-1 convolution with the taps in reverse order, padded by (taps - 1) - e. Every pixel is
+    written by one class, so nothing is added up in memory and nothing needs clearing.
+    """
     classes = []
     for r in range(min(stride, size)):
         a0 = (r + padding) % stride

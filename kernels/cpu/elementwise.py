@@ -1,7 +1,8 @@
 """ReLU, ReLU6 and the residual join: one pass over memory, by any number of threads.
 
-Comparisons are written so that a NaN, for which all of them are false, comes out as itself.  Masks are multiplied, as the
-reference does it: a NaN or an infinity in a cotangent does not vanish where the mask is 0."""
+Comparisons are written so that a NaN, for which all of them are false, comes out as itself. Masks are multiplied, as the
+reference does it: a NaN or an infinity in a cotangent does not vanish where the mask is 0.
+"""
 
 from typing import Any
 

@@ -1,14 +1,14 @@
 """Batch normalisation in two passes over memory each way, fused with the addition and the ReLU that may follow.
 
-Memory is a row of P pixels of C channels.  A constant of each channel is repeated to a *table* of about 256 elements, and
-a row of that period is worked on at once: the inner loops are then long and contiguous whatever C is.  The kernels go
+Memory is a row of P pixels of C channels. A constant of each channel is repeated to a *table* of about 256 elements, and
+a row of that period is worked on at once: the inner loops are then long and contiguous whatever C is. The kernels go
 over *shares* of some rows; the last row may be cut short, at a pixel's end.
 
-Statistics take one pass.  Each share subtracts a guess g of the mean, that of its first rows, and sums d = x - g and d^2:
+Statistics take one pass. Each share subtracts a guess g of the mean, that of its first rows, and sums d = x - g and d^2:
 
     mean = g + (sum d) / n,        M = sum (x - mean)^2 = sum d^2 - (sum d)^2 / n,
 
-and the shares' means and M are put together in float64 (Chan, Golub and LeVeque 1983).  What cancels in M is n (mean - g)^2.
+and the shares' means and M are put together in float64 (Chan, Golub and LeVeque 1983). What cancels in M is n (mean - g)^2.
 The rows that made the guess are part of the share, so (mean - g)^2 is at most n / n_guess times its variance, and the
 error at most n / n_guess = 32 times that of two passes, in the worst case; with rows alike there is no loss at all.
 (Measured, float32, standard deviation 1: the variance is right to 6e-8 at means of 0 to 1,000,000.)
@@ -231,7 +231,7 @@ def _fill(tables: Any, weight: Any, bias: Any, mean: Any, var: Any, channels: in
 
 @Kernel
 def _write(a: Any, index: int, scratch: Any) -> None:
-    """y of one share.  The shares that the statistics read last come first: they may still be in the cache."""
+    """y of one share. The shares that the statistics read last come first: they may still be in the cache."""
     n = numbers(a)
     y, x, residual, mean, size, period, share, shares = a[0], a[1], a[2], a[3], n[4], n[6], n[7], n[8]
     slope, bias, joined, relu = at(mean, period), at(mean, 2 * period), n[9], n[10]

@@ -1,4 +1,4 @@
-"""The multiply-add peak of this machine: independent sums held in registers, on all threads.  No kernel can do more."""
+"""The multiply-add peak of this machine: independent sums held in registers, on all threads. No kernel can do more."""
 
 import functools
 import time

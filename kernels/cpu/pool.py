@@ -1,5 +1,6 @@
-"""Pooling, and the shortcut that has no parameters.  An index is an image; inner loops run along the channels, which lie
-side by side in memory."""
+"""Pooling, and the shortcut that has no parameters. An index is an image; inner loops run along the channels, which lie
+side by side in memory.
+"""
 
 import math
 from typing import Any

@@ -1,11 +1,11 @@
 """How compiled jobs run: on addresses, spread over threads of our own.
 
 A job is a C function ``job(parameters, index, scratch)``: ``parameters`` points at a table of 64-bit words, ``index`` says
-which part of the work to do, ``scratch`` is memory that belongs to the running thread.  `spread` hands out the indices
-0 .. count - 1: each thread takes the next one when it is done with the last.  What an index stands for does not depend on
+which part of the work to do, ``scratch`` is memory that belongs to the running thread. `spread` hands out the indices
+0 .. count - 1: each thread takes the next one when it is done with the last. What an index stands for does not depend on
 the threads, so neither do the bits of a result.
 
-Numba's own parallel loops are not used.  They wait until every thread has woken up, which on a busy machine takes longer
+Numba's own parallel loops are not used. They wait until every thread has woken up, which on a busy machine takes longer
 than the work (here the caller does all that nobody else has taken); two Python threads may not run them at once, and a
 forked process may not run them at all.
 
@@ -47,8 +47,9 @@ config: Any = numba.config
 
 @intrinsic
 def pointer(typing: Any, address: Any, dtype: Any) -> Any:
-    """``pointer(address, types.int32)``: what lies at an address, a number or another pointer.  In the place of a type, a
-    pointer stands for its own type."""
+    """``pointer(address, types.int32)``: what lies at an address, a number or another pointer. In the place of a type, a
+    pointer stands for its own type.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         target = context.get_value_type(signature.return_type)
@@ -95,8 +96,9 @@ def _add(typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def _look(typing: Any, address: Any) -> Any:
-    """The number at an address, as another thread last wrote it.  The core is told that it waits: a look takes some 15 ns,
-    and what shares the core with it has it meanwhile."""
+    """The number at an address, as another thread last wrote it. The core is told that it waits: a look takes some 15 ns,
+    and what shares the core with it has it meanwhile.
+    """
     x86, arm = ("llvm.x86.sse2.pause", []), ("llvm.aarch64.isb", [ir.Constant(ir.IntType(32), 15)])
     wait = {"x86_64": x86, "amd64": x86, "aarch64": arm, "arm64": arm}.get(platform.machine().lower())
 
@@ -123,7 +125,7 @@ def _call(typing: Any, job: Any, parameters: Any, index: Any, scratch: Any) -> A
 
 @njit(types.void(*[types.int64] * 5), nogil=True, cache=True)
 def _work(job: int, parameters: int, count: int, progress: int, scratch: int) -> None:
-    """Runs what has not been taken.  ``progress`` points at two numbers: indices taken, and indices done."""
+    """Runs what has not been taken. ``progress`` points at two numbers: indices taken, and indices done."""
     while True:
         index = _add(progress, 1)
         if index >= count:
@@ -177,7 +179,8 @@ def _serve(slot: int) -> None:
 @njit(types.int64(types.int64), nogil=True, cache=True)
 def _claim(slot: int) -> int:
     """The slot for the caller alone, unless its helper is at work: READY, or POSTED for a job that it has not begun, or
-    ASLEEP if it must be woken; else BUSY."""
+    ASLEEP if it must be woken; else BUSY.
+    """
     for state in (READY, POSTED, ASLEEP):
         if _change(slot, state, CLAIMED):
             return state
@@ -192,8 +195,9 @@ def _post(slot: int, job: int, parameters: int, count: int, progress: int, scrat
 
 
 class _Helpers:
-    """All threads but the caller's.  A helper looks out for a next job for a while, since in training one follows on the
-    other; then it sleeps.  While it looks out it does without the interpreter: it would have to wait for its lock."""
+    """All threads but the caller's. A helper looks out for a next job for a while, since in training one follows on the
+    other; then it sleeps. While it looks out it does without the interpreter: it would have to wait for its lock.
+    """
 
     def __init__(self) -> None:
         self.alarms: list[SimpleQueue] = [SimpleQueue() for _ in range(threads() - 1)]
@@ -209,7 +213,7 @@ class _Helpers:
             _serve(self.addresses[i])
 
     def post(self, i: int, arguments: tuple[int, ...], keep: Any) -> None:
-        """Gives a job to helper i, unless it is at work for another caller.  If it sleeps, it will come late."""
+        """Gives a job to helper i, unless it is at work for another caller. If it sleeps, it will come late."""
         state = _claim(self.addresses[i]) if i < len(self.kept) else BUSY
         if state != BUSY:
             self.kept[i] = keep
@@ -228,8 +232,9 @@ def spread(job: int, parameters: array, count: int, scratch_size: int = 0, paral
     """Calls ``job(parameters, i, scratch)`` for i in range(count) and returns when all are done.
 
     ``job`` is an address, ``parameters`` the table that it reads, ``scratch_size`` in bytes a thread; scratch comes aligned
-    to 64 bytes and with any content.  Any thread may call this at any time.  A helper that comes late finds nothing left to
-    take and touches only `progress`, which is kept alive for it."""
+    to 64 bytes and with any content. Any thread may call this at any time. A helper that comes late finds nothing left to
+    take and touches only `progress`, which is kept alive for it.
+    """
     helpers = min(threads(), count // 2) - 1 if parallel else 0
     size = -(-scratch_size // buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets
     scratch = buffers.scratch((max(helpers, 0) + 1) * size) if scratch_size else None
@@ -252,9 +257,10 @@ def spread(job: int, parameters: array, count: int, scratch_size: int = 0, paral
 class Kernel:
     """``@Kernel`` over ``def f(a, index, scratch)``: a job for arrays of float32 or float64.
 
-    Calling it, ``f(count, arrays, integers, reals)``, runs the indices 0 .. count - 1.  The three lists follow each other
+    Calling it, ``f(count, arrays, integers, reals)``, runs the indices 0 .. count - 1. The three lists follow each other
     in one table of words: for ``f``, ``a[i]`` is the pointer to array i, and counting on from there, ``numbers(a)[i]`` is
-    an integer and ``reals(a)[i]`` a float64.  Arrays are contiguous, of one dtype; None is a null pointer."""
+    an integer and ``reals(a)[i]`` a float64. Arrays are contiguous, of one dtype; None is a null pointer.
+    """
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function

@@ -1,10 +1,10 @@
 """SIMD from Numba: intrinsics that emit LLVM vector code, for the jobs that `runtime` spreads over the threads.
 
 A vector is ``lanes`` floats wide: 16 with AVX-512, 8 with AVX, 4 with SSE or NEON; every width compiles on every machine
-(LLVM splits what the hardware lacks), so that each is tested anywhere.  Addresses are plain integers, strides are bytes.
+(LLVM splits what the hardware lacks), so that each is tested anywhere. Addresses are plain integers, strides are bytes.
 
 Jobs (see `runtime`) are compiled for one width and one set of constants, by functions that close over nothing but
-integers: Numba's cache knows such closures apart by the integers' values.  They take their parameters apart with `unpack`.
+integers: Numba's cache knows such closures apart by the integers' values. They take their parameters apart with `unpack`.
 """
 
 import functools
@@ -36,7 +36,8 @@ JOB = types.void(types.intp, types.intp, types.intp)  # the signature of a job
 def host_lanes() -> int:
     """Floats in the widest vector of this machine; ``TINYRES_LANES`` = 4, 8 or 16 says otherwise.
 
-    Raises ValueError for any other value of ``TINYRES_LANES``."""
+    Raises ValueError for any other value of ``TINYRES_LANES``.
+    """
     asked = os.environ.get("TINYRES_LANES", "")
     if asked:
         if asked not in ("4", "8", "16"):
@@ -102,7 +103,8 @@ def scaled_sum(builder: Any, terms: list[tuple[float, Any]]) -> Any:
 def call(builder: Any, name: str, emit: Callable[..., None], args: Sequence[Any]) -> None:
     """Call a function of integers that ``emit(builder, *args)`` writes, one for each name and module.
 
-    Not inlined: the compiler spills half as many registers in it as in the middle of a job."""
+    Not inlined: the compiler spills half as many registers in it as in the middle of a job.
+    """
     function = builder.module.globals.get(name)
     if function is None:
         function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [I64] * len(args)), name)
@@ -156,7 +158,7 @@ def clear(typing: Any, target: Any, size: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def _prefetch(typing: Any, write: Any, address: Any) -> Any:
-    """Ask for the cache line at an address, to be read or written.  Harmless at any address."""
+    """Ask for the cache line at an address, to be read or written. Harmless at any address."""
     writes = write.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -207,13 +209,15 @@ def workspace(size: int) -> np.ndarray:
     """Working memory of at least ``size`` bytes, of any content.
 
     It is asked for in pieces of 4 MB, for which the system uses pages of 2 MB: in pages of 4 KB, which lie anywhere, half
-    a megabyte of transformed weights would meet itself in the sets of a 1 MB cache (measured: a tenth of the time)."""
+    a megabyte of transformed weights would meet itself in the sets of a 1 MB cache (measured: a tenth of the time).
+    """
     return buffers.empty((max(size, LARGE),), np.uint8)
 
 
 def run(job: Any, parameters: list[int], count: int, scratch_size: int) -> None:
-    """job(parameters, i, scratch) for i in 0 .. count - 1, over the threads.  ``scratch_size`` is in bytes a thread; the
-    memory comes aligned to cache lines, in large pages, with whatever was in it."""
+    """job(parameters, i, scratch) for i in 0 .. count - 1, over the threads. ``scratch_size`` is in bytes a thread; the
+    memory comes aligned to cache lines, in large pages, with whatever was in it.
+    """
     if scratch_size:
         scratch_size = max(scratch_size, LARGE // threads())
     spread(job.address, array("q", parameters), count, scratch_size)

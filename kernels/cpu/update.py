@@ -1,7 +1,8 @@
 """Stochastic gradient descent over all parameters at once.
 
 The parameters are thought of as one long array, of which an index takes a share: the work is even, however uneven the
-parameters are."""
+parameters are.
+"""
 
 from typing import Any
 

@@ -6,9 +6,9 @@ A job takes some rows of tiles of an image, or a few small images, in three stag
 2. for each of the (m + 2)^2 points a matrix product V[point] (tiles, C) @ U[point] (C, F) -> M[point] (tiles, F);
 3. the tiles of M transformed back, to the output.
 
-U is the transformed weights, made once a call.  Lanes are channels in 1 and 3, filters in 2.  Costs for one output pixel:
+U is the transformed weights, made once a call. Lanes are channels in 1 and 3, filters in 2. Costs for one output pixel:
 2 (m + 2)^2 / m^2 C F floating-point operations in stage 2 (direct: 18 C F), about 9 C + 6 F in the others at m = 4, and
-4 C + 4 F bytes of memory, which is asked for ahead of its use, spread over stage 2.  Measured on a Zen 5 core at 16 / 32 /
+4 C + 4 F bytes of memory, which is asked for ahead of its use, spread over stage 2. Measured on a Zen 5 core at 16 / 32 /
 64 channels, m = 4, cycles a tile: padding 65 / 125 / 320, stage 1 115 / 190 / 420, stage 2 400 / 1210 / 4760 (at the peak
 288 / 1152 / 4608), stage 3 90 / 150 / 490: 400 to 730 GFLOP/s a core, counted as direct convolution, of a peak of 238.
 
@@ -286,7 +286,8 @@ def convolve(
 ) -> Any:
     """x (N, H, W, C) contiguous -> y (N, OH, OW, F); ``w`` is the address of the first tap, ``taps`` their strides.
 
-    ``into``, of the shape of y and contiguous, becomes into + y instead."""
+    ``into``, of the shape of y and contiguous, becomes into + y instead.
+    """
     n, h, width, c = x.shape
     cp, fp = _up(c, lanes), _up(filters, lanes)
     u_step = 4 * c * fp + 64

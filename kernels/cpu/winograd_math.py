@@ -4,17 +4,17 @@ F(m x m, 3 x 3) makes an m x m tile of outputs from an (m + 2) x (m + 2) tile d 
 
     y = A^T [ (G g G^T) * (B^T d B) ] A        (* elementwise, then summed over input channels)
 
-with (m + 2)^2 multiplications for a tile instead of 9 m^2: 2.25 times fewer at m = 2, 4 times fewer at m = 4.  The sums
-over channels are (m + 2)^2 matrix products.  Row or column of the matrices by m + 1 points p_j and infinity,
+with (m + 2)^2 multiplications for a tile instead of 9 m^2: 2.25 times fewer at m = 2, 4 times fewer at m = 4. The sums
+over channels are (m + 2)^2 matrix products. Row or column of the matrices by m + 1 points p_j and infinity,
 
     A^T[i, j] = p_j^i,   G[j] = (1, p_j, p_j^2) / prod over k != j of (p_j - p_k),
     B^T[j] = the coefficients of prod over k != j of (x - p_k);   infinity takes the last of each A^T, G, and all p_k.
 
 The cotangents follow by transposing: with dM = A dy A^T,  dg = G^T [ sum over tiles of (B^T d B) * dM ] G.
 
-Points decide about rounding.  At m = 4 the usual 0, +-1, +-2 lose; measured at 64 channels, in units of 2^-24 of the
+Points decide about rounding. At m = 4 the usual 0, +-1, +-2 lose; measured at 64 channels, in units of 2^-24 of the
 result's root mean square, as root mean square and largest: 29 and 485 for them, 13 and 111 for 0, +-5/8, +-3/2, whose
-entries in B^T and A^T are still exact.  (Barabasz et al. 2018, arXiv 1803.10986, on why such points do better.)
+entries in B^T and A^T are still exact. (Barabasz et al. 2018, arXiv 1803.10986, on why such points do better.)
 """
 
 import functools
@@ -72,8 +72,9 @@ def emit_rows(builder: Any, matrix: Matrix, rows: Sequence[int], value: Callable
     """The elements ``rows`` of matrix @ values as vector instructions; ``value(j)`` emits element j of the values.
 
     The points come in pairs p, -p, so that rows (of B^T, G, A) or columns (of A^T, G^T) do: they differ in the signs of
-    every other element.  Such rows share their even and odd parts, such columns the sum and the difference of what they
-    multiply: B^T at m = 4 takes 12 instructions, not 20."""
+    every other element. Such rows share their even and odd parts, such columns the sum and the difference of what they
+    multiply: B^T at m = 4 takes 12 instructions, not 20.
+    """
     columns, terms = transposed(matrix), []  # terms: a column, and what emits the value that it multiplies
     for j, column in enumerate(columns):
         if j and _mirrored(columns[j - 1], column):
@@ -131,7 +132,8 @@ def transform(
     """target = T source T^T for one tile and ``lanes`` channels, T the matrix called ``name`` of F(m x m, 3 x 3); with
     ", added" behind the name, target += T source T^T.
 
-    Element (i, j) of the source is the vector at source + i * row + j * pixel; likewise the target."""
+    Element (i, j) of the source is the vector at source + i * row + j * pixel; likewise the target.
+    """
     called, _, added = name.literal_value.partition(", ")
     width, matrix = lanes.literal_value, matrices(m.literal_value)[called]
 

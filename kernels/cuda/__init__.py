@@ -1,6 +1,7 @@
 """CUDA C++ kernels (`src/*.cu`) for the contract: on CuPy arrays they run on the GPU, on NumPy arrays in an emulation.
 
-`on_gpu` and `on_host` are the two backends made of them."""
+`on_gpu` and `on_host` are the two backends made of them.
+"""
 
 from tinyres.kernels.cuda.augment import crop_flip
 from tinyres.kernels.cuda.conv import conv2d, conv2d_backward_input, conv2d_backward_weight

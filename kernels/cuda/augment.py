@@ -11,7 +11,7 @@ from tinyres.kernels.cuda.launch import kernel
 
 
 def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale: Any) -> Any:
-    """As the reference's, C-contiguous too.  Offsets, flips, mean and scale may lie on the host."""
+    """As the reference's, C-contiguous too. Offsets, flips, mean and scale may lie on the host."""
     if images.dtype != np.uint8:
         raise Unsupported(f"images of {images.dtype}")
     xp, (n, c, h, w) = array_module(images), images.shape
@@ -49,9 +49,10 @@ def next_batch(
     images (M, C, H, W) uint8, labels (M,) int64, order (M,) int32: which image is at which place of the epoch.  step and
     epoch are int32 of shape (), so that a captured graph goes on as they do.  x (B, C, H, W), channels-last in memory and of
     any floating-point dtype: (image / 255 - mean) * scale, randomly cropped from a border of ``pad`` zeros and mirrored, or
-    with ``pad`` 0 as it is.  y (B,) int64.  Behind the last image of the order the first follows.
+    with ``pad`` 0 as it is.  y (B,) int64. Behind the last image of the order the first follows.
 
-    The crop and the flip of place k of an epoch depend on (seed, epoch, k) alone."""
+    The crop and the flip of place k of an epoch depend on (seed, epoch, k) alone.
+    """
     (count, c, h, w), batch = images.shape, len(x)
     inside = x.transpose(0, 2, 3, 1)
     if x.shape != (batch, c, h, w) or y.shape != (batch,) or labels.shape != (count,) or order.shape != (count,):

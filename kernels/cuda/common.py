@@ -14,7 +14,7 @@ C_TYPES = {"float32": "float", "float64": "double", "float16": "half", "bfloat16
 
 
 def c_type(*arrays: Any, allowed: tuple[str, ...] = tuple(C_TYPES)) -> str:
-    """The macro REAL for arrays of one dtype (None is left out).  Raises Unsupported for others, and for two at once."""
+    """The macro REAL for arrays of one dtype (None is left out). Raises Unsupported for others, and for two at once."""
     names = {a.dtype.name for a in arrays if a is not None}
     if len(names) != 1 or not names <= set(allowed):
         raise Unsupported("of dtype " + " and ".join(sorted(names)))
@@ -31,7 +31,7 @@ def blocks(items: int, per_block: int) -> int:
 
 
 def in_memory(x: Any) -> Any:
-    """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous.  A view where it lies so, else a copy."""
+    """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous. A view where it lies so, else a copy."""
     return contiguous(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
 
 
@@ -45,7 +45,7 @@ def contiguous(x: Any) -> Any:
 
 
 def copy(target: Any, array: Any) -> None:
-    """target[...] = array, of any layout each.  A graph that is captured copies, too, when it is replayed."""
+    """target[...] = array, of any layout each. A graph that is captured copies, too, when it is replayed."""
     if isinstance(target, np.ndarray):
         emulator.copy(target, array)
     else:
@@ -59,7 +59,8 @@ def as_seen(x: Any) -> Any:
 
 def empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
     """A contiguous array on the device of ``like`` (and of its dtype) whose content is undefined: where launches are
-    checked, every byte is 0xff, a NaN in every floating-point type."""
+    checked, every byte is 0xff, a NaN in every floating-point type.
+    """
     xp = array_module(like)
     array = xp.empty(shape, like.dtype if dtype is None else dtype)
     if xp is np and emulator.checked():

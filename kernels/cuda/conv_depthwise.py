@@ -1,4 +1,4 @@
-"""Depthwise convolution, one or more filters for each channel: `src/conv_depthwise.cu`.  Every geometry and type."""
+"""Depthwise convolution, one or more filters for each channel: `src/conv_depthwise.cu`. Every geometry and type."""
 
 from typing import Any
 

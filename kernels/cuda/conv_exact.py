@@ -1,4 +1,4 @@
-"""Convolution in float32 and float64 without a column matrix: `src/conv_exact.cu`.  Every geometry but groups."""
+"""Convolution in float32 and float64 without a column matrix: `src/conv_exact.cu`. Every geometry but groups."""
 
 from typing import Any
 

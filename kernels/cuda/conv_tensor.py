@@ -1,7 +1,8 @@
 """Convolution on the tensor cores: `src/conv_tensor_forward.cu` and `src/conv_tensor_weight.cu`.
 
 Images are float32, whose products are then those of TF32 numbers, or float16 or bfloat16; weights and their gradients are
-float32, and so are all sums.  Every kernel size, stride and padding; no groups, no dilation."""
+float32, and so are all sums. Every kernel size, stride and padding; no groups, no dilation.
+"""
 
 from typing import Any
 
@@ -84,7 +85,7 @@ def conv2d_backward_weight(
 
 
 def _check(dilation: Pair, groups: int, images: Any, other: Any) -> str:
-    """The macro REAL.  ``other`` are weights, or images of the same dtype."""
+    """The macro REAL. ``other`` are weights, or images of the same dtype."""
     if groups != 1 or dilation != (1, 1):
         raise Unsupported("groups" if groups != 1 else "dilation")
     if other.dtype.name not in ("float32", images.dtype.name):
@@ -103,7 +104,7 @@ def _gather(
     backward: bool = False,
     add: bool = False,
 ) -> None:
-    """Forward, or backward with ``images`` and ``result`` for dy and dx.  ``add``: to what is in ``result``."""
+    """Forward, or backward with ``images`` and ``result`` for dy and dx. ``add``: to what is in ``result``."""
     if not result.size:
         return
     (n, height, width, c), (_, oh, ow, f), kernel_size = images.shape, result.shape, w.shape[2:]

@@ -88,7 +88,7 @@ def _cache() -> Path:
 
 @functools.cache
 def _library(text: str, macros: Macros, checks: bool) -> ctypes.CDLL:
-    """The shared library made of a source.  It is compiled once and kept for later processes."""
+    """The shared library made of a source. It is compiled once and kept for later processes."""
     cxx = compiler()
     if cxx is None:
         raise RuntimeError("there is no C++ compiler")
@@ -232,8 +232,9 @@ def _groups(values: list[np.ndarray]) -> list[list[np.ndarray]]:
 @contextlib.contextmanager
 def _guarded(kernel: Kernel, values: list[Any], in_front: bool, regions: dict[str, tuple[int, int]]) -> Iterator[list[Any]]:
     """Copies of the arrays that end where a page begins that may not be touched, or with ``in_front`` begin where one ends;
-    up to 15 bytes away, so that they lie as the originals do with respect to packs of 16 bytes.  What a kernel may write to
-    is copied back.  Arrays that share memory go on to share it.  Fills ``regions``, see `_explain`."""
+    up to 15 bytes away, so that they lie as the originals do with respect to packs of 16 bytes. What a kernel may write to
+    is copied back. Arrays that share memory go on to share it. Fills ``regions``, see `_explain`.
+    """
     taken: list[tuple[_Mapping, int, int]] = []  # where in which mapping a group lies
     copies: dict[int, np.ndarray] = {}  # by the id of the original
     is_array = [p.is_array and value is not None for p, value in zip(kernel.parameters, values, strict=True)]
@@ -275,11 +276,12 @@ def _guarded(kernel: Kernel, values: list[Any], in_front: bool, regions: dict[st
 
 
 class Graph:
-    """What a CUDA graph is on a GPU (see `gpu.Graph`): launches that are recorded, not run, and replayed together.  The
+    """What a CUDA graph is on a GPU (see `gpu.Graph`): launches that are recorded, not run, and replayed together. The
     arrays that they use are kept with them.
 
     What NumPy itself does between launches, such as the copy of a reshape, is not recorded, where a GPU would record it:
-    if a launch reads an array that was made so, `capture` raises RuntimeError."""
+    if a launch reads an array that was made so, `capture` raises RuntimeError.
+    """
 
     def __init__(self) -> None:
         self.launches: list[Callable[[], Any]] = []

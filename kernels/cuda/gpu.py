@@ -17,9 +17,10 @@ NULL = np.uint64(0)  # (for None, some versions of CuPy pass no argument at all)
 
 @functools.cache
 def _module(file: str, macros: Macros, device: int) -> Any:
-    """A module of one source and set of macros, compiled for the card in use.  CuPy keeps the result on disk.
+    """A module of one source and set of macros, compiled for the card in use. CuPy keeps the result on disk.
 
-    Raises Unsupported if the card is too old for it."""
+    Raises Unsupported if the card is too old for it.
+    """
     import cupy
 
     needed, capability = variants.check(file, macros).capability, int(cupy.cuda.Device(device).compute_capability)
@@ -45,7 +46,8 @@ def _shared_limit(device: int) -> int:
 def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
     """Launches a kernel whose arguments have been checked; it runs in its turn on the current stream.
 
-    Raises Unsupported if the card is too old for it or has too little shared memory."""
+    Raises Unsupported if the card is too old for it or has too little shared memory.
+    """
     import cupy
 
     device = cupy.cuda.Device().id
@@ -64,7 +66,7 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared
 class Graph:
     """A CUDA graph: work that was captured once and is launched as a whole.
 
-    The captured kernels know their arrays by address.  So what the block allocates comes from memory of the graph's own,
+    The captured kernels know their arrays by address. So what the block allocates comes from memory of the graph's own,
     which nobody else is given and which is kept as long as the graph; and arrays from before that it uses must not be freed.
 
         graph = Graph()
@@ -75,7 +77,8 @@ class Graph:
         graph.replay()
 
     While it captures, CuPy refuses cuBLAS and cuRAND, and the driver whatever waits for the GPU: reading an array,
-    `synchronize`.  An upload is not refused and would copy from host memory that may be gone by then: see `to_device`."""
+    `synchronize`. An upload is not refused and would copy from host memory that may be gone by then: see `to_device`.
+    """
 
     def __init__(self) -> None:
         import cupy
@@ -86,7 +89,7 @@ class Graph:
         self._graph: Any = None
 
     def _allocate(self, size: int) -> Any:
-        """The pool's new memory.  Kept, since a pool gives free blocks back to the device when memory runs out."""
+        """The pool's new memory. Kept, since a pool gives free blocks back to the device when memory runs out."""
         import cupy
 
         memory = cupy.cuda.Memory(size)
@@ -103,7 +106,8 @@ class Graph:
     @contextlib.contextmanager
     def memory(self) -> Iterator[None]:
         """The block runs as it is, after what the current stream has to do and before what comes next there, and allocates
-        from the graph's memory."""
+        from the graph's memory.
+        """
         import cupy
 
         outside = cupy.cuda.get_current_stream()
@@ -116,7 +120,7 @@ class Graph:
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[None]:
-        """The block's launches are recorded and do not run.  If it raises, the graph is as it was before."""
+        """The block's launches are recorded and do not run. If it raises, the graph is as it was before."""
         with self._inside():
             self._stream.begin_capture()  # relaxed, CuPy's default: the pool may still allocate
             try:
@@ -138,8 +142,9 @@ class Graph:
 
 
 def to_device(array: Any) -> Any:
-    """A host array's copy on the GPU.  Raises RuntimeError while a graph is being captured: a replay would copy again from
-    an address where the array no longer is."""
+    """A host array's copy on the GPU. Raises RuntimeError while a graph is being captured: a replay would copy again from
+    an address where the array no longer is.
+    """
     import cupy
 
     if cupy.cuda.get_current_stream().is_capturing():

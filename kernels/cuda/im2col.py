@@ -1,6 +1,7 @@
 """Convolution through a matrix of columns, for every geometry and type: `src/im2col.cu`, where it is derived.
 
-The columns of some images at a time, and of one group of channels: `COLUMNS` bounds their bytes."""
+The columns of some images at a time, and of one group of channels: `COLUMNS` bounds their bytes.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,8 +22,9 @@ def sum_dtype(images: Any) -> Any:
 
 
 def check_types(images: Any, w: Any) -> tuple[str, str]:
-    """The macros REAL and of the weights.  Raises Unsupported unless weights are of the images' dtype, or float32 beside
-    float16 and bfloat16."""
+    """The macros REAL and of the weights. Raises Unsupported unless weights are of the images' dtype, or float32 beside
+    float16 and bfloat16.
+    """
     real, weights = c_type(images), c_type(w)
     if weights != real and (weights != "float" or real == "double"):
         raise Unsupported(f"images of dtype {images.dtype} and weights of {w.dtype}")
@@ -132,7 +134,8 @@ def matmul(
     name: str = "matmul_tiled",
 ) -> None:
     """C = A B for ``size`` (m, n, depth): A and B with two strides each, C with that of its rows, each from its element
-    ``first`` on.  With several ``parts``, C is as many matrices, whose sum is the product."""
+    ``first`` on. With several ``parts``, C is as many matrices, whose sum is the product.
+    """
     m, n, depth = size
     per_part = -(-depth // parts)
     grid = (-(-m // TILE), -(-n // TILE), parts)

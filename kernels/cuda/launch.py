@@ -1,7 +1,7 @@
 """The typed launcher: runs a kernel of a ``.cu`` file on NumPy arrays (emulated) or on CuPy arrays (on the GPU).
 
-CUDA checks nothing of what it is given.  Here the signature is read from the source, and every launch is checked against
-it: how many arguments, their types, contiguity, one device for all, and whether numbers fit.  Where an array is so large
+CUDA checks nothing of what it is given. Here the signature is read from the source, and every launch is checked against
+it: how many arguments, their types, contiguity, one device for all, and whether numbers fit. Where an array is so large
 that indices might not fit into an int, the kernel runs as it is compiled with INDEX = long long.
 
     run = kernel("elementwise", "add_relu", REAL="float")
@@ -62,7 +62,7 @@ class Parameter(NamedTuple):
 
 @functools.cache
 def source(file: str) -> str:
-    """The text of ``src/FILE.cu`` with what it includes in its place.  Compilers name the lines of the files themselves."""
+    """The text of ``src/FILE.cu`` with what it includes in its place. Compilers name the lines of the files themselves."""
     seen: set[str] = set()
 
     def read(name: str) -> str:
@@ -119,9 +119,10 @@ class Kernel:
         self.layout = struct.Struct("<" + "".join("Q" if p.is_array else _FORMATS[p.dtype] for p in self.parameters))
 
     def __call__(self, grid: int | Sequence[int], block: int | Sequence[int], *args: Any, shared: int = 0) -> None:
-        """Runs it.  ``grid`` and ``block`` are one to three sizes, ``shared`` the bytes of dynamic shared memory.
+        """Runs it. ``grid`` and ``block`` are one to three sizes, ``shared`` the bytes of dynamic shared memory.
 
-        Raises LaunchError for arguments of the wrong kind, KernelFault for what the emulation finds."""
+        Raises LaunchError for arguments of the wrong kind, KernelFault for what the emulation finds.
+        """
         if len(args) != len(self.parameters):
             raise LaunchError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
         if self._is_wide(args):
@@ -172,7 +173,7 @@ class Kernel:
         return xp, values
 
     def _scalar(self, parameter: Parameter, value: Any) -> Any:
-        """A number in NumPy's type of a parameter.  An array, even of shape (), is refused: it would be read from a GPU."""
+        """A number in NumPy's type of a parameter. An array, even of shape (), is refused: it would be read from a GPU."""
         if not isinstance(value, (int, float, np.number, np.bool_)):
             shape = f" of shape {value.shape}" if hasattr(value, "shape") else ""
             raise self._error(parameter, f"a number is expected, got {type(value).__name__}{shape}")

@@ -97,7 +97,8 @@ def batch_norm_backward(
 
 class _Plan:
     """How an (N, H, W, C) array is cut: ``rows`` pixels of ``columns`` of ``width`` channels; the first kernels leave
-    ``parts`` of their sums, of ``share`` rows each."""
+    ``parts`` of their sums, of ``share`` rows each.
+    """
 
     def __init__(self, x: Array, real: str, vector: str, aligned: bool) -> None:
         channels, pack = x.shape[-1], 16 // x.itemsize
@@ -128,7 +129,7 @@ class _Plan:
 
 
 def _prepare(images: tuple[Array | None, ...], vectors: tuple[Array | None, ...]) -> Any:
-    """-> plan, *images as (N, H, W, C), contiguous vectors.  Raises Unsupported for dtypes that do not go together."""
+    """-> plan, *images as (N, H, W, C), contiguous vectors. Raises Unsupported for dtypes that do not go together."""
     real = c_type(*images)
     wanted = "float64" if real == "double" else "float32"
     vector = c_type(*vectors, allowed=(wanted,))

@@ -1,6 +1,6 @@
 """Compiles the kernels for GPUs on a machine without one, and tells what they take of it.
 
-NVRTC, the compiler that also compiles them on a user's card, needs neither a GPU nor a driver.  What every variant takes
+NVRTC, the compiler that also compiles them on a user's card, needs neither a GPU nor a driver. What every variant takes
 stands in `resources.txt`: a kernel that got heavier shows in a diff.
 
     python -m tinyres.kernels.cuda.nvrtc [--write]
@@ -91,7 +91,7 @@ def architectures() -> tuple[int, ...]:
 
 
 def compile_source(text: str, macros: Macros, architecture: int) -> Compiled:
-    """The machine code of a source for an architecture (75: sm_75).  Raises CompileError."""
+    """The machine code of a source for an architecture (75: sm_75). Raises CompileError."""
     nvrtc, program = _library(), ctypes.c_void_p()
 
     def read(what: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The backend ``cupy``: the CUDA kernels on CuPy arrays.  Arrays in host memory are left to the reference."""
+"""The backend ``cupy``: the CUDA kernels on CuPy arrays. Arrays in host memory are left to the reference."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The counters of a training step that runs by itself: `src/step.cu`.  All arguments are arrays of shape () but ``lrs``."""
+"""The counters of a training step that runs by itself: `src/step.cu`. All arguments are arrays of shape () but ``lrs``."""
 
 from typing import Any
 

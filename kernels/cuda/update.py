@@ -87,8 +87,9 @@ def _read(a: Any, order: list[int]) -> Any:
 def _launches(params: list[Any], grads: list[Any], buffers: list[Any]) -> list[tuple[Any, Any, Any, Any]]:
     """The (p, grad, v, lines) that kernels are launched with: one list with addresses for all parameters.
 
-    The emulation cannot guard arrays that it sees only as numbers.  Where it checks, each parameter is launched by itself
-    instead, with its arrays, and a list of the distances from their beginnings."""
+    The emulation cannot guard arrays that it sees only as numbers. Where it checks, each parameter is launched by itself
+    instead, with its arrays, and a list of the distances from their beginnings.
+    """
     if emulator.checked() and isinstance(grads[0], np.ndarray):
         launches = []
         for i, g in enumerate(grads):
@@ -130,8 +131,9 @@ _captured: dict[Any, Any] = {}  # those that a graph reads: they must stay where
 def _on_device(xp: Any, work: Any, itemsize: int, used: tuple[bool, bool, bool]) -> Any:
     """The list on the device: one that is there already, or a new one.
 
-    While a graph is captured, what the current stream is given is recorded and not done.  So a new list is sent on another
-    stream, at once: the graph finds it there, and a replay sends nothing."""
+    While a graph is captured, what the current stream is given is recorded and not done. So a new list is sent on another
+    stream, at once: the graph finds it there, and a replay sends nothing.
+    """
     key = (xp.cuda.Device().id, work, itemsize, used)
     lines = _captured.get(key)
     if lines is not None:

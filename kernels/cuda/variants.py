@@ -1,6 +1,6 @@
 """Every set of macros that a ``.cu`` file is compiled with.
 
-A macro can make code that nobody has compiled before a user's card asks for it.  So the launcher takes only the sets that
+A macro can make code that nobody has compiled before a user's card asks for it. So the launcher takes only the sets that
 stand here, and the tests compile each of them for each architecture, without a GPU (`nvrtc`).
 """
 
@@ -19,7 +19,8 @@ PACK = {"float": 4, "double": 2, "half": 8, "bfloat16": 8}  # elements of 16 byt
 class Variant(NamedTuple):
     """A set of macros, in the launcher's order; the compute capability that it needs, times ten; why its threads may keep
     something in local memory ("" if they may not); and whether it is so seldom launched that the tests compile it for one
-    architecture only."""
+    architecture only.
+    """
 
     macros: Macros
     capability: int = 75
@@ -108,7 +109,7 @@ def variants(file: str) -> dict[Macros, Variant]:
 
 
 def check(file: str, macros: Macros) -> Variant:
-    """The variant of these macros.  Raises LookupError if it is not registered: a mistake in this package."""
+    """The variant of these macros. Raises LookupError if it is not registered: a mistake in this package."""
     found = variants(file).get(macros)
     if found is None:
         given = " ".join(f"{name}={value}" for name, value in macros) or "no macros"

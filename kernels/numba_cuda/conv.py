@@ -1,14 +1,15 @@
 """Convolution as a matrix product of gathered windows ("im2col", Chellapilla et al. 2006), and its two gradients.
 
 Letters: N images, C input channels, F filters, G groups, (H, W) an input map, (OH, OW) an output map, (KH, KW) a filter's
-taps; M = N * OH * OW windows of L = KH * KW * C / G numbers.  Images are (N, H, W, C) in memory, weights (F, KH, KW, C/G).
+taps; M = N * OH * OW windows of L = KH * KW * C / G numbers. Images are (N, H, W, C) in memory, weights (F, KH, KW, C/G).
 
     columns (G, M, L)  = the windows, one a row             im2col
     y  (G, M, F/G)     = columns @ w^T                      w (G, F/G, L)
     dw (G, F/G, L)     = dy^T @ columns
     dcolumns (G, M, L) = dy @ w,  and each window's cotangent goes back to the pixels it covers   col2im
 
-Every number of x is in KH * KW windows, so that the columns are that much larger than x: the price of a plain product."""
+Every number of x is in KH * KW windows, so that the columns are that much larger than x: the price of a plain product.
+"""
 
 from typing import Any
 
@@ -22,8 +23,9 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, chec
 def im2col_kernel(x, columns, size, kernel, stride, padding, dilation):
     """columns[g, (n, i, j), (a, b, c)] = x[n, i s - p + a d, j s - p + b d, g C/G + c], and 0 beside the image.
 
-    A thread writes one number of the columns at a time.  Neighbours write side by side and, since channels lie last, also
-    read side by side.  4 M L G bytes written, and as many read, of which most come from the cache."""
+    A thread writes one number of the columns at a time. Neighbours write side by side and, since channels lie last, also
+    read side by side.  4 M L G bytes written, and as many read, of which most come from the cache.
+    """
     height, width = x.shape[1], x.shape[2]
     groups, rows, length = columns.shape
     channels = x.shape[3] // groups
@@ -44,8 +46,9 @@ def col2im_kernel(dcolumns, dx, size, kernel, stride, padding, dilation):
     """dx[n, h, w, c] = the sum of dcolumns over all places of windows that read the pixel.
 
     A thread owns a pixel's channel and gathers: for each tap (a, b) it asks which window had the pixel there, i s - p + a d
-    = h, and adds if there is one.  If a thread owned a window and scattered, two threads would add to one pixel at once,
-    and atomic additions come in any order.  Pixels that no window reached get 0.  4 M L G bytes read, 4 N H W C written."""
+    = h, and adds if there is one. If a thread owned a window and scattered, two threads would add to one pixel at once,
+    and atomic additions come in any order. Pixels that no window reached get 0.  4 M L G bytes read, 4 N H W C written.
+    """
     height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
     per_group = channels // dcolumns.shape[0]
     for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
@@ -105,7 +108,7 @@ def conv2d_backward_input(
 
 
 def _columns(x: Any, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
-    """x (N, H, W, C) -> (G, M, L).  The windows of a plain 1x1 convolution are the pixels themselves."""
+    """x (N, H, W, C) -> (G, M, L). The windows of a plain 1x1 convolution are the pixels themselves."""
     if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
         return _by_group(x, groups)
     columns = empty(x, groups, x.shape[0] * size[0] * size[1], kernel[0] * kernel[1] * x.shape[3] // groups)

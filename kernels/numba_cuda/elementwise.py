@@ -1,10 +1,11 @@
 """ReLU, ReLU6, the join, and the sum of cotangents.
 
-One thread an element: thread i takes elements i, i + t, i + 2t ... where t is the number of all threads.  Neighbours read
-neighbouring memory, which a GPU fetches in one piece.  There is one operation or two to an element, so the bytes moved
+One thread an element: thread i takes elements i, i + t, i + 2t ... where t is the number of all threads. Neighbours read
+neighbouring memory, which a GPU fetches in one piece. There is one operation or two to an element, so the bytes moved
 are all that counts: 4 (float32) for each element of each array.
 
-Written as ``0 if x <= 0 else x``, NaN stays NaN: it is not <= 0.  ``x if x > 0 else 0`` would hide it."""
+Written as ``0 if x <= 0 else x``, NaN stays NaN: it is not <= 0. ``x if x > 0 else 0`` would hide it.
+"""
 
 from typing import Any
 
@@ -35,7 +36,8 @@ def relu6_kernel(x, y):
 def relu_backward_kernel(dy, y, dx):
     """dx = dy (y > 0), where y is the ReLU's output.  12 bytes an element.
 
-    A product, not a choice: where y is 0, an infinity in dy becomes NaN and is seen."""
+    A product, not a choice: where y is 0, an infinity in dy becomes NaN and is seen.
+    """
     for i in range(cuda.grid(1), dx.size, cuda.gridsize(1)):
         dx[i] = dy[i] * (y[i] > 0)
 

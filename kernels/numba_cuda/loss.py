@@ -1,5 +1,6 @@
-"""Cross-entropy of logits and integer labels.  One thread an image: it walks along its row of K logits three times, which is
-little where K is 10 or 100, and needs no thread but itself."""
+"""Cross-entropy of logits and integer labels. One thread an image: it walks along its row of K logits three times, which is
+little where K is 10 or 100, and needs no thread but itself.
+"""
 
 import math
 from typing import Any
@@ -12,7 +13,8 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, chec
 def cross_entropy_kernel(logits, labels, smoothing, losses, log_probs):
     """log p_k = x_k - max x - log sum exp(x - max x), which cannot overflow; loss = -(1 - s) log p_label - s mean log p.
 
-    8 N K bytes (the second and third walk find the row in the cache)."""
+    8 N K bytes (the second and third walk find the row in the cache).
+    """
     classes = logits.shape[1]
     for n in range(cuda.grid(1), losses.size, cuda.gridsize(1)):
         top = logits[n, 0]
@@ -32,8 +34,9 @@ def cross_entropy_kernel(logits, labels, smoothing, losses, log_probs):
 
 @Kernel
 def cross_entropy_backward_kernel(dlosses, one, divisor, log_probs, labels, smoothing, dlogits):
-    """dlogits[n, k] = (p_k - q_k) dloss / divisor, q = (1 - s) one_hot(label) + s / K.  With ``one``, all images share
-    dlosses[0].  A thread an element, 8 N K bytes."""
+    """dlogits[n, k] = (p_k - q_k) dloss / divisor, q = (1 - s) one_hot(label) + s / K. With ``one``, all images share
+    dlosses[0]. A thread an element, 8 N K bytes.
+    """
     classes = log_probs.shape[1]
     for e in range(cuda.grid(1), log_probs.shape[0] * classes, cuda.gridsize(1)):
         n, k = e // classes, e % classes

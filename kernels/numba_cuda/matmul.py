@@ -1,7 +1,8 @@
 """The matrix product with tiles in shared memory, and the sum over rows: what convolution, linear layers, batch norm and
 losses are made of.
 
-Views do the transposing: ``a.transpose(...)`` changes an array's strides and copies nothing, and Numba reads any strides."""
+Views do the transposing: ``a.transpose(...)`` changes an array's strides and copies nothing, and Numba reads any strides.
+"""
 
 from typing import Any
 
@@ -16,12 +17,13 @@ ROWS, COLUMNS = (4, 2) if SIMULATED else (8, 32)  # a block's threads in a sum o
 def product_kernel(a, b, c, parts):
     """c[g * parts + p] = a[g] @ b[g] over the p-th part of the inner length.  a (G, M, K), b (G, K, N), c (G * parts, M, N).
 
-    A thread computes one element of c: a row of a times a column of b, each of them K numbers long.  If every thread read
-    its own, the block's TILE * TILE threads would fetch each number TILE times.  So the block walks along K, a tile at a
+    A thread computes one element of c: a row of a times a column of b, each of them K numbers long. If every thread read
+    its own, the block's TILE * TILE threads would fetch each number TILE times. So the block walks along K, a tile at a
     time: each thread fetches one number of each tile into shared memory, all wait until the tiles are there, each adds TILE
     products, and all wait again before the tiles are overwritten.
 
-    2 M N K operations a matrix; of memory, 4 (M K N / TILE + K N M / TILE + M N) bytes: TILE times fewer than without."""
+    2 M N K operations a matrix; of memory, 4 (M K N / TILE + K N M / TILE + M N) bytes: TILE times fewer than without.
+    """
     a_tile = cuda.shared.array((TILE, TILE), REAL)
     b_tile = cuda.shared.array((TILE, TILE), REAL)
     rows, columns, inner = a.shape[1], b.shape[2], a.shape[2]
@@ -32,7 +34,7 @@ def product_kernel(a, b, c, parts):
     last = first + length if first + length < inner else inner  # (Numba 0.68 cannot compile min for a GPU)
     total = REAL(0)
     for k in range(first, last, TILE):
-        # Beyond an edge stands 0, which adds nothing.  In a tile's row the threads lie side by side along the last axis.
+        # Beyond an edge stands 0, which adds nothing. In a tile's row the threads lie side by side along the last axis.
         if i < rows and k + x < last:
             a_tile[y, x] = a[g, i, k + x]
         else:
@@ -53,9 +55,10 @@ def product_kernel(a, b, c, parts):
 def sum_rows_kernel(x, length, divisor, sums):
     """sums[b] = the sum of rows b * length ... (b + 1) * length - 1 of x (M, C), divided by ``divisor``.
 
-    A block sums COLUMNS columns of one such piece.  Thread (x, y) adds up rows y, y + ROWS, ... of its column; then the
-    ROWS sums of a column are added in pairs, half as many at each step (a tree).  The order of additions depends on
-    nothing but the sizes, so that the same input gives the same bits; atomic additions would not.  4 M C bytes."""
+    A block sums COLUMNS columns of one such piece. Thread (x, y) adds up rows y, y + ROWS, ... of its column; then the
+    ROWS sums of a column are added in pairs, half as many at each step (a tree). The order of additions depends on
+    nothing but the sizes, so that the same input gives the same bits; atomic additions would not.  4 M C bytes.
+    """
     partial = cuda.shared.array((ROWS, COLUMNS), REAL)
     rows, columns = x.shape
     y, b = cuda.threadIdx.y, cuda.blockIdx.x
@@ -85,8 +88,9 @@ def product(a: Any, b: Any, c: Any, parts: int = 1) -> None:
 def long_product(a: Any, b: Any) -> Any:
     """a @ b (G, M, N) where the inner length is large, and M and N are not.
 
-    The product alone has too few blocks to keep a GPU busy.  So the inner length is cut into parts, each part gets blocks
-    of its own, and the parts' matrices are summed."""
+    The product alone has too few blocks to keep a GPU busy. So the inner length is cut into parts, each part gets blocks
+    of its own, and the parts' matrices are summed.
+    """
     (groups, m, k), n = a.shape, b.shape[2]
     tiles = max(1, groups * -(-m // TILE) * -(-n // TILE))
     parts = max(1, min(-(-BUSY // tiles), k // (4 * TILE)))

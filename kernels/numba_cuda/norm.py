@@ -1,7 +1,8 @@
 """Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the addition and the ReLU that may follow.
 
-Images are seen as a matrix x (M, C) of M = N * H * W pixels: a channel is a column.  Sums over a column are taken in
-pieces, many blocks at once, and then over the pieces, each time as a tree (see `matmul.sum_rows_kernel`)."""
+Images are seen as a matrix x (M, C) of M = N * H * W pixels: a channel is a column. Sums over a column are taken in
+pieces, many blocks at once, and then over the pieces, each time as a tree (see `matmul.sum_rows_kernel`).
+"""
 
 import math
 from typing import Any
@@ -18,7 +19,8 @@ def sum_squares_kernel(x, mean, length, sums):
     """sums[b, c] = the sum of (x - mean)^2 over rows b * length ... (b + 1) * length - 1.  4 M C bytes.
 
     As a second pass over x: with sum x^2 - (sum x)^2 / m, one pass would do, and where the mean is large against the
-    deviation, the difference of two large numbers would leave no digit of it."""
+    deviation, the difference of two large numbers would leave no digit of it.
+    """
     partial = cuda.shared.array((ROWS, COLUMNS), REAL)
     rows, columns = x.shape
     y, b = cuda.threadIdx.y, cuda.blockIdx.x
@@ -43,7 +45,8 @@ def sum_squares_kernel(x, mean, length, sums):
 @Kernel
 def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):
     """sums[b, 0, c] = sum dz and sums[b, 1, c] = sum dz xhat over the rows of piece b, where dz = dy (y > 0) with ``relu``,
-    else dy, and xhat = (x - mean) / sqrt(var + eps).  Two trees side by side.  12 M C bytes with a ReLU, else 8."""
+    else dy, and xhat = (x - mean) / sqrt(var + eps). Two trees side by side.  12 M C bytes with a ReLU, else 8.
+    """
     partial = cuda.shared.array((2, ROWS, COLUMNS), REAL)
     rows, columns = x.shape
     t, b = cuda.threadIdx.y, cuda.blockIdx.x
@@ -76,7 +79,8 @@ def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):
 def normalise_kernel(x, weight, bias, mean, var, eps, residual, add, relu, y):
     """y = weight (x - mean) / sqrt(var + eps) + bias, with ``add`` plus the residual, with ``relu`` then max(., 0).
 
-    A thread an element.  In one pass 8 M C bytes (12 with a residual); three passes for the three steps would move 28."""
+    A thread an element. In one pass 8 M C bytes (12 with a residual); three passes for the three steps would move 28.
+    """
     columns = x.shape[1]
     for e in range(cuda.grid(1), x.shape[0] * columns, cuda.gridsize(1)):
         row, c = e // columns, e % columns
@@ -94,7 +98,8 @@ def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx, 
     """dx = weight / sqrt(var + eps) (dz - (sum dz + xhat sum dz xhat) / m) in training, where the batch's own mean and
     variance hang on x, else weight / sqrt(var + eps) dz.  sums (2, C) holds both sums; with ``keep``, dz is written too.
 
-    A thread an element.  12 M C bytes, and 4 more for each of y and dz."""
+    A thread an element.  12 M C bytes, and 4 more for each of y and dz.
+    """
     rows, columns = x.shape
     for e in range(cuda.grid(1), rows * columns, cuda.gridsize(1)):
         row, c = e // columns, e % columns
@@ -112,7 +117,7 @@ def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx, 
 
 @Kernel
 def running_kernel(running_mean, running_var, mean, var, momentum, m):
-    """running += momentum (new - running), the new variance unbiased: var m / (m - 1).  A thread a channel."""
+    """running += momentum (new - running), the new variance unbiased: var m / (m - 1). A thread a channel."""
     for c in range(cuda.grid(1), mean.size, cuda.gridsize(1)):
         running_mean[c] += momentum * (mean[c] - running_mean[c])
         running_var[c] += momentum * (var[c] * (m / (m - 1)) - running_var[c])

@@ -1,7 +1,8 @@
 """Pooling, and the shortcut that has no parameters: subsampling with zero channels.
 
 One thread an element of the result, which gathers what it needs: the forward passes over a window, the backward passes over
-the windows that cover a pixel.  So no two threads write to one place, and a sum has one order."""
+the windows that cover a pixel. So no two threads write to one place, and a sum has one order.
+"""
 
 from typing import Any
 
@@ -15,10 +16,11 @@ INFINITY = float("inf")
 
 @Kernel
 def max_pool_kernel(x, y, index, kernel, stride, padding):
-    """y = the largest of a window, index = where in the window it stood, counted row by row.  NaN wins over numbers.
+    """y = the largest of a window, index = where in the window it stood, counted row by row. NaN wins over numbers.
 
-    The first of equals wins (> and not >=).  A place beside the image never wins.  4 N H W C bytes and more read (windows
-    that overlap find most in the cache), 8 N OH OW C written."""
+    The first of equals wins (> and not >=). A place beside the image never wins.  4 N H W C bytes and more read (windows
+    that overlap find most in the cache), 8 N OH OW C written.
+    """
     height, width, channels = x.shape[1], x.shape[2], x.shape[3]
     rows, columns = y.shape[1], y.shape[2]
     for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
@@ -106,7 +108,8 @@ def spread_kernel(dy, dx):
 def subsample_kernel(x, y, before, stride):
     """y[n, i, j, before + c] = x[n, i s, j s, c], and 0 in channels that x has not.
 
-    4 bytes an element of y, and of x as far as it is read."""
+    4 bytes an element of y, and of x as far as it is read.
+    """
     rows, columns, channels = y.shape[1], y.shape[2], y.shape[3]
     for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
         c, j, i = e % channels, e // channels % columns, e // (channels * columns) % rows

@@ -2,13 +2,13 @@
 
 Only this file imports numba.cuda (the built-in one, or NVIDIA's package numba-cuda, which takes its place).
 
-A CUDA kernel is a function that many threads run at once.  They come in blocks; `kernel[grid, block](...)` says how many
-blocks, and how many threads each has.  A thread asks `cuda.blockIdx` and `cuda.threadIdx` who it is, and works on its
-share.  The threads of a block can lend each other numbers through `cuda.shared.array`, and wait for each other at
+A CUDA kernel is a function that many threads run at once. They come in blocks; `kernel[grid, block](...)` says how many
+blocks, and how many threads each has. A thread asks `cuda.blockIdx` and `cuda.threadIdx` who it is, and works on its
+share. The threads of a block can lend each other numbers through `cuda.shared.array`, and wait for each other at
 `cuda.syncthreads()`; blocks know nothing of each other, and run in any order.
 
 The simulator (NUMBA_ENABLE_CUDASIM=1 before numba is imported) starts a Python thread for each CUDA thread, so that blocks
-are tiny there.  It has no warp operations, and no kernel here needs one.  Kernels for the CPU (numba.njit) run beside it.
+are tiny there. It has no warp operations, and no kernel here needs one. Kernels for the CPU (numba.njit) run beside it.
 """
 
 import contextlib
@@ -53,8 +53,9 @@ REAL = np.float32  # in a kernel: the dtype of its arrays, which `Kernel` puts i
 class Kernel:
     """``@Kernel`` makes a kernel of a function, one version for each floating-point type: there, ``REAL`` is that type.
 
-    ``kernel[grid, block](*args)`` runs it on the stream that CuPy is on and does not wait for it.  A grid without blocks,
-    which an empty array gets, runs nothing."""
+    ``kernel[grid, block](*args)`` runs it on the stream that CuPy is on and does not wait for it. A grid without blocks,
+    which an empty array gets, runs nothing.
+    """
 
     def __init__(self, function: Any) -> None:
         self.function = function
@@ -97,7 +98,7 @@ def check(*arrays: Any) -> None:
 
 
 def in_memory(x: Any) -> Any:
-    """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous.  A view where it lies so, else a copy."""
+    """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous. A view where it lies so, else a copy."""
     return channels_last(x) if x.ndim == 4 else array_module(x).ascontiguousarray(x).reshape(x.shape)
 
 

@@ -1,8 +1,9 @@
-"""Numba's simulator of CUDA, with what these kernels need of it mended.  Built into Numba (0.60 to 0.68); NVIDIA's package
+"""Numba's simulator of CUDA, with what these kernels need of it mended. Built into Numba (0.60 to 0.68); NVIDIA's package
 numba-cuda is about to drop it.
 
-It starts a Python thread for each CUDA thread and runs one block after the other.  Here its threads meet at a real barrier:
-its own loop asks each of them, again and again, whether it has arrived, which costs three times the time."""
+It starts a Python thread for each CUDA thread and runs one block after the other. Here its threads meet at a real barrier:
+its own loop asks each of them, again and again, whether it has arrived, which costs three times the time.
+"""
 
 import sys
 import threading
@@ -44,8 +45,9 @@ def mend(kernel: Any, kernelapi: Any) -> None:
 
 
 def _shared_array(self: Any, shape: Any, dtype: Any) -> Any:
-    """Shared memory, known by the line that asks for it, and full of NaN.  In Numba's own, two threads that arrive at the
-    same moment can each get an array for itself."""
+    """Shared memory, known by the line that asks for it, and full of NaN. In Numba's own, two threads that arrive at the
+    same moment can each get an array for itself.
+    """
     frame = sys._getframe(1)
     with _lock:
         key = frame.f_code, frame.f_lineno
@@ -58,7 +60,8 @@ def launch(function: Any, grid: Any, block: Any, args: tuple[Any, ...], device_a
     """Runs a kernel on arrays as they are, each as a ``device_array``, the simulator's class for those of a GPU (Numba would
     copy them there and back, also those that are read-only).
 
-    As on a GPU, inf - inf is no warning."""
+    As on a GPU, inf - inf is no warning.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         function[grid, block](*(device_array(a) if isinstance(a, np.ndarray) else a for a in args))

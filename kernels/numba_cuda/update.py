@@ -1,7 +1,8 @@
 """The update: stochastic gradient descent with momentum and weight decay, and what mixed precision adds to it; in place.
 
 What changes from step to step (learning rate, scale, whether to skip) lies in arrays on the device, where the kernels read
-it: nothing is read back by the host."""
+it: nothing is read back by the host.
+"""
 
 import math
 from typing import Any
@@ -16,8 +17,9 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, chec
 def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):
     """d = g + weight_decay p;  v = momentum v + d;  p -= lr v, or with ``nesterov`` p -= lr (d + momentum v).
 
-    A thread a parameter, in one pass: 20 bytes.  Without momentum v is not touched (it is p), and p -= lr d.  Where skip[0]
-    is not 0, nothing changes."""
+    A thread a parameter, in one pass: 20 bytes. Without momentum v is not touched (it is p), and p -= lr d. Where skip[0]
+    is not 0, nothing changes.
+    """
     if skip[0] != 0:
         return
     for i in range(cuda.grid(1), p.size, cuda.gridsize(1)):
@@ -33,7 +35,7 @@ def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):
 
 @Kernel
 def unscale_kernel(g, scale, found):
-    """g /= scale, and found = 1 if one of them is not finite.  Many threads may write the 1: it is the same 1."""
+    """g /= scale, and found = 1 if one of them is not finite. Many threads may write the 1: it is the same 1."""
     for i in range(cuda.grid(1), g.size, cuda.gridsize(1)):
         g[i] /= REAL(scale[0])
         if not math.isfinite(g[i]):
@@ -42,7 +44,7 @@ def unscale_kernel(g, scale, found):
 
 @Kernel
 def update_scale_kernel(scale, good_steps, found, growth, backoff, interval):
-    """Dynamic loss scaling: after an overflow a smaller scale, after ``interval`` good steps a larger one.  One thread."""
+    """Dynamic loss scaling: after an overflow a smaller scale, after ``interval`` good steps a larger one. One thread."""
     if found[0] != 0:
         scale[0] *= REAL(backoff)
         good_steps[0] = 0

@@ -2,7 +2,8 @@
 
 It is the path to read, the baseline of every benchmark and the oracle of every test, so it is written with the memory
 layout that makes NumPy fast: channels last, and blocks of a few images, so that what one step writes is still in the
-cache when the next step reads it."""
+cache when the next step reads it.
+"""
 
 from tinyres.kernels.arrays import convert as cast
 from tinyres.kernels.reference.augment import crop_flip

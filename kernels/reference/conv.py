@@ -1,8 +1,8 @@
 """Convolution as a matrix product of gathered windows ("im2col", Chellapilla et al. 2006), and its two gradients.
 
 Letters: N images, C input channels, F filters, (H, W) an input map, (OH, OW) an output map, (KH, KW) a filter's taps.
-The columns of a block of images are one array of shape (N, OH, OW, KH, KW, C): the window under each output pixel.  As a
-matrix of N*OH*OW rows times the weights as (KH*KW*C, F), it gives the output.  The columns are never kept: they are made
+The columns of a block of images are one array of shape (N, OH, OW, KH, KW, C): the window under each output pixel. As a
+matrix of N*OH*OW rows times the weights as (KH*KW*C, F), it gives the output. The columns are never kept: they are made
 for a few images at a time, and made again in the weight gradient.
 """
 
@@ -54,8 +54,9 @@ def conv2d_backward_input(
 def _conv2d_backward_input(
     dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Any:
-    """dx.  At stride 1 it is a convolution of dy with the filters flipped and F and C exchanged.  At other strides each
-    row of dy @ w^T is a window's cotangent, added to the pixels that it covers ("col2im")."""
+    """dx. At stride 1 it is a convolution of dy with the filters flipped and F and C exchanged. At other strides each
+    row of dy @ w^T is a window's cotangent, added to the pixels that it covers ("col2im").
+    """
     kernel = w.shape[2:]
     if stride == (1, 1) and all(p <= d * (k - 1) for p, d, k in zip(padding, dilation, kernel, strict=True)):
         flipped = w[:, :, ::-1, ::-1].reshape(groups, -1, *w.shape[1:]).swapaxes(1, 2)  # (G, C/G, F/G, KH, KW)
@@ -127,7 +128,8 @@ def _matrices(w: Any, groups: int) -> list[Any]:
 def _columns(x: Any, kernel: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Any:
     """x (N, H, W, C) -> the windows (N, OH, OW, KH, KW, C): a view that repeats elements, copied into rows.
 
-    The taps of a window's row lie side by side in memory, so that KW*C elements are copied at a time."""
+    The taps of a window's row lie side by side in memory, so that KW*C elements are copied at a time.
+    """
     xp, (n, height, width, c) = array_module(x), x.shape
     if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
         return x

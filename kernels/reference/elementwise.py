@@ -1,6 +1,7 @@
 """ReLU, ReLU6 and the residual join, each one pass over memory in blocks of images.
 
-`np.maximum` keeps a NaN, so a NaN stays visible on its way through a network."""
+`np.maximum` keeps a NaN, so a NaN stays visible on its way through a network.
+"""
 
 from collections.abc import Callable
 from typing import Any

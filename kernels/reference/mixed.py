@@ -1,6 +1,6 @@
 """Mixed precision: images of 16 bits beside parameters of 32.
 
-The reference computes in float32.  A call that is given float16 or bfloat16 arrays runs on float32 copies of them, and of
+The reference computes in float32. A call that is given float16 or bfloat16 arrays runs on float32 copies of them, and of
 its results those that are images, or cotangents of images, become 16 bits again; statistics, gradients of parameters and
 logits stay float32.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyres.kernels.arrays import convert, is_half
 
-# kernel -> which of its results are images.  A kernel that is not named here has none, or only moves numbers
+# kernel -> which of its results are images. A kernel that is not named here has none, or only moves numbers
 # (subsample_pad), or adds two images in place (accumulate), which NumPy does in float32 and rounds once.
 IMAGES: dict[str, tuple[int, ...]] = {
     "conv2d": (0,),

@@ -1,7 +1,7 @@
 """Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the addition and the ReLU that may follow.
 
 Arrays are viewed as (N, H, W*C) rows, and a vector of C channels is repeated W times to match: NumPy then runs along
-long rows instead of stopping every C elements.  Sums are taken per block of about 65,536 elements in the arrays' own
+long rows instead of stopping every C elements. Sums are taken per block of about 65,536 elements in the arrays' own
 precision, and added up in float64.
 """
 

@@ -1,4 +1,4 @@
-"""The command ``tinyres``.  Each command is a module with ``add``, its options, and ``run``, what it does.
+"""The command ``tinyres``. Each command is a module with ``add``, its options, and ``run``, what it does.
 
 What a user can cause (a missing file, a name that does not exist, a full disk) ends with one line on standard error and
 status 2; Ctrl-C with 130; anything else is a mistake of ours and shows its traceback.
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TinyresError, BackendError) as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # Whoever read our output has gone.  What is still in the buffer goes nowhere, at exit too.
+        # Whoever read our output has gone. What is still in the buffer goes nowhere, at exit too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:

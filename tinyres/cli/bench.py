@@ -11,8 +11,8 @@ from tinyres.errors import UsageError
 
 DESCRIPTION = """\
 Measures in rounds, each row once a round, so that what disturbs the machine disturbs all rows; the figure in the column
-"x best peer" is the median over the rounds of the best PyTorch row's time divided by this row's.  PyTorch is measured if
-it is installed, and needs a C++ compiler for its "compile" rows.  Close other programs first."""
+"x best peer" is the median over the rounds of the best PyTorch row's time divided by this row's. PyTorch is measured if
+it is installed, and needs a C++ compiler for its "compile" rows. Close other programs first."""
 
 
 def add(commands: Any) -> None:
@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
 GPU = """\
 Parity of every kernel and of whole steps with the NumPy reference and PyTorch, bandwidth and arithmetic beside the card's
 own, whole training steps beside PyTorch's configurations, a training run, compute-sanitizer over a small step, and the GPU
-tests.  Takes up to 8 minutes and leaves out what it has no time for; prints a table last, and writes result.json and its
+tests. Takes up to 8 minutes and leaves out what it has no time for; prints a table last, and writes result.json and its
 pictures."""
 
 

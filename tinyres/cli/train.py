@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
 
 
 def options(parser: Any) -> None:
-    """Those that a checkpoint remembers.  None stands for what was not given."""
+    """Those that a checkpoint remembers. None stands for what was not given."""
     parser.add_argument("--model", help="resnet20, plain56, ...: see tinyres summary (default: resnet20)")
     add_shortcut(parser)
     parser.add_argument("--data", choices=("cifar10", "cifar100", "shapes"), help="what to train on (default: cifar10)")

@@ -91,8 +91,8 @@ def data_root(root: str | Path | None = None) -> Path:
 def load_cifar(name: str, root: str | Path | None = None) -> Dataset:
     """CIFAR-10 ("cifar10") or CIFAR-100 with its fine labels ("cifar100"), checked, in memory.
 
-    `root` is the unpacked folder, or a folder that holds it or the archive, which is then unpacked there.  A file whose
-    md5 is not the published one is read all the same, and the Dataset's notes say so.  Raises DataError when the data
+    `root` is the unpacked folder, or a folder that holds it or the archive, which is then unpacked there. A file whose
+    md5 is not the published one is read all the same, and the Dataset's notes say so. Raises DataError when the data
     is missing, damaged, or not of the published structure.
     """
     return load_archive(ARCHIVES[name], data_root(root))
@@ -135,7 +135,7 @@ def unpack(spec: Archive, archive: Path, root: Path) -> Path:
     """Unpack the data set's files, and nothing else, from the archive into root; returns their folder.
 
     Only plain files under the expected names are read, and they are written under names of ours, so no link and no
-    path in the archive leads anywhere.  Raises DataError for a damaged or incomplete archive and a folder that
+    path in the archive leads anywhere. Raises DataError for a damaged or incomplete archive and a folder that
     cannot be written.
     """
     folder = root / spec.folder

@@ -11,7 +11,7 @@ from tinyres.errors import UsageError
 class Dataset:
     """Training and test images with their labels.
 
-    Images are uint8 (N, 3, H, W), red plane first, 0 to 255; labels are int64 (N,), indices into `classes`.  `notes` are
+    Images are uint8 (N, 3, H, W), red plane first, 0 to 255; labels are int64 (N,), indices into `classes`. `notes` are
     sentences that a reader of results must know, such as checksums that are not the published ones: print them once.
     """
 
@@ -42,7 +42,7 @@ class Dataset:
     def split_validation(self, n: int = 5000, seed: int = 0) -> "Dataset":
         """The set for choosing: `n` training images, drawn by `seed`, are held out and stand where the test set stood.
 
-        He et al. 2015 choose on a 45k/5k split of the training images, section 4.2.  Raises UsageError unless both
+        He et al. 2015 choose on a 45k/5k split of the training images, section 4.2. Raises UsageError unless both
         parts have an image.
         """
         total = len(self.train_labels)

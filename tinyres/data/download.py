@@ -25,9 +25,9 @@ BLOCK = 1 << 16
 def get(name: str, root: str | Path | None = None, progress: bool = True) -> Path:
     """Download and unpack "cifar10" or "cifar100" into `root` (see `data_root`); returns the unpacked folder.
 
-    What is already there is not downloaded again.  The base URLs in TINYRES_CIFAR_MIRROR (comma between them; http,
-    https or file) are tried first, then the home page of the data set.  With `progress`, a bar on a terminal and a
-    line for each tenth elsewhere go to stderr.  Raises DataError when no URL gives the published archive, and says why.
+    What is already there is not downloaded again. The base URLs in TINYRES_CIFAR_MIRROR (comma between them; http,
+    https or file) are tried first, then the home page of the data set. With `progress`, a bar on a terminal and a
+    line for each tenth elsewhere go to stderr. Raises DataError when no URL gives the published archive, and says why.
     """
     if name not in ARCHIVES:
         raise UsageError(f"no data set {name!r} to download; there are {', '.join(ARCHIVES)}")

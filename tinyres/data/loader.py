@@ -18,8 +18,8 @@ def normalisation(images: np.ndarray, per: str = "pixel", divide_std: bool = Fal
     """The float32 arrays (mean, scale) of y = (images / 255 - mean) * scale, for uint8 images (N, C, H, W).
 
     per="pixel": one mean for each of the C*H*W places, as in He et al. 2015; per="channel": one for each channel, over
-    all its pixels.  Both have the shape (C, H, W) or (C, 1, 1).  scale is 1, or with `divide_std` one over the standard
-    deviation (divided by N, not N - 1; 1 where the deviation is 0).  The sums are of integers, so they are exact.
+    all its pixels. Both have the shape (C, H, W) or (C, 1, 1).  scale is 1, or with `divide_std` one over the standard
+    deviation (divided by N, not N - 1; 1 where the deviation is 0). The sums are of integers, so they are exact.
     """
     check_images(images)
     if per not in ("pixel", "channel"):
@@ -45,13 +45,13 @@ class Loader:
     """Iterates over (images, labels) in batches, one epoch for each `for` loop.
 
     Yields x, float32 (B, C, H, W) and C-contiguous, and y, int64 (B,).  x is `(images / 255 - mean) * scale`; with
-    `augment` a random crop of it, padded by 4 pixels of zeros on each side, and mirrored half of the time.  A test set
+    `augment` a random crop of it, padded by 4 pixels of zeros on each side, and mirrored half of the time. A test set
     is read with `shuffle=False, augment=False`.
 
-    The loader has a position, (epoch, batch), of the next batch that it hands out.  A loop goes from there to the end of
-    the epoch; the last batch moves the position to the next epoch's start.  What a position holds depends on the seed
+    The loader has a position, (epoch, batch), of the next batch that it hands out. A loop goes from there to the end of
+    the epoch; the last batch moves the position to the next epoch's start. What a position holds depends on the seed
     and the position alone: the order of an epoch is drawn from (seed, epoch) and a batch's crops and flips from
-    (seed, epoch, batch).  So a run that goes on from a saved `state_dict` sees the same bytes as one never interrupted,
+    (seed, epoch, batch). So a run that goes on from a saved `state_dict` sees the same bytes as one never interrupted,
     no matter how much was prepared ahead.
 
     A background thread keeps up to `prefetch` batches ready; it ends with the loop, also when that is left midway.

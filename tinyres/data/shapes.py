@@ -1,7 +1,7 @@
 """A set of images that is generated, not downloaded: ten kinds of figures and patterns in any colours, with noise.
 
-It is for tests and first steps.  A ResNet-20 learns it in minutes; a linear model cannot, since neither a place nor a
-colour tells one class from another.  Each figure is a signed distance d(x, y, r), in pixels, negative inside (0, 0 is
+It is for tests and first steps. A ResNet-20 learns it in minutes; a linear model cannot, since neither a place nor a
+colour tells one class from another. Each figure is a signed distance d(x, y, r), in pixels, negative inside (0, 0 is
 its centre, r its size); a pixel is covered by 1/2 - d, cut to 0..1.
 """
 
@@ -22,8 +22,8 @@ Array = np.ndarray
 def shapes(seed: int = 0, n_train: int = 5000, n_test: int = 1000) -> Dataset:
     """Ten classes of 32x32 colour images, equally many of each, in random order; the same ones for the same seed.
 
-    Training and test images are drawn apart: how many there are of one does not change the other.  Mirrored left to
-    right, an image is still of its class, so the usual augmentation applies.  Raises UsageError for a negative seed and
+    Training and test images are drawn apart: how many there are of one does not change the other. Mirrored left to
+    right, an image is still of its class, so the usual augmentation applies. Raises UsageError for a negative seed and
     for no images.
     """
     if seed < 0 or n_train < 1 or n_test < 1:
@@ -76,7 +76,7 @@ def _cross(x: Array, y: Array, r: Array) -> Array:
 
 
 def _star(x: Array, y: Array, r: Array) -> Array:
-    """Five points.  Folded along its ten axes it is one edge, from the point (r, 0) to a notch at 36 degrees, 0.4 r."""
+    """Five points. Folded along its ten axes it is one edge, from the point (r, 0) to a notch at 36 degrees, 0.4 r."""
     angle = np.abs((np.arctan2(y, x) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     along, aside = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
     notch_x, notch_y = 0.4 * np.cos(np.pi / 5), 0.4 * np.sin(np.pi / 5)

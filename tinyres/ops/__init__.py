@@ -1,7 +1,8 @@
 """The operations, one class each: formula, forward, and the backward pass written by hand.
 
-A shape note such as ``(N, C, H, W) * (F, C, KH, KW) -> (N, F, OH, OW)`` gives inputs and output.  In ``backward``, ``dy``
-is the cotangent of the output ``y``: the derivative of the loss by it."""
+A shape note such as ``(N, C, H, W) * (F, C, KH, KW) -> (N, F, OH, OW)`` gives inputs and output. In ``backward``, ``dy``
+is the cotangent of the output ``y``: the derivative of the loss by it.
+"""
 
 from tinyres.ops.arithmetic import Add, Div, MatMul, Mul, Neg, Pow, Sub
 from tinyres.ops.convert import Cast, Move

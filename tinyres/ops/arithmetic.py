@@ -131,9 +131,10 @@ class Pow(Function):
 
 
 class MatMul(Function):
-    """y = a b:  (..., M, K) @ (..., K, P) -> (..., M, P), leading axes broadcast, vectors as in `numpy.matmul`.
+    """y = a b: (..., M, K) @ (..., K, P) -> (..., M, P), leading axes broadcast, vectors as in `numpy.matmul`.
 
-    da = dy b^T,  db = a^T dy."""
+    da = dy b^T,  db = a^T dy.
+    """
 
     @staticmethod
     def forward(ctx: Any, a: Any, b: Any) -> Any:

@@ -26,7 +26,8 @@ def floats(op: str, **arrays: Any) -> None:
 
 def mixed(op: str, parameters: dict[str, Any], **images: Any) -> None:
     """The rule of mixed precision: images and parameters are all float32, or all float64; or the images are all float16,
-    or all bfloat16, while the parameters (and statistics) are float32."""
+    or all bfloat16, while the parameters (and statistics) are float32.
+    """
     of_images = {a.dtype for a in images.values() if a is not None}
     of_parameters = {a.dtype for a in parameters.values() if a is not None}
     if of_images | of_parameters in FLOATS:

@@ -9,7 +9,8 @@ from tinyres.device import device_of, move
 class Cast(Function):
     """y = x in another floating-point dtype.   dx = dy in that of x.
 
-    To 16 bits, x is rounded, and what is too large becomes an infinity: the reason for scaling the loss."""
+    To 16 bits, x is rounded, and what is too large becomes an infinity: the reason for scaling the loss.
+    """
 
     fresh = True
 

@@ -20,7 +20,8 @@ class Conv2d(Function):
         dw[f, c, a, b] = sum over n, i, j of dy[n, f, i, j] x[n, c, i s - p + a d, j s - p + b d],   db = sum of dy
 
     Where (H + 2 p - d (KH - 1) - 1) is no multiple of s, the last rows of x are in no window and their dx is 0.
-    Keeps x and w: no columns."""
+    Keeps x and w: no columns.
+    """
 
     fresh = True
 

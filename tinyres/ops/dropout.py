@@ -12,7 +12,8 @@ from tinyres.kernels.arrays import array_module
 class Dropout(Function):
     """y = x mask / (1 - p), where each element of the mask is 0 with probability p, else 1 (Srivastava et al. 2014).
 
-    dx = dy mask / (1 - p).  Keeps the scaled mask.  The mask comes from a NumPy generator, on every device."""
+    dx = dy mask / (1 - p). Keeps the scaled mask. The mask comes from a NumPy generator, on every device.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Any, *, p: float, generator: np.random.Generator) -> Any:

@@ -2,8 +2,8 @@
 
     z = relu(F(x) + s(x))
 
-The join lends one cotangent, ds, to both branches.  The branch returns J_F^T ds.  Where the block's input forks they meet
-again: for an identity shortcut, dx = ds + J_F^T ds.  The first term has passed through no weight at all.
+The join lends one cotangent, ds, to both branches. The branch returns J_F^T ds. Where the block's input forks they meet
+again: for an identity shortcut, dx = ds + J_F^T ds. The first term has passed through no weight at all.
 """
 
 from typing import Any
@@ -15,7 +15,8 @@ from tinyres.ops.check import fail, images, mixed
 class AddReLU(Function):
     """z = max(x + y, 0): the join that ends a residual block, in one pass over memory.   (any shape, twice) -> the same
 
-    dx = dy = dz where z > 0, else 0: one array, lent to both parents, so nobody may write into it.  Keeps z."""
+    dx = dy = dz where z > 0, else 0: one array, lent to both parents, so nobody may write into it. Keeps z.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Any, y: Any) -> Any:
@@ -34,7 +35,8 @@ class SubsamplePad(Function):
     """y = every ``stride``-th row and column of x, between zero channels: the shortcut without parameters, option A of He
     et al. 2015 (arXiv 1512.03385, section 4.2).   (N, C, H, W) -> (N, C', ceil(H / s), ceil(W / s))
 
-    (C' - C) // 2 zero channels stand before those of x, the rest behind.  dx = dy where x was read, else 0."""
+    (C' - C) // 2 zero channels stand before those of x, the rest behind.  dx = dy where x was read, else 0.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Any, *, out_channels: int, stride: int) -> Any:

@@ -7,10 +7,11 @@ from tinyres.ops.check import fail, mixed
 
 
 class Linear(Function):
-    """y = x w^T + b:  (N, I) * (O, I) + (O,) -> (N, O)
+    """y = x w^T + b: (N, I) * (O, I) + (O,) -> (N, O)
 
-    dx = dy w,  dw = dy^T x,  db = sum of dy over N.  Keeps x and w.  In mixed precision x and dx have 16 bits, while y, as a
-    rule the logits, is float32."""
+    dx = dy w,  dw = dy^T x,  db = sum of dy over N. Keeps x and w. In mixed precision x and dx have 16 bits, while y, as a
+    rule the logits, is float32.
+    """
 
     fresh = True
 

@@ -12,7 +12,8 @@ from tinyres.ops.check import fail, floats
 class LogSoftmax(Function):
     """y = x - log(sum of exp(x)) along ``dim``, computed after subtracting the maximum, so that nothing overflows.
 
-    dx = dy - exp(y) (sum of dy along ``dim``).  Keeps y."""
+    dx = dy - exp(y) (sum of dy along ``dim``). Keeps y.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Any, *, dim: int) -> Any:
@@ -35,7 +36,8 @@ class CrossEntropy(Function):
     with q = (1 - label_smoothing) one_hot(labels) + label_smoothing / K (Szegedy et al. 2016, arXiv 1512.00567);
     ``reduction`` is "mean", "sum" or "none".
 
-    dlogits = (softmax(logits) - q) dloss.  Keeps log softmax(logits)."""
+    dlogits = (softmax(logits) - q) dloss. Keeps log softmax(logits).
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Any, *, labels: Any, label_smoothing: float, reduction: str) -> Any:

@@ -10,7 +10,7 @@ from tinyres.ops.check import fail, mixed
 class BatchNorm(Function):
     """y = weight (x - mean) / sqrt(var + eps) + bias  [+ residual]  [then max(., 0)]   (N, C, H, W) or (N, C) -> the same
 
-    by channel (Ioffe and Szegedy 2015, arXiv 1502.03167).  In training, mean and var (biased) are the batch's, and the
+    by channel (Ioffe and Szegedy 2015, arXiv 1502.03167). In training, mean and var (biased) are the batch's, and the
     running statistics move by ``momentum`` towards them (unbiased variance, as PyTorch's); else the running ones serve.
 
     With dz = dy (where y > 0, if there is a ReLU), xhat = (x - mean) / sqrt(var + eps), and m elements a channel:
@@ -19,7 +19,8 @@ class BatchNorm(Function):
         dx = weight / sqrt(var + eps) (dz - dbias / m - xhat dweight / m)     in training: mean and var depend on x
         dx = weight / sqrt(var + eps) dz                                      otherwise
 
-    Keeps x, weight, the statistics and, with a ReLU, y."""
+    Keeps x, weight, the statistics and, with a ReLU, y.
+    """
 
     fresh = True
 

@@ -23,8 +23,9 @@ def _geometry(op: str, x: Any, kernel_size: Any, stride: Any, padding: Any) -> t
 class MaxPool2d(Function):
     """y = the maximum of each window.   (N, C, H, W) -> (N, C, OH, OW)
 
-    dx: each dy goes to the element that was the maximum, the first of equals; where windows overlap they add.  Keeps for
-    each output which place of its window won."""
+    dx: each dy goes to the element that was the maximum, the first of equals; where windows overlap they add. Keeps for
+    each output which place of its window won.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Any, *, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Any:
@@ -42,7 +43,8 @@ class MaxPool2d(Function):
 class AvgPool2d(Function):
     """y = the mean of each window, padding counted as zeros.   (N, C, H, W) -> (N, C, OH, OW)
 
-    dx: each dy / (KH KW) goes to every element of its window."""
+    dx: each dy / (KH KW) goes to every element of its window.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Any, *, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Any:

@@ -20,7 +20,7 @@ def _axes(op: str, x: Any, dim: Any) -> tuple[int, ...]:
 
 
 def summed(x: Any, axes: tuple[int, ...], keepdim: bool, divisor: int | None = None) -> Any:
-    """The sum over ``axes``, divided if a divisor is given.  For 16 bits this is done in float32."""
+    """The sum over ``axes``, divided if a divisor is given. For 16 bits this is done in float32."""
     half = is_half(x.dtype)
     y = array_module(x).asarray(x.sum(axis=axes, dtype=np.float32 if half else None, keepdims=keepdim))
     y = y if divisor is None else y / divisor

@@ -69,7 +69,8 @@ class GradScaler:
     def unscale_(self, optimizer: SGD) -> None:
         """Divide the gradients by the scale, in place. `step` does it; call it before to see or clip true gradients.
 
-        Raises GraphError if it was done since the last `update`, or if no loss was scaled."""
+        Raises GraphError if it was done since the last `update`, or if no loss was scaled.
+        """
         if not self.enabled:
             return
         if self._scale is None:
@@ -82,7 +83,8 @@ class GradScaler:
     def step(self, optimizer: SGD) -> None:
         """`optimizer.step()`, which changes nothing if a gradient is not finite. Unscales first, unless that was done.
 
-        Raises GraphError if it was called since the last `update`."""
+        Raises GraphError if it was called since the last `update`.
+        """
         if not self.enabled:
             optimizer.step()
             return
@@ -96,7 +98,8 @@ class GradScaler:
     def update(self) -> None:
         """Halve the scale if a gradient was not finite, double it after `growth_interval` good steps in a row.
 
-        Raises GraphError if nothing was unscaled since the last one, or if a scaled loss waits for its backward pass."""
+        Raises GraphError if nothing was unscaled since the last one, or if a scaled loss waits for its backward pass.
+        """
         if not self.enabled:
             return
         if not self._found:

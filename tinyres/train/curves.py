@@ -12,7 +12,8 @@ TRAIN, HELD_OUT = "#1f6fb4", "#d1495b"
 def write_curves(path: Path, title: str, lines: list[dict[str, Any]], held_out: str = "test") -> None:
     """Draws the lines of ``metrics.jsonl``, one or more; ``held_out`` names the images that were not trained on.
 
-    Raises ImportError where matplotlib is missing, OSError where the file cannot be written."""
+    Raises ImportError where matplotlib is missing, OSError where the file cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -35,8 +35,9 @@ def evaluate(
 ) -> Evaluation:
     """Loss and error of ``model`` in evaluation mode on uint8 images (N, C, H, W), fed (images / 255 - mean) * scale.
 
-    ``on_batch(done, of)`` is called after each batch.  The model's mode is left as it was.  Raises NonFiniteError, with
-    the operation that made it, for a NaN or an infinity."""
+    ``on_batch(done, of)`` is called after each batch. The model's mode is left as it was. Raises NonFiniteError, with
+    the operation that made it, for a NaN or an infinity.
+    """
     device = next(model.parameters()).device
     kernel = dispatch.current().crop_flip if device == "cpu" else crop_flip  # (the loader's arrays are on the host)
     loader = Loader(images, labels, batch_size, shuffle=False, augment=False, mean=mean, scale=scale, crop_flip=kernel)

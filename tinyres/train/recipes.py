@@ -1,6 +1,6 @@
 """Recipes: what a training run does to the images, the learning rate and the weights.
 
-Both are SGD with momentum 0.9 and weight decay 1e-4 on everything, on images padded by 4, cropped and mirrored.  Their
+Both are SGD with momentum 0.9 and weight decay 1e-4 on everything, on images padded by 4, cropped and mirrored. Their
 learning rates are for batches of 128 and go in proportion to the batch (Goyal et al. 2017, arXiv 1706.02677): twice the
 images make half the steps, each twice as long.
 """
@@ -25,8 +25,9 @@ SHAPES_EPOCHS = 6  # the generated images are 5,000 and easy: for them, this man
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train.  ``lr`` is the highest learning rate, at batch 128;
-    ``make_schedule(optimizer, lr, steps, depth)`` gives its course over all the steps of a run."""
+    """A way to train. ``lr`` is the highest learning rate, at batch 128;
+    ``make_schedule(optimizer, lr, steps, depth)`` gives its course over all the steps of a run.
+    """
 
     name: str
     lr: float
@@ -57,8 +58,9 @@ def one_cycle(optimizer: SGD, lr: float, steps: int, depth: int) -> Schedule:
 def he_steps(optimizer: SGD, lr: float, steps: int, depth: int) -> Schedule:
     """``lr``, a tenth of it from half of the steps on, a hundredth from three quarters on: 32k and 48k of 64k.
 
-    110 layers and more start with a tenth of it.  The paper holds that until the training error is under 80 %, "about
-    400 iterations"; here it is 400 iterations, so that the course is known in advance."""
+    110 layers and more start with a tenth of it. The paper holds that until the training error is under 80 %, "about
+    400 iterations"; here it is 400 iterations, so that the course is known in advance.
+    """
     schedule = MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
     return Warmup(schedule, HE_WARM_UP, factor=0.1, kind="constant") if depth >= 110 else schedule
 

@@ -3,7 +3,7 @@ kernels run.
 
 Then nothing passes between host and device within an epoch, and the whole step (augmentation, forward, backward, update,
 bookkeeping) can be captured once as a CUDA graph and replayed: one launch a step instead of some 180, each of which would
-cost Python and the driver more time than the GPU needs for the work.  So can the pass over a batch of test images.
+cost Python and the driver more time than the GPU needs for the work. So can the pass over a batch of test images.
 """
 
 import functools
@@ -43,7 +43,8 @@ class Captured:
     """``work``, which takes nothing and leaves its results on the device, as a CUDA graph: it runs as it is ``WARM_UP``
     times, in the memory of the graph to come, is then captured, and from there on replayed.
 
-    ``reason`` says why it is not captured, and is "" if it is (or will be)."""
+    ``reason`` says why it is not captured, and is "" if it is (or will be).
+    """
 
     def __init__(self, device: Any, work: Callable[[], None], reason: str = "") -> None:
         self.device, self.work, self.reason = device, work, reason
@@ -87,7 +88,8 @@ class Batches:
     """uint8 ``images`` (N, C, H, W) and ``labels`` (N,) on the device, and one batch of them: ``x``, channels-last, of
     (image / 255 - mean) * scale in ``dtype``, and ``y``.
 
-    Which batch it is, `next` reads from the arrays ``order`` (N,), the number of an image at each place, and ``step``."""
+    Which batch it is, `next` reads from the arrays ``order`` (N,), the number of an image at each place, and ``step``.
+    """
 
     def __init__(
         self, xp: Any, images: Any, labels: Any, size: int, mean: Any, scale: Any, dtype: Any = np.float32, first: int = 0
@@ -123,9 +125,10 @@ class ResidentStep:
     """Trains ``model``, whose arrays are on the device, on uint8 ``images`` (N, C, H, W) and ``labels`` (N,).
 
     An image is fed as (image / 255 - mean) * scale in ``dtype``, with ``augment`` randomly cropped and mirrored, by random
-    numbers that depend on the seed, the epoch and its place in the epoch alone.  ``scaler``, if enabled, scales the loss.
+    numbers that depend on the seed, the epoch and its place in the epoch alone. ``scaler``, if enabled, scales the loss.
 
-    ``reason`` says why the step is not captured, and is "" if it is (or will be, once it has run ``WARM_UP`` times)."""
+    ``reason`` says why the step is not captured, and is "" if it is (or will be, once it has run ``WARM_UP`` times).
+    """
 
     def __init__(
         self,
@@ -222,8 +225,9 @@ class ResidentStep:
 class ResidentEvaluation:
     """`evaluate` of ``model``, whose arrays are on the device, on uint8 ``images`` (N, C, H, W) and ``labels`` (N,).
 
-    They are uploaded once.  The pass over a batch is captured, and so is that over the rest, if they do not come out even.
-    What training changes in place, weights and running statistics, the graphs see.  ``reason``: see `Captured`."""
+    They are uploaded once. The pass over a batch is captured, and so is that over the rest, if they do not come out even.
+    What training changes in place, weights and running statistics, the graphs see. ``reason``: see `Captured`.
+    """
 
     def __init__(
         self, model: Module, images: Any, labels: Any, *, mean: Any, scale: Any, batch_size: int = 250, capture: bool = True
@@ -250,7 +254,8 @@ class ResidentEvaluation:
 
     def run(self, on_batch: Callable[[int, int], None] | None = None) -> Evaluation:
         """What `evaluate` returns and raises; ``on_batch(done, of)`` is called after 1, 2, 4, ... batches, as long as they
-        take a fraction of a second."""
+        take a fraction of a second.
+        """
         arrays, before, training = self._arrays(), self.arrays, self.model.training
         self.arrays = arrays
         if len(arrays) != len(before) or any(a is not b for a, b in zip(arrays, before, strict=True)):

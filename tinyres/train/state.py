@@ -26,7 +26,7 @@ class State:
 
 
 def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> State:
-    """The state that ``State.text`` gave.  Raises CheckpointError for one that no such run could be in."""
+    """The state that ``State.text`` gave. Raises CheckpointError for one that no such run could be in."""
     try:
         state = State(**text)
     except TypeError as error:

@@ -55,7 +55,8 @@ class Trainer:
     amp: "fp16" or "bf16" for activations of 16 bits (mixed precision); weights stay float32, and with fp16 the loss is
         scaled.  graph: whether a backend of CUDA kernels may capture its step and its test as graphs.
 
-    Raises UsageError for settings without meaning."""
+    Raises UsageError for settings without meaning.
+    """
 
     def __init__(
         self,
@@ -167,9 +168,10 @@ class Trainer:
         """Trains to the end, or with ``resume`` from the last checkpoint in ``out`` to the end; returns the lines of
         ``metrics.jsonl``.
 
-        Ctrl-C saves after the step that is running and raises KeyboardInterrupt.  Raises NonFiniteError, and leaves the
+        Ctrl-C saves after the step that is running and raises KeyboardInterrupt. Raises NonFiniteError, and leaves the
         last checkpoint as it was, at the first NaN or infinity; CheckpointError for a checkpoint that cannot be used;
-        UsageError for a folder in which another run is, and for other settings than those of the run to be resumed."""
+        UsageError for a folder in which another run is, and for other settings than those of the run to be resumed.
+        """
         with self._interruptible(), self.display, warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's about overflow: here it is an error with a name
             self._open(resume)
@@ -194,7 +196,8 @@ class Trainer:
 
     def _train_resident_epoch(self, resident: ResidentStep) -> None:
         """The epoch on the device, which is looked at after 1, 2, 4, ... steps, as long as that takes a fraction of a
-        second."""
+        second.
+        """
         state, first = self.state, self.state.epoch * self.steps
         lrs = [self.schedule.lr_at(first + step) for step in range(self.steps)]
         resident.start(state.epoch, Sums(state.step, state.wrong, state.loss, False), lrs, self.loader.order(state.epoch))
@@ -227,7 +230,7 @@ class Trainer:
             self._stop_or_save()
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Forward, backward, update.  The update is left out if the loss or a gradient is not finite."""
+        """Forward, backward, update. The update is left out if the loss or a gradient is not finite."""
         state, random = self.state, default_generator().bit_generator.state
         self.schedule.set_step(state.epoch * self.steps + state.step)
         x, y = Tensor(images).to(self.device).to(self.dtype), Tensor(labels).to(self.device)

@@ -21,7 +21,7 @@ def load_file(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays in a weight file and its metadata (empty for PyTorch's formats, which have none).
 
     The content decides, not the suffix: safetensors, ``torch.save`` as zip or in the format before PyTorch 1.6.
-    bfloat16 becomes float32, every other type stays.  Nothing that the file asks for is run.
+    bfloat16 becomes float32, every other type stays. Nothing that the file asks for is run.
     Raises CheckpointError with the path and the reason if that cannot be done.
     """
     try:

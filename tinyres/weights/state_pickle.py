@@ -1,9 +1,9 @@
 """Read the pickle inside a PyTorch file as data, without running anything.
 
-A pickle is a program for a small stack machine: push a number, build a tuple, import this name, call that.  Python's
-own unpickler runs it, so that a downloaded file can run any command.  The machine here knows only the instructions
+A pickle is a program for a small stack machine: push a number, build a tuple, import this name, call that. Python's
+own unpickler runs it, so that a downloaded file can run any command. The machine here knows only the instructions
 that ``torch.save`` needs for a dict of tensors, it imports nothing, and of all names it knows the few in `_NAMES`, each
-of which stands for something harmless of this file.  Every other name and instruction is refused.
+of which stands for something harmless of this file. Every other name and instruction is refused.
 
 Why not `pickle.Unpickler` with a strict ``find_class``: it still hashes tuples nested a million deep (a crash), sets up
 a memo as large as the file asks for, and lets the file set attributes of what it built.
@@ -47,7 +47,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A view into a storage; ``offset`` and ``stride`` count elements.  Not yet checked against the storage."""
+    """A view into a storage; ``offset`` and ``stride`` count elements. Not yet checked against the storage."""
 
     storage: Storage
     offset: int
@@ -197,7 +197,7 @@ def _set_items(target: object, items: list[object]) -> None:
     if type(target) is not dict or len(items) % 2:
         raise CheckpointError(f"damaged pickle: it sets {len(items)} keys and values of a {type(target).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Texts, and the numbers in an optimizer's state.  Hashing a tuple could take forever, or overrun the stack.
+        # Texts, and the numbers in an optimizer's state. Hashing a tuple could take forever, or overrun the stack.
         if type(key) not in (str, int):
             raise CheckpointError(f"a dict has a {type(key).__name__} for a key: refused; {NOT_PLAIN}")
         target[key] = value
@@ -213,7 +213,7 @@ def _look_up(module: object, name: object) -> object:
 
 
 def _mapping(*arguments: object) -> dict[object, object]:
-    """OrderedDict() and Counter({...}).  The dict that is passed is not copied: a file could ask for that often."""
+    """OrderedDict() and Counter({...}). The dict that is passed is not copied: a file could ask for that often."""
     match arguments:
         case ():
             return {}

@@ -2,14 +2,14 @@
 //
 //     y[h,w] = (image[h + down - pad, w' + right - pad] / 255 - mean) * scale,  0 outside;  w' = w, or W - 1 - w if mirrored
 //
-// 5 bytes cross the bus for an element of float32, and 5 operations are made with it: memory limits it.  A batch of 128
+// 5 bytes cross the bus for an element of float32, and 5 operations are made with it: memory limits it. A batch of 128
 // images of CIFAR has 2 MB.
 //
 // `next_batch` does all that a loader does, on the device: so a captured graph of a training step goes through the data by
-// itself.  It asks nothing of the host, since where it stands (``step``, ``epoch``) and the order of the images lie in
+// itself. It asks nothing of the host, since where it stands (``step``, ``epoch``) and the order of the images lie in
 // device memory, and random numbers come from a generator without a state: Philox4x32-10 (Salmon et al. 2011, "Parallel
-// random numbers: as easy as 1, 2, 3") turns a counter and a key into 128 random bits.  The counter is (place in the epoch,
-// epoch), the key the seed.  So what happens to an image depends on nothing else: not on the batch size, not on the thread.
+// random numbers: as easy as 1, 2, 3") turns a counter and a key into 128 random bits. The counter is (place in the epoch,
+// epoch), the key the seed. So what happens to an image depends on nothing else: not on the batch size, not on the thread.
 #include "common.cuh"
 
 struct Words { unsigned v[4]; };
@@ -27,7 +27,7 @@ __device__ __forceinline__ Words philox(Words c, unsigned key0, unsigned key1) {
     return c;
 }
 
-// The generator alone: its authors have published what it must give.  One thread a counter of four words.
+// The generator alone: its authors have published what it must give. One thread a counter of four words.
 extern "C" __global__ void __launch_bounds__(256) philox_words(
     const unsigned* __restrict__ counters, const unsigned* __restrict__ key, unsigned* __restrict__ words, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(256) philox_words(
     for (int j = 0; j < 4; j++) words[4 * i + j] = c.v[j];
 }
 
-// v / 255 for v = 0 .. 255, correctly rounded (a test tries them all): a product, and what is left of v divided as well.  A
+// v / 255 for v = 0 .. 255, correctly rounded (a test tries them all): a product, and what is left of v divided as well. A
 // division would be twenty instructions and a branch.
 __device__ __forceinline__ float by_255(float v) {
     const float quotient = v * (1 / 255.0f);
@@ -53,7 +53,7 @@ __device__ __forceinline__ float element(
     return (by_255(plane[at]) - mean[at]) * scale[at];
 }
 
-// images (N, C, H, W), offsets (N, 2), flips (N,), mean and scale (C, H, W) -> y (N, C, H, W).  One thread an element, and
+// images (N, C, H, W), offsets (N, 2), flips (N,), mean and scale (C, H, W) -> y (N, C, H, W). One thread an element, and
 // ``blocks`` blocks an image, so that positions within it are small numbers.
 extern "C" __global__ void __launch_bounds__(256) crop_flip(
     const uint8_t* __restrict__ images, const long long* __restrict__ offsets, const uint8_t* __restrict__ flips,
@@ -67,10 +67,10 @@ extern "C" __global__ void __launch_bounds__(256) crop_flip(
     y[first + i] = element(images + first + c * pixels, mean + c * pixels, scale + c * pixels, row, column, height, width);
 }
 
-// Batch step[0] of the images (count, C, H, W) in this order -> x (batch, H, W, C) and y (batch,).  One thread a pixel with
-// all its channels: neighbouring threads read neighbours of each plane, and write side by side.  Each thread draws its
-// image's numbers again: 40 multiplications are cheaper than to meet at a barrier for them.  With ``pad`` 0 nothing is
-// drawn, and images come as they are.  Behind the last image the first one follows.
+// Batch step[0] of the images (count, C, H, W) in this order -> x (batch, H, W, C) and y (batch,). One thread a pixel with
+// all its channels: neighbouring threads read neighbours of each plane, and write side by side. Each thread draws its
+// image's numbers again: 40 multiplications are cheaper than to meet at a barrier for them. With ``pad`` 0 nothing is
+// drawn, and images come as they are. Behind the last image the first one follows.
 extern "C" __global__ void __launch_bounds__(256) next_batch(
     const uint8_t* __restrict__ images, const long long* __restrict__ labels, const int* __restrict__ order,
     const int* __restrict__ step, const int* __restrict__ epoch, const float* __restrict__ mean,

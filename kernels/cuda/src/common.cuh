@@ -1,6 +1,6 @@
 // What every kernel here is written with: the types that arrays hold, and how they become numbers to compute with.
 //
-// Macros, set by the launcher:  REAL  what an array's elements are: float, double, half or bfloat16
+// Macros, set by the launcher: REAL  what an array's elements are: float, double, half or bfloat16
 //                               INDEX int, or long long where an array has 2^31 elements or more
 #pragma once
 #ifndef TINYRES_EMULATED
@@ -75,8 +75,8 @@ template <class T> __device__ __forceinline__ T narrow(ACC x) { T y; narrow(y, x
 constexpr int PACK = 16 / sizeof(REAL);
 struct __align__(16) Pack { REAL v[PACK]; };
 
-// A sum over the block, the same in every thread.  ``of_warp`` is shared memory for a number a warp; the tree is fixed, so
-// the bits are.  All threads of the block must call it, in whole warps.
+// A sum over the block, the same in every thread. ``of_warp`` is shared memory for a number a warp; the tree is fixed, so
+// the bits are. All threads of the block must call it, in whole warps.
 template <class T> __device__ __forceinline__ T block_sum(T sum, T* of_warp) {
     for (int mask = 16; mask; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
     const int thread = threadIdx.x + blockDim.x * threadIdx.y, warps = blockDim.x * blockDim.y / 32;

@@ -2,12 +2,12 @@
 //
 //     y[n,i,j,f] = sum over a, b of  x[n, i s - p + a d, j s - p + b d, f / MULT] * w[f,a,b]
 //
-// No sum over channels, so no matrix product: 2 KH KW FLOPs for each element of y.  With a 3 x 3 filter and e bytes an
+// No sum over channels, so no matrix product: 2 KH KW FLOPs for each element of y. With a 3 x 3 filter and e bytes an
 // element that is 18 FLOPs for 2 e bytes, if every element of x comes from memory once and its other eight reads from the
-// caches: memory limits it, and the kernels are made to read whole lines.  Channels lie side by side; with one filter a
-// channel a thread takes PACK of them, 16 bytes, else one.  The filters are laid out (KH KW, F), to be read in the same way.
+// caches: memory limits it, and the kernels are made to read whole lines. Channels lie side by side; with one filter a
+// channel a thread takes PACK of them, 16 bytes, else one. The filters are laid out (KH KW, F), to be read in the same way.
 //
-// Macros: REAL is the type of images, PARAM that of filters.  Sums are in ACC.
+// Macros: REAL is the type of images, PARAM that of filters. Sums are in ACC.
 #include "common.cuh"
 
 #ifndef PARAM
@@ -69,7 +69,7 @@ template <int V> __device__ __forceinline__ void forward_of(
     }
 }
 
-// x (N, H, W, C), w (KH, KW, F) -> y (N, OH, OW, F).  ``runs`` is N OH ceil(OW / RUN); ``packed``: PACK channels a thread.
+// x (N, H, W, C), w (KH, KW, F) -> y (N, OH, OW, F). ``runs`` is N OH ceil(OW / RUN); ``packed``: PACK channels a thread.
 extern "C" __global__ void __launch_bounds__(256, 2) depthwise(
     const REAL* __restrict__ x, const PARAM* __restrict__ w, REAL* __restrict__ y, INDEX runs, int packed, int H, int W,
     int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w,
@@ -111,7 +111,7 @@ template <int V> __device__ __forceinline__ void backward_input_of(
     }
 }
 
-// dy (N, OH, OW, F), w (KH, KW, F) -> dx (N, H, W, C).  ``pixels`` is N H W.
+// dy (N, OH, OW, F), w (KH, KW, F) -> dx (N, H, W, C). ``pixels`` is N H W.
 extern "C" __global__ void __launch_bounds__(256, 2) depthwise_backward_input(
     const REAL* __restrict__ dy, const PARAM* __restrict__ w, REAL* __restrict__ dx, INDEX pixels, int packed, int H, int W,
     int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w,
@@ -124,9 +124,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) depthwise_backward_input(
 
 // --- the gradient by the weights: dw[f,tap] = sum over pixels of dy[m,f] x[its window's tap] ---
 //
-// Few results of long sums, in two stages without atomics.  Here, block (x, y, z) takes 32 filters, the y-th part of the
-// pixels, and TAPS taps.  A warp reads 32 neighbouring channels; the block's 8 rows of threads take every eighth pixel.  A
-// thread keeps a sum for each tap, so that it reads dy once for all of them.  The 8 rows' sums meet in shared memory, in
+// Few results of long sums, in two stages without atomics. Here, block (x, y, z) takes 32 filters, the y-th part of the
+// pixels, and TAPS taps. A warp reads 32 neighbouring channels; the block's 8 rows of threads take every eighth pixel. A
+// thread keeps a sum for each tap, so that it reads dy once for all of them. The 8 rows' sums meet in shared memory, in
 // order; add_parts (im2col.cu) then adds the parts, in order.
 
 constexpr int TAPS = 9;

@@ -1,19 +1,19 @@
 // Convolution without a column matrix ("implicit GEMM"), in float or double on the ordinary cores, and its two gradients.
 //
 // It is the product of im2col.cu, y = columns w^T with k = (tap, channel), but a block makes the piece of the columns that
-// it needs just now, in shared memory, straight from x.  Costs: 2 M F K FLOPs for each of the three; memory is read about
-// once per tile, so e (M K / KH KW + F K + M F) bytes at best.  With 16 channels that is 36 FLOPs a byte in float: the cores
-// limit it, and beside them the reads of shared memory.  Hence three levels of tiles:
+// it needs just now, in shared memory, straight from x. Costs: 2 M F K FLOPs for each of the three; memory is read about
+// once per tile, so e (M K / KH KW + F K + M F) bytes at best. With 16 channels that is 36 FLOPs a byte in float: the cores
+// limit it, and beside them the reads of shared memory. Hence three levels of tiles:
 //
 //   block   TILE_M pixels x TILE_F filters: a number that was loaded is used TILE_F or TILE_M times
 //   thread  EACH pixels x 4 filters, in registers: a number that was read from shared memory is used 4 or EACH times
-//   depth   16 terms at a time.  While the threads compute with these, the next 16 are on their way into registers: the
+//   depth   16 terms at a time. While the threads compute with these, the next 16 are on their way into registers: the
 //           wait for memory is behind the arithmetic.
 //
 // A thread's pixels lie DOWN rows apart, and rows of the pixels' tile are 16 + 4 numbers long, so the 16-byte reads of a
 // warp fall into different banks, or are the same address, which costs nothing.
 //
-// Macros: TILE_M, TILE_F (16, 32 or 64) and EACH.  REAL is float or double.
+// Macros: TILE_M, TILE_F (16, 32 or 64) and EACH. REAL is float or double.
 #include "common.cuh"
 
 #ifndef TILE_M
@@ -30,7 +30,7 @@ struct __align__(16) Four { REAL v[4]; };
 __device__ __forceinline__ const Four& four(const REAL* from) { return *reinterpret_cast<const Four*>(from); }
 __device__ __forceinline__ Four& four(REAL* at) { return *reinterpret_cast<Four*>(at); }
 
-// Four numbers of a row of ``length``, from ``at`` on; zeros behind its end.  ``packed``: all starts are multiples of four.
+// Four numbers of a row of ``length``, from ``at`` on; zeros behind its end. ``packed``: all starts are multiples of four.
 __device__ __forceinline__ Four read(const REAL* row, int at, int length, int packed) {
     if (packed && at < length) return four(row + at);
     Four result;
@@ -41,14 +41,14 @@ __device__ __forceinline__ Four read(const REAL* row, int at, int length, int pa
 
 // --- the output and its gradient by the input ---
 //
-// Both gather: an output place adds up input places, one for each tap.  Along one axis, output place first + every i reads,
+// Both gather: an output place adds up input places, one for each tap. Along one axis, output place first + every i reads,
 // for its tap number tap + tap_every u, input place scale i + origin + step u, if there is one.
 //
 //   forward  output i reads i s - p + a d for all taps a: scale s, origin -p, step d.
 //   backward dx[h] collects dy[i] wherever i s - p + a d = h, that is i = (h + p - a d) / s where this is whole: the taps
-//            run the other way ("flipped"), and which taps fit depends on h modulo s.  So the places are dealt out to s
-//            phases, h = phase + s i.  Within one, the first tap that fits is ``tap``, the next ones follow in steps of
-//            s / gcd(s, d), and i = (phase + p - tap d) / s at the first.  No product with a zero in between is computed,
+//            run the other way ("flipped"), and which taps fit depends on h modulo s. So the places are dealt out to s
+//            phases, h = phase + s i. Within one, the first tap that fits is ``tap``, the next ones follow in steps of
+//            s / gcd(s, d), and i = (phase + p - tap d) / s at the first. No product with a zero in between is computed,
 //            and a phase with no tap at all (1 x 1 filters, stride 2) gets its zeros.
 struct Axis { int places, first, every, scale, origin, step, tap, tap_every, taps; };
 
@@ -161,7 +161,7 @@ __device__ __forceinline__ void gather(
     }
 }
 
-// y (N, OH, OW, F) from x (N, H, W, C) and w (KH, KW, C, F).  Grid: tiles of pixels, tiles of filters.
+// y (N, OH, OW, F) from x (N, H, W, C) and w (KH, KW, C, F). Grid: tiles of pixels, tiles of filters.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) forward(
     const REAL* __restrict__ x, const REAL* __restrict__ w, REAL* __restrict__ y, int N, int H, int W, int C, int OH, int OW,
     int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w,
@@ -172,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) forward(
     gather(x, w, y, v, h, {N, H, W, C, OH, OW, F, KW}, packed_in, packed_out, pixels, filters);
 }
 
-// dx (N, H, W, C) from dy (N, OH, OW, F) and w (KH, KW, F, C).  Grid: tiles of pixels, tiles of channels, phases.
+// dx (N, H, W, C) from dy (N, OH, OW, F) and w (KH, KW, F, C). Grid: tiles of pixels, tiles of channels, phases.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_input(
     const REAL* __restrict__ dy, const REAL* __restrict__ w, REAL* __restrict__ dx, int N, int H, int W, int C, int OH,
     int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w,
@@ -185,10 +185,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_input(
 
 // --- the gradient by the weights ---
 //
-// dw[k,f] = sum over m of columns[m,k] * dy[m,f]: a small matrix of sums over all pixels.  One block for each of its tiles
+// dw[k,f] = sum over m of columns[m,k] * dy[m,f]: a small matrix of sums over all pixels. One block for each of its tiles
 // would leave the card empty, so block z takes ``per_part`` pixels and writes sums of its own; add_parts (im2col.cu) adds
-// them in order.  The tiles lie as they come from memory, 16 pixels long; rows of them are what the threads multiply.
-// parts (gridDim.z, KH KW C, F).  Grid: tiles of k, tiles of filters, parts.
+// them in order. The tiles lie as they come from memory, 16 pixels long; rows of them are what the threads multiply.
+// parts (gridDim.z, KH KW C, F). Grid: tiles of k, tiles of filters, parts.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
     const REAL* __restrict__ dy, const REAL* __restrict__ x, REAL* __restrict__ parts, INDEX per_part, int N, int H, int W,
     int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,

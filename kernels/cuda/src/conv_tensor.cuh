@@ -5,8 +5,8 @@
 //   REAL = half               mma m16n8k16, or two m16n8k8                                         sm_75 and later
 //
 // A lane of a warp loads neighbouring channels of one pixel at once, up to 16 bytes: as they come, these 32-bit words are
-// its fragments.  That takes two liberties.  The order of the terms of a sum is free, as long as A and B agree on it, so a
-// lane's "k = t and t + 4" may be channels 4t and 4t + 1.  And a row or a column of the product may stand for any pixel or
+// its fragments. That takes two liberties. The order of the terms of a sum is free, as long as A and B agree on it, so a
+// lane's "k = t and t + 4" may be channels 4t and 4t + 1. And a row or a column of the product may stand for any pixel or
 // filter, as long as the end of the kernel knows which.
 #pragma once
 #include "mma.cuh"
@@ -20,7 +20,7 @@ __device__ __forceinline__ uint32_t bits(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ uint32_t bits(half x) { return x.bits; }
 __device__ __forceinline__ uint32_t bits(bfloat16 x) { return x.bits; }
 
-// The words from ``from`` on, where ``left`` more elements belong to the row: zeros for the others.  ``packed``: a row is a
+// The words from ``from`` on, where ``left`` more elements belong to the row: zeros for the others. ``packed``: a row is a
 // whole number of them and starts at a multiple of their size.
 template <int SIZE> __device__ __forceinline__ Words<SIZE> read_words(const REAL* from, int left, int packed) {
     Words<SIZE> words = {};
@@ -34,7 +34,7 @@ template <int SIZE> __device__ __forceinline__ Words<SIZE> read_words(const REAL
     return words;
 }
 
-// A word in memory -> a word of a fragment.  TF32: rounded, since the cores would cut off what is too much.
+// A word in memory -> a word of a fragment. TF32: rounded, since the cores would cut off what is too much.
 __device__ __forceinline__ uint32_t operand(uint32_t word) {
     return sizeof(REAL) == 4 ? to_tf32(__uint_as_float(word)) : word;
 }
@@ -45,8 +45,8 @@ __device__ __forceinline__ void multiply(float (&d)[4], A a, B b, half) { mma_ha
 __device__ __forceinline__ void multiply(float (&d)[4], A a, B b, bfloat16) { mma_bfloat16(d, a, b); }
 
 // The sum of the warps' ``sum``s of COUNT numbers a lane, in warp 0 of each group of ``members``, a power of two: half of
-// them show theirs, the other half adds, and again with the rest.  So the order is fixed.  ``shared``: 32 COUNT numbers for
-// half of the block's warps.  All threads must call it; nobody may still use ``shared``.
+// them show theirs, the other half adds, and again with the rest. So the order is fixed. ``shared``: 32 COUNT numbers for
+// half of the block's warps. All threads must call it; nobody may still use ``shared``.
 template <int COUNT>
 __device__ __forceinline__ void sum_of_warps(float* sum, float* shared, int group, int member, int members) {
     for (int half = members / 2; half; half /= 2) {

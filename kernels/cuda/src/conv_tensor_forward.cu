@@ -1,28 +1,28 @@
-// Convolution on the tensor cores, and its gradient by the input.  (By the weights: conv_tensor_weight.cu.  Which REAL on
+// Convolution on the tensor cores, and its gradient by the input. (By the weights: conv_tensor_weight.cu. Which REAL on
 // which architecture: conv_tensor.cuh.)
 //
 // It is the matrix product y[m,f] = sum over k of columns[m,k] w[f,k] with a row m for each output pixel and k = (tap,
 // channel), where the columns exist nowhere in memory: they are read from x as they are needed ("implicit GEMM").
 //
-// Costs: 2 M F K FLOPs; x, w and y are moved once.  ResNet-20 at batch 128, one 3x3 layer, in float (half: half the bytes):
+// Costs: 2 M F K FLOPs; x, w and y are moved once. ResNet-20 at batch 128, one 3x3 layer, in float (half: half the bytes):
 //
 //     channels, map    rows M    depth K   GFLOP   x + y, MB   memory at 4.3 TB/s   TF32 at 310 TFLOP/s   reads of A, MB
 //     16, 32x32        131072    144       0.60    16.8        3.9 us               1.9 us                75 (K M 4 bytes)
 //     32, 16x16        32768     288       0.60    8.4         2.0 us               1.9 us                38
 //     64, 8x8          8192      576       0.60    4.2         1.0 us               1.9 us                2 x 19
 //
-// (Estimates for an H200; mma.sync gets about 63 % of the peak.)  So the cores are not the limit here.  What comes close to
-// it is the way of the columns to the cores: each element of x is wanted by 9 taps.  The L1 caches of 132 multiprocessors
-// deliver 128 bytes a clock each: 75 MB are 2.6 us, if each is moved ONCE from L1 to a register.  The usual path, from L2 to
+// (Estimates for an H200; mma.sync gets about 63 % of the peak.)  So the cores are not the limit here. What comes close to
+// it is the way of the columns to the cores: each element of x is wanted by 9 taps. The L1 caches of 132 multiprocessors
+// deliver 128 bytes a clock each: 75 MB are 2.6 us, if each is moved ONCE from L1 to a register. The usual path, from L2 to
 // shared memory (cp.async), then from there to registers (ldmatrix), moves all nine copies of x three times, and pays for
-// barriers and addresses.  Hence:
+// barriers and addresses. Hence:
 //
 //   A    pixels go straight from L1 into the registers of the lane that multiplies them, 16 bytes at a time (conv_tensor.cuh
-//        says why no shuffle is needed).  The nine taps read the same lines, which stay in L1.  While a warp multiplies one
+//        says why no shuffle is needed). The nine taps read the same lines, which stay in L1. While a warp multiplies one
 //        chunk, its next one is on the way.
 //   B    filters are wanted by all warps of a block, in another order than they lie in memory, and rounded: so they do go
 //        through shared memory, in the order of the fragments, STAGE chunks of them at a time.
-//   C    a warp's tile is 32 pixels x TILE_F filters.  ``parts`` warps share one where there are few pixels: each takes
+//   C    a warp's tile is 32 pixels x TILE_F filters. ``parts`` warps share one where there are few pixels: each takes
 //        some of the chunks, and at the end they add up.  8x8 maps would else keep an eighth of the card busy.
 //
 // A chunk is one tap and DEPTH channels of it.
@@ -47,13 +47,13 @@ constexpr int SHARED_WORDS = FILTER_WORDS > MOST_PARTS_WORDS ? FILTER_WORDS : MO
 constexpr int RESIDENT = TILE_F == 32 && sizeof(INDEX) == 8 ? 1 : 2;  // blocks, for which there must be registers
 struct __align__(OUT * sizeof(REAL)) Out { REAL v[OUT]; };
 
-// Both directions gather: an output place adds up input places, one for each tap.  Along one axis, output place
+// Both directions gather: an output place adds up input places, one for each tap. Along one axis, output place
 // first + every i reads, for its tap number tap + tap_every u, input place scale i + origin + step u, if there is one.
 //
 //   forward  output i reads i s - p + a for all taps a: scale s, origin -p, step 1.
 //   backward dx[h] collects dy[i] wherever i s - p + a = h, that is i = (h + p - a) / s where this is whole: the taps run
-//            the other way ("flipped"), and which taps fit depends on h modulo s.  So the places are dealt out to s phases,
-//            h = phase + s i; within one, every s-th tap fits.  No product with a zero in between is computed, and a phase
+//            the other way ("flipped"), and which taps fit depends on h modulo s. So the places are dealt out to s phases,
+//            h = phase + s i; within one, every s-th tap fits. No product with a zero in between is computed, and a phase
 //            without a tap (1x1 filters, stride 2) gets its zeros.
 struct Axis { int places, first, every, scale, origin, step, tap, tap_every, taps; };
 
@@ -73,8 +73,8 @@ __device__ __forceinline__ void advance(Place& at, int pixels, const Axis& v, co
 
 struct Chunk { int channel, y, x; INDEX input, weight; };  // from where a window starts; from where a filter starts
 
-// x (N, IH, IW, C), w, y (N, OH, OW, F).  Forward, w is (F, C, KH, KW).  Backward, dy, w and dx take their places, so w is
-// (C, F, KH, KW).  With ``add``, results are added to what y holds: where a block's input forks, its two cotangents meet here.
+// x (N, IH, IW, C), w, y (N, OH, OW, F). Forward, w is (F, C, KH, KW). Backward, dy, w and dx take their places, so w is
+// (C, F, KH, KW). With ``add``, results are added to what y holds: where a block's input forks, its two cotangents meet here.
 // Grid: tiles of pixels, tiles of filters, phases.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
     const REAL* __restrict__ x, const float* __restrict__ w, REAL* __restrict__ y, int backward, int add, int parts, int N,
@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
         advance(at, 8, v, h);
     }
 
-    // Chunk q is tap q % taps of a block of channels.  The divisions that say so are done once for a block of threads.
+    // Chunk q is tap q % taps of a block of channels. The divisions that say so are done once for a block of threads.
     const INDEX next_depth = INDEX(backward ? F : 1) * KH * KW, next_filter = INDEX(backward ? 1 : C) * KH * KW;
     auto describe = [&](Chunk* to, int q0) {
         const int q = q0 + threadIdx.x;
@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
         __syncthreads();                              // all have read the last filters; all chunks have been described
         if (q < here) load(chunks[stage][q]);
         // Taps lie side by side in memory, so the lane number runs along them first; a thread takes 16 filters, whose loads
-        // are all on their way before the first arrives.  Filter ``column`` of the tile is in that column of the fragments
+        // are all on their way before the first arrives. Filter ``column`` of the tile is in that column of the fragments
         // which makes OF_LANE filters in a row fall to one lane at the end.
         const int c0 = threadIdx.x / LOADERS * 16;
 #pragma unroll 1

@@ -1,17 +1,17 @@
-// A convolution's gradient by the weights, on the tensor cores.  (Which REAL on which architecture: conv_tensor.cuh.)
+// A convolution's gradient by the weights, on the tensor cores. (Which REAL on which architecture: conv_tensor.cuh.)
 //
 // dw[f, tap, c] = sum over output pixels m of dy[m,f] * x[pixel that m reads for this tap, c]: 2 M F K FLOPs as forward, for
-// a small matrix of very long sums; x and dy are read once.  What limits it: as in conv_tensor_forward.cu, neither the cores
-// nor the memory, but the way from the L1 cache to registers.  So operands go it directly here as well, and few times:
+// a small matrix of very long sums; x and dy are read once. What limits it: as in conv_tensor_forward.cu, neither the cores
+// nor the memory, but the way from the L1 cache to registers. So operands go it directly here as well, and few times:
 //
 //   tile     a warp has TILE filters x TILE channels x TAPS taps in a row of the window, in registers
-//   pixels   a lane loads TILE / 8 channels of 4 pixels that are neighbours in a row.  A warp's 16 pixels are one step of
-//            half and bfloat16, or two of TF32.  Memory has channels side by side where a fragment of 16-bit numbers has
+//   pixels   a lane loads TILE / 8 channels of 4 pixels that are neighbours in a row. A warp's 16 pixels are one step of
+//            half and bfloat16, or two of TF32. Memory has channels side by side where a fragment of 16-bit numbers has
 //            pixels: a byte permutation takes the same channel from the words of two pixels.
 //   TAPS     3, at stride 1: the windows of 4 neighbours cover 6 pixels, which serve all 12 products of a pixel and a tap.
 //            1: for every other geometry; the other taps are other blocks' work.
-//   parts    blocks share out the pixels, and their warps, too.  The warps of one add up in a fixed order; the blocks write
-//            to ``parts``, and add_parts (im2col.cu) adds those, in order.  How many there are follows from the shapes.
+//   parts    blocks share out the pixels, and their warps, too. The warps of one add up in a fixed order; the blocks write
+//            to ``parts``, and add_parts (im2col.cu) adds those, in order. How many there are follows from the shapes.
 //
 // Where OW is not a multiple of 4, the last four of a row are not all pixels: zeros stand for the others.
 //
@@ -30,7 +30,7 @@ constexpr int WARPS = 4, THREADS = 32 * WARPS, SUMS = TAPS * (EACH / 2) * EACH *
 constexpr int RESIDENT = TILE == 16 ? 5 : sizeof(INDEX) == 8 ? 2 : 3;  // blocks, for which there must be registers
 typedef Words<WORDS> Piece;
 
-// The register of a fragment for element e of the lane's channels.  A TF32 register holds one pixel: 2 step + upper.  A
+// The register of a fragment for element e of the lane's channels. A TF32 register holds one pixel: 2 step + upper. A
 // register of two elements holds pixels 2 upper and 2 upper + 1.
 __device__ __forceinline__ uint32_t fragment(
     const Piece& p0, const Piece& p1, const Piece& p2, const Piece& p3, int step, int upper, int e) {
@@ -46,7 +46,7 @@ __device__ __forceinline__ Piece read_piece(const REAL* from, int left, int pack
     return piece;
 }
 
-// dy (N, OH, OW, F), x (N, H, W, C) -> parts (gridDim.x, KH KW C, F).  Grid: parts of ``per_part`` times 16 pixels, tiles of
+// dy (N, OH, OW, F), x (N, H, W, C) -> parts (gridDim.x, KH KW C, F). Grid: parts of ``per_part`` times 16 pixels, tiles of
 // filters times tiles of channels, rows of taps or taps.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
     const REAL* __restrict__ dy, const REAL* __restrict__ x, float* __restrict__ parts, INDEX per_part, int N, int H, int W,
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
 #pragma unroll
         for (int i = 0; i < SUMS; i++) shared[32 * i + lane] = (&sums[0][0][0][0])[i];
     __syncthreads();
-    // Now all threads write, filters side by side.  Rows g and g + 8 of a product are filters 2p and 2p + 1 of lanes with
+    // Now all threads write, filters side by side. Rows g and g + 8 of a product are filters 2p and 2p + 1 of lanes with
     // this g; columns 2t and 2t + 1 are channel q of the lanes that loaded it as g = 2t and 2t + 1.
     const int f0 = blockIdx.y / channel_tiles * TILE, c0 = blockIdx.y % channel_tiles * TILE;
     for (int e = threadIdx.x; e < TAPS * TILE * TILE; e += THREADS) {

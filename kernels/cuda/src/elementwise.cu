@@ -1,7 +1,7 @@
 // One thread a pack of 16 bytes, then one thread an element for what is left: each array crosses the memory bus once.
 //
 // n elements, of which the first ``packs`` packs are read as such: 0 where an array does not start at a multiple of 16
-// bytes.  NaN stays NaN, as in NumPy: `x > 0 ? x : 0` and fmaxf(x, 0) would both turn it into 0.
+// bytes. NaN stays NaN, as in NumPy: `x > 0 ? x : 0` and fmaxf(x, 0) would both turn it into 0.
 #include "common.cuh"
 
 __device__ __forceinline__ ACC relu_of(ACC x) { return x <= 0 ? ACC(0) : x; }
@@ -54,7 +54,7 @@ extern "C" __global__ void relu6_backward(
     map(Relu6Backward(), dy, y, dx, n, packs);
 }
 
-// The join that ends a residual block.  As two kernels, x + y and then relu, 5 n elements cross the bus; here 3 n.
+// The join that ends a residual block. As two kernels, x + y and then relu, 5 n elements cross the bus; here 3 n.
 extern "C" __global__ void add_relu(
     const REAL* __restrict__ x, const REAL* __restrict__ y, REAL* __restrict__ z, INDEX n, INDEX packs) {
     map(AddRelu(), x, y, z, n, packs);

@@ -1,12 +1,12 @@
 // Runs CUDA C++ on the host: this file, then a .cu file, then EXPORT(kernel) for each of its kernels.
 //
-// Each CUDA thread of a block is a fiber.  A warp's lanes run one after the other, each until it waits at a barrier of the
+// Each CUDA thread of a block is a fiber. A warp's lanes run one after the other, each until it waits at a barrier of the
 // warp (__syncwarp, a shuffle, a tensor-core instruction), and all wait there for the last; a warp runs until all of its
-// lanes wait at a barrier of the block.  Blocks run one after another, so `static` serves for __shared__.
+// lanes wait at a barrier of the block. Blocks run one after another, so `static` serves for __shared__.
 //
 // What is found: reads of shared memory, and of local variables, that nothing has written (they hold NaN, or a huge number);
 // accesses outside an array (the launcher puts a page behind each that may not be touched); barriers that not all threads
-// of a warp reach; and missing barriers, where the result depends on which thread runs first: `order` changes that.  Where
+// of a warp reach; and missing barriers, where the result depends on which thread runs first: `order` changes that. Where
 // the compiler is asked for checks of undefined behaviour, also an index outside of a shared or local array, a pack that
 // does not start at a multiple of its size, and an int that overflows.
 #pragma once
@@ -152,7 +152,7 @@ inline void start(Fiber& f) {
 #endif
 }
 
-// What a fiber does.  A thread that ends leaves its stack to the next: without barriers, one is enough for all.
+// What a fiber does. A thread that ends leaves its stack to the next: without barriers, one is enough for all.
 static void live() {
     for (;;) {
         body(arguments);
@@ -182,7 +182,7 @@ OURS inline void wait_at(Wait kind, const char* what) {
     from_to(waiting, *next);
 }
 
-// Shows a value to the warp's other lanes: afterwards `shown(pointer, lane)` is that lane's.  Two sets of slots take turns:
+// Shows a value to the warp's other lanes: afterwards `shown(pointer, lane)` is that lane's. Two sets of slots take turns:
 // who fills one again has waited for all to leave the other.
 template <class T> OURS inline const char* exchange(const T& value, const char* what) {
     static_assert(sizeof(T) <= SLOT);
@@ -287,7 +287,7 @@ static void run_grid(dim3 grid, dim3 block, size_t dynamic, unsigned order) {
     }
 }
 
-// The signals of a thread that does what it may not.  Other threads of the process keep the handlers that they had.
+// The signals of a thread that does what it may not. Other threads of the process keep the handlers that they had.
 constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE};
 static struct sigaction before[3];
 static pthread_t runner;

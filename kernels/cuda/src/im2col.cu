@@ -4,8 +4,8 @@
 //
 //     y[n,i,j,f] = sum over a, b, c of  x[n, i s - p + a d, j s - p + b d, c] * w[f,a,b,c]
 //
-// It has three indices in a sum, and a matrix product has one.  Number them through: k = (a KW + b) C + c is one index, and
-// m = (n OH + i) OW + j is another.  Then with columns[m,k] = x[...], where padding reads as 0, the formula is
+// It has three indices in a sum, and a matrix product has one. Number them through: k = (a KW + b) C + c is one index, and
+// m = (n OH + i) OW + j is another. Then with columns[m,k] = x[...], where padding reads as 0, the formula is
 //
 //     y[m,f] = sum over k of columns[m,k] * w[f,k]         y  = columns w^T      (M x K) (K x F)
 //
@@ -16,7 +16,7 @@
 //
 // after which every pixel of dx collects all the places of the columns that it was copied to (col2im).
 //
-// Costs, with elements of e bytes: each product 2 M F K FLOPs.  The columns are KH KW times as large as x (9 times, for a
+// Costs, with elements of e bytes: each product 2 M F K FLOPs. The columns are KH KW times as large as x (9 times, for a
 // 3 x 3 filter); they are written once and read once for each 16 filters, so 2 M K e bytes and more: this is what limits it,
 // and what the implicit products of conv_exact.cu and conv_tensor.cu do without.
 //
@@ -33,7 +33,7 @@
 #define RESULT REAL
 #endif
 
-// --- step 1: the columns.  One thread an element: k runs fastest, and within it the channel, so that neighbouring threads
+// --- step 1: the columns. One thread an element: k runs fastest, and within it the channel, so that neighbouring threads
 // read neighbouring channels of one pixel, and write neighbouring elements: both are whole lines of memory. ---
 
 // x (N, H, W, C) -> columns (N OH OW, KH KW CG): of the CG channels from ``channel`` on (a group of a grouped convolution).
@@ -54,14 +54,14 @@ extern "C" __global__ void im2col(
     }
 }
 
-// The same, tuned.  Above, an element of 4 bytes takes some 8 divisions, and a division of integers some 20 instructions: a
-// multiprocessor does 128 a clock, so 132 of them write about 0.6 TB/s, where memory takes 4.3.  Here a thread divides once:
+// The same, tuned. Above, an element of 4 bytes takes some 8 divisions, and a division of integers some 20 instructions: a
+// multiprocessor does 128 a clock, so 132 of them write about 0.6 TB/s, where memory takes 4.3. Here a thread divides once:
 // it keeps its place k in the window, PACK channels of one tap, which it moves 16 bytes at a time, and goes on from pixel to
-// pixel, where counting is enough.  Neighbouring threads have neighbouring packs of the columns.
+// pixel, where counting is enough. Neighbouring threads have neighbouring packs of the columns.
 //
 // The columns are written once, and that is what takes the time: x is KH KW times smaller and comes from the caches.
 //
-// Where packs fit: CG, C and ``channel`` are multiples of PACK, and both arrays begin at multiples of 16 bytes.  A block
+// Where packs fit: CG, C and ``channel`` are multiples of PACK, and both arrays begin at multiples of 16 bytes. A block
 // takes ``share`` pixels, of ``pixels`` = N OH OW; its threads are (places in the window, pixels).
 extern "C" __global__ void __launch_bounds__(256) im2col_packed(
     const REAL* __restrict__ x, REAL* __restrict__ columns, INDEX pixels, INDEX share, INDEX channel, int CG, int H, int W,
@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(256) im2col_packed(
 
 constexpr int T = 16;  // a block is T x T threads, for T x T elements of C
 
-// Straight from the formula.  Each thread reads 2 numbers for each 2 FLOPs: in all 2 m n depth numbers.
+// Straight from the formula. Each thread reads 2 numbers for each 2 FLOPs: in all 2 m n depth numbers.
 extern "C" __global__ void __launch_bounds__(T* T) matmul_naive(
     const LEFT* __restrict__ a, const RIGHT* __restrict__ b, RESULT* __restrict__ c, INDEX m, INDEX n, INDEX depth,
     INDEX per_part, INDEX a_i, INDEX a_k, INDEX b_k, INDEX b_j, INDEX c_i, INDEX a_first, INDEX b_first, INDEX c_first) {
@@ -117,12 +117,12 @@ extern "C" __global__ void __launch_bounds__(T* T) matmul_naive(
     narrow(c[c_first + (blockIdx.z * m + i) * c_i + j], sum);
 }
 
-// The same with tiles.  The T threads of a row of the block all need the same row of A, and the T of a column one column of
-// B.  So the block first brings a T x T tile of each into shared memory, every thread one element of both, and then each
+// The same with tiles. The T threads of a row of the block all need the same row of A, and the T of a column one column of
+// B. So the block first brings a T x T tile of each into shared memory, every thread one element of both, and then each
 // thread takes 2 T numbers from there: a number that was loaded once is used T times, and memory is read T times less.
 //
-// The first barrier: nobody may read a tile before all have written it.  The second: nobody may write the next before all
-// have read this one.  The lane number runs along whichever axis of a matrix lies side by side in memory, which makes the
+// The first barrier: nobody may read a tile before all have written it. The second: nobody may write the next before all
+// have read this one. The lane number runs along whichever axis of a matrix lies side by side in memory, which makes the
 // loads whole lines; the odd row length puts the elements of a column, too, into different banks of shared memory.
 extern "C" __global__ void __launch_bounds__(T* T) matmul_tiled(
     const LEFT* __restrict__ a, const RIGHT* __restrict__ b, RESULT* __restrict__ c, INDEX m, INDEX n, INDEX depth,
@@ -147,10 +147,10 @@ extern "C" __global__ void __launch_bounds__(T* T) matmul_tiled(
 
 // --- step 3: col2im ---
 
-// dcolumns -> dx, as a gather.  As a scatter, where every element of the columns is added to its pixel, several threads
-// would meet at one pixel: that takes atomic additions, in an order that changes from run to run.  Here each pixel asks
+// dcolumns -> dx, as a gather. As a scatter, where every element of the columns is added to its pixel, several threads
+// would meet at one pixel: that takes atomic additions, in an order that changes from run to run. Here each pixel asks
 // which windows covered it: tap a saw row h from output row i if h = i s - p + a d, so i = (h + p - a d) / s, if that is
-// whole and there is such a row.  A pixel that no window reached gets zero.
+// whole and there is such a row. A pixel that no window reached gets zero.
 extern "C" __global__ void col2im(
     const RESULT* __restrict__ columns, REAL* __restrict__ dx, INDEX elements, INDEX channel, int CG, int H, int W, int C,
     int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
@@ -175,8 +175,8 @@ extern "C" __global__ void col2im(
 
 // --- the end of a weight gradient: its partial sums ---
 
-// parts (count, TAPS C, F) -> dw (F, C, TAPS).  Eight threads share an element: thread y adds the parts y, y + 8, ... and
-// the first adds up the eight.  Who adds what depends on nothing but ``count``, so the bits are the same in every run.
+// parts (count, TAPS C, F) -> dw (F, C, TAPS). Eight threads share an element: thread y adds the parts y, y + 8, ... and
+// the first adds up the eight. Who adds what depends on nothing but ``count``, so the bits are the same in every run.
 extern "C" __global__ void __launch_bounds__(256) add_parts(
     const RESULT* __restrict__ parts, RESULT* __restrict__ dw, int count, int TAPS, int C, int F) {
     __shared__ ACC sums[8][32];

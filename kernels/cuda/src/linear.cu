@@ -3,10 +3,10 @@
 //     y[n,o] = b[o] + sum over i of x[n,i] w[o,i]     dx[n,i] = sum over o of dy[n,o] w[o,i]
 //     dw[o,i] = sum over n of dy[n,o] x[n,i]          db[o]   = sum over n of dy[n,o]
 //
-// The first three are one matrix product, c[m,n] = sum over k of a[m,k] b[n,k], read with other strides.  Each takes 2 N I O
-// floating-point operations and moves N I + O I + N O elements.  A ResNet's last layer, (128, 64) by (10, 64), has 82,000
+// The first three are one matrix product, c[m,n] = sum over k of a[m,k] b[n,k], read with other strides. Each takes 2 N I O
+// floating-point operations and moves N I + O I + N O elements. A ResNet's last layer, (128, 64) by (10, 64), has 82,000
 // multiply-adds and 40 KB: what it costs is the launch and the wait for memory, so a block asks for as much of k as it can
-// at once.  Sums run in one fixed order: the same bits every time.
+// at once. Sums run in one fixed order: the same bits every time.
 //
 // REAL is float or double; x may be half or bfloat16 (macro INPUT) where REAL is float.
 #include "common.cuh"
@@ -20,7 +20,7 @@ constexpr int PITCH = DEPTH + 1;    // columns of a tile in shared memory: odd, 
 constexpr int THREADS = 256;        // TILE * TILE
 
 // Rows ``row`` .. row + 15 and columns ``k`` .. k + 63 of a matrix of rows x depth elements, m[r * by_row + k * by_k], come
-// into shared memory; what lies outside becomes 0 and adds nothing.  Neighbouring threads read neighbouring addresses: the
+// into shared memory; what lies outside becomes 0 and adds nothing. Neighbouring threads read neighbouring addresses: the
 // index that goes first is the one with stride 1.
 template <class T> __device__ __forceinline__ void load(
     ACC* tile, const T* m, INDEX row, INDEX rows, INDEX k, INDEX depth, INDEX by_row, INDEX by_k) {
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_backward_weight(
 }
 
 // A block of 32 x 32 threads sums 32 columns: thread (x, y) the rows y, y + 32, ... of column x, so that a warp reads 32
-// neighbours.  Through shared memory the 32 sums of a column come to one warp, which adds them up.
+// neighbours. Through shared memory the 32 sums of a column come to one warp, which adds them up.
 extern "C" __global__ void __launch_bounds__(1024) linear_backward_bias(
     const REAL* __restrict__ dy, REAL* __restrict__ db, INDEX n, INDEX outputs) {
     __shared__ ACC sums[32][33];

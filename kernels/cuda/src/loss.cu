@@ -7,7 +7,7 @@
 // computed for each: for 128 rows of 10 that is nothing, so the mean is taken by the kernel that has the losses at hand, in
 // one block, instead of by a second launch.
 //
-// A warp takes a row, its lanes take every 32nd column.  Sums are trees in a fixed order.  LABEL is int or long long.
+// A warp takes a row, its lanes take every 32nd column. Sums are trees in a fixed order. LABEL is int or long long.
 #include "common.cuh"
 #ifndef LABEL
 #define LABEL long long
@@ -16,7 +16,7 @@
 constexpr int THREADS = 512;   // of the kernels that do all in one block
 constexpr unsigned ALL = 0xffffffffu;
 
-// The loss of a row, the same in every lane; log p is written.  A label outside 0 .. K - 1 makes a NaN.
+// The loss of a row, the same in every lane; log p is written. A label outside 0 .. K - 1 makes a NaN.
 //
 // The comparison passes over a NaN, but the sum does not: it makes all of the row NaN, as NumPy's maximum does.
 __device__ __forceinline__ ACC loss_of(const REAL* x, LABEL label, REAL* log_p, int k, ACC smoothing) {
@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(
     if (threadIdx.x % 32 == 0) losses[row] = loss;
 }
 
-// loss = the mean of the rows' losses.  In one block: the others could not be waited for.
+// loss = the mean of the rows' losses. In one block: the others could not be waited for.
 extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_mean(
     const REAL* __restrict__ x, const LABEL* __restrict__ labels, REAL* __restrict__ loss, REAL* __restrict__ log_p,
     int n, int k, double smoothing) {
@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mean(const REAL* __restric
     if (threadIdx.x == 0) loss[0] = sum / n;
 }
 
-// One thread an element.  ``per_row`` is 1 where each row has its dloss, 0 where all share one, of their mean.
+// One thread an element. ``per_row`` is 1 where each row has its dloss, 0 where all share one, of their mean.
 extern "C" __global__ void __launch_bounds__(256) cross_entropy_backward(
     const REAL* __restrict__ dloss, const REAL* __restrict__ log_p, const LABEL* __restrict__ labels, REAL* __restrict__ dx,
     int n, int k, int per_row, double smoothing) {
@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_backward(
 }
 
 // total += how many rows have their first maximum elsewhere than at the label, where NaN is more than any number, as in
-// NumPy's argmax.  So a column before the label must be less than it, and one behind it must not be more.
+// NumPy's argmax. So a column before the label must be less than it, and one behind it must not be more.
 extern "C" __global__ void __launch_bounds__(THREADS) count_wrong(
     const REAL* __restrict__ x, const LABEL* __restrict__ labels, int* __restrict__ total, int n, int k) {
     __shared__ int of_warp[32];

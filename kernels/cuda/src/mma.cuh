@@ -1,6 +1,6 @@
 // The tensor cores' instruction, D = A B + C over one warp, behind a function for each type of operand.
 //
-// A is 16 x K, B is K x 8, D and C are 16 x 8 in float; every lane holds a few elements of each, in registers.  With
+// A is 16 x K, B is K x 8, D and C are 16 x 8 in float; every lane holds a few elements of each, in registers. With
 // g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix Fragments for mma.m16n8k8 / m16n8k16"):
 //
 //     d[0], d[1]  row g,     columns 2t, 2t + 1          d[2], d[3]  row g + 8, columns 2t, 2t + 1
@@ -72,7 +72,7 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 __device__ __forceinline__ uint32_t two(half low, half high) { return low.bits | uint32_t(high.bits) << 16; }
 __device__ __forceinline__ uint32_t two(bfloat16 low, bfloat16 high) { return low.bits | uint32_t(high.bits) << 16; }
 
-// D += A B with TF32 operands: 16 x 8 x 8.  From sm_80 on.
+// D += A B with TF32 operands: 16 x 8 x 8. From sm_80 on.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef TINYRES_EMULATED
     emulator::mma<8>(d, a, b, [](uint32_t x, int) { return __uint_as_float(x & ~0x1fffu); });
@@ -98,7 +98,7 @@ __device__ __forceinline__ void mma_half(float (&d)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-// D += A B with bfloat16 operands: 16 x 8 x 16.  From sm_80 on.
+// D += A B with bfloat16 operands: 16 x 8 x 16. From sm_80 on.
 __device__ __forceinline__ void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef TINYRES_EMULATED
     emulator::mma<16>(d, a, b, [](uint32_t x, int i) { return widen(bfloat16{uint16_t(x >> 16 * i)}); });

@@ -1,18 +1,18 @@
 // Batch norm: z = weight * (x - mean) / sqrt(var + eps) + bias,  y = relu(z + residual),  by channel over all pixels.
 //
-// An image is a matrix here: a row is a pixel, a column is WIDTH channels side by side, which a thread reads at once.  About
+// An image is a matrix here: a row is a pixel, a column is WIDTH channels side by side, which a thread reads at once. About
 // 8 operations an element are nothing to a GPU; what costs is memory, so every pass is one kernel that reads and writes each
-// array once.  Sums over all pixels need all blocks to meet, and they meet where one kernel ends and the next begins:
+// array once. Sums over all pixels need all blocks to meet, and they meet where one kernel ends and the next begins:
 //
 //     forward   statistics  reads x                     normalise      reads x (residual), writes y
 //     backward  sums        reads dy, x (y; writes dz)  input gradient reads dz, x, writes dx
 //
-// The first kernel leaves a part of the sum for each block.  A third launch to add them up would take longer (1.3 us) than
+// The first kernel leaves a part of the sum for each block. A third launch to add them up would take longer (1.3 us) than
 // the adding: every block of the second kernel does it for itself, from parts that lie in the cache.
 //
-// Threads: (threadIdx.x, threadIdx.y) is (column, row).  A thread keeps to its column, so that what belongs to the channels
+// Threads: (threadIdx.x, threadIdx.y) is (column, row). A thread keeps to its column, so that what belongs to the channels
 // stays in registers, and goes down the rows, GROUP of them at a time: that many reads are under way at once, which is what
-// it takes to keep the memory busy.  Columns beyond the block's width are other blocks' (blockIdx.y).
+// it takes to keep the memory busy. Columns beyond the block's width are other blocks' (blockIdx.y).
 //
 // Nothing depends on when a block runs: the same bits come out each time.
 //
@@ -47,7 +47,7 @@ __device__ __forceinline__ Vectors& part_of(VECTOR* parts, int part, int which, 
 __device__ __forceinline__ int column_of() { return blockIdx.y * blockDim.x + threadIdx.x; }
 
 // Joins what the block's threads hold for one column, the rows' upper half with the lower one until one row is left: a tree
-// of fixed shape.  Every thread gets its column's.
+// of fixed shape. Every thread gets its column's.
 template <class T> __device__ __forceinline__ T over_rows(const T& mine, T* shared) {
     const int x = threadIdx.x, y = threadIdx.y, width = blockDim.x;
     shared[y * width + x] = mine;
@@ -67,7 +67,7 @@ template <class T> __device__ __forceinline__ T over_rows(const T& mine, T* shar
 
 // --- statistics ---
 //
-// The mean of squares less the square of the mean would lose the variance to rounding where the mean is large.  So each
+// The mean of squares less the square of the mean would lose the variance to rounding where the mean is large. So each
 // thread takes two passes over a few rows that it holds in registers, and groups are joined by the formula of Chan, Golub
 // and LeVeque (1983), with d the difference of the two means:
 //
@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_inference(
 
 // --- the forward pass in training ---
 
-// ``share`` is that of batch_norm_statistics, of whose blocks there were ``count``.  The running statistics, if they are
+// ``share`` is that of batch_norm_statistics, of whose blocks there were ``count``. The running statistics, if they are
 // given, move by ``momentum`` towards the batch's, whose variance becomes the unbiased one.
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalise(
     const REAL* __restrict__ x, const VECTOR* __restrict__ parts, const VECTOR* __restrict__ weight,
@@ -268,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_backward_sum
     for (int k = 0; k < WIDTH; k++) sums.v[k] = sum.dz[k], products.v[k] = sum.product[k];
 }
 
-// dx from the two sums, and dweight and dbias, which they are.  Where y is not given, dy is dz already.
+// dx from the two sums, and dweight and dbias, which they are. Where y is not given, dy is dz already.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_backward_input(
     const REAL* __restrict__ dy, const REAL* __restrict__ x, const REAL* __restrict__ y, const VECTOR* __restrict__ parts,
     const VECTOR* __restrict__ weight, const VECTOR* __restrict__ mean, const VECTOR* __restrict__ var,

@@ -1,10 +1,10 @@
-// Pooling, and the shortcut that has no parameters.  All of it moves memory and computes next to nothing.
+// Pooling, and the shortcut that has no parameters. All of it moves memory and computes next to nothing.
 //
 // A thread makes WIDTH channels of one pixel of the result: they lie side by side, 16 bytes of them, and so do their
-// neighbours' in the next thread.  Windows that overlap are read again, but from the cache.
+// neighbours' in the next thread. Windows that overlap are read again, but from the cache.
 //
 // Backward is written the other way round from the formula, which sends every cotangent to the pixels of its window: two
-// windows that overlap would meet in one pixel.  Here each pixel of dx looks up the windows that it is in, and adds up what
+// windows that overlap would meet in one pixel. Here each pixel of dx looks up the windows that it is in, and adds up what
 // they send to it: nothing collides, and the order of the sum is fixed.
 //
 // Macros: WIDTH channels that a thread reads at once: 16 bytes of them, or 1 where they do not fill packs
@@ -43,7 +43,7 @@ __device__ __forceinline__ INDEX at(INDEX n, int row, int pixel, int column, int
     return ((n * h + row) * w + pixel) * columns + column;
 }
 
-// The first and the last window that pixel ``i`` of an axis is in: windows start at o * stride - padding.  Empty where the
+// The first and the last window that pixel ``i`` of an axis is in: windows start at o * stride - padding. Empty where the
 // first is behind the last.
 struct Windows {
     int first, last;

@@ -14,7 +14,7 @@ extern "C" __global__ void note(const int* __restrict__ found, int* __restrict__
     if (threadIdx.x == 0 && found[0]) bad[0] = 1;
 }
 
-// Adds the loss of ``rows`` images to the epoch's and goes on to the next step.  After a step that may not be followed by
+// Adds the loss of ``rows`` images to the epoch's and goes on to the next step. After a step that may not be followed by
 // another (``bad``), nothing changes: the counter still points at it.
 extern "C" __global__ void end_step(
     const float* __restrict__ loss, const int* __restrict__ bad, int rows, double* __restrict__ total, int* __restrict__ step) {

@@ -2,11 +2,11 @@
 //
 //     g = grad + decay p;   v = momentum v + g;   p -= lr v,  or with Nesterov's momentum  p -= lr (g + momentum v)
 //
-// 6 floating-point operations an element for 5 elements moved: memory limits it.  A ResNet-20 has 272,000 parameters in 65
+// 6 floating-point operations an element for 5 elements moved: memory limits it. A ResNet-20 has 272,000 parameters in 65
 // arrays, most of them of 16 to 64 elements: 5 MB to move take 2 us, 65 launches would take 100.
 //
 // So the host writes a list of the work, and each block does one line of it: where its piece of p, of grad and of v begins,
-// and how many elements it has.  The list lies in device memory and is written once, since the arrays stay where they are.
+// and how many elements it has. The list lies in device memory and is written once, since the arrays stay where they are.
 // ``p``, ``grad`` and ``v`` are added to the addresses in it: they are null, and the list holds whole addresses, or they are
 // one parameter's arrays, and the list holds distances in bytes (for launches whose arrays are watched over).
 //
@@ -35,7 +35,7 @@ __device__ __forceinline__ void update(const Options& o, REAL& p, REAL grad, REA
     p -= o.lr * g;
 }
 
-// ``lr_at`` or, where it is null, ``lr``.  Without momentum there is no v.  Nothing happens where skip[0] is not 0.
+// ``lr_at`` or, where it is null, ``lr``. Without momentum there is no v. Nothing happens where skip[0] is not 0.
 extern "C" __global__ void __launch_bounds__(256) sgd(
     REAL* p_base, const REAL* grad_base, REAL* v_base, const uint64_t* __restrict__ lines, const float* __restrict__ lr_at,
     double lr, double momentum, double decay, int nesterov, const int* __restrict__ skip) {
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256) sgd(
 }
 
 // grad /= scale, over a list as above (of its columns, only grad's and the count are used); found = 1 if a quotient is not
-// finite.  Every thread that finds one writes the same 1; `clear` has put the 0 there.
+// finite. Every thread that finds one writes the same 1; `clear` has put the 0 there.
 extern "C" __global__ void __launch_bounds__(256) unscale(
     REAL* grad_base, const uint64_t* __restrict__ lines, const float* __restrict__ scale, int* __restrict__ found) {
     const uint64_t* line = lines + LINE * (long long)blockIdx.x;
