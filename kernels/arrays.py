@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+Array: TypeAlias = np.ndarray  # or CuPy's, which has the same methods
 Pair = tuple[int, int]
 
 
@@ -59,6 +60,11 @@ def channels_last(x: Any) -> Any:
 def channels_first(x: Any) -> Any:
     """The (N, C, H, W) view of a (N, H, W, C) array: what users see."""
     return x.transpose(0, 3, 1, 2)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up: how many pieces of b it takes to hold a."""
+    return -(-a // b)
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:

@@ -14,11 +14,13 @@ Costs: with M = N * OH * OW output pixels, a convolution takes 2 M F C KH KW / g
 does each of its gradients; an elementwise kernel moves its arrays once each.
 """
 
+import importlib
+import importlib.util
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from tinyres.kernels.arrays import Pair
+from tinyres.kernels.arrays import Array, Pair
 
-Array = Any
 Shape = tuple[int, ...]
 
 
@@ -26,10 +28,8 @@ class Unsupported(Exception):
     """Raised by an implementation, before it has computed anything, for what it does not do; the text says why."""
 
 
-class Kernels(Protocol):
-    """The kernels by group. F and C are output and input channels, (OH, OW) an output map, M as above."""
-
-    # --- convolution: y[n,f,i,j] = sum over c,a,b of w[f,c,a,b] * x[n, c, i*s - p + a*d, j*s - p + b*d] ---
+class Conv(Protocol):
+    """y[n,f,i,j] = sum over c,a,b of w[f,c,a,b] * x[n, c, i*s - p + a*d, j*s - p + b*d]"""
 
     def conv2d(self, x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
         """x (N, C, H, W), w (F, C / groups, KH, KW) -> y (N, F, OH, OW)."""
@@ -55,7 +55,9 @@ class Kernels(Protocol):
     ) -> Array:
         """dy (N, F, OH, OW), x (N, C, H, W) -> dw (F, C / groups, KH, KW)."""
 
-    # --- linear: y = x w^T + b ---
+
+class Linear(Protocol):
+    """y = x w^T + b"""
 
     def linear(self, x: Array, w: Array, b: Array | None) -> Array:
         """x (N, I), w (O, I), b (O,) -> y (N, O)."""
@@ -69,7 +71,9 @@ class Kernels(Protocol):
     def linear_backward_bias(self, dy: Array) -> Array:
         """dy (N, O) -> db (O,)."""
 
-    # --- batch norm: z = weight * (x - mean) / sqrt(var + eps) + bias;  y = relu(z + residual), each part optional ---
+
+class Norm(Protocol):
+    """z = weight * (x - mean) / sqrt(var + eps) + bias;  y = relu(z + residual), each part optional"""
 
     def batch_norm(
         self,
@@ -112,7 +116,9 @@ class Kernels(Protocol):
         weight / sqrt(var + eps) * dz when not.
         """
 
-    # --- elementwise: NaN stays NaN ---
+
+class Elementwise(Protocol):
+    """Element by element. NaN stays NaN."""
 
     def relu(self, x: Array) -> Array:
         """max(x, 0)."""
@@ -135,7 +141,9 @@ class Kernels(Protocol):
     def accumulate(self, total: Array, x: Array) -> None:
         """total += x, in place: how cotangents meet where a block's input forks."""
 
-    # --- pooling and the parameter-free shortcut ---
+
+class Pool(Protocol):
+    """Pooling."""
 
     def max_pool2d(self, x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
         """-> y, and for each of its elements which of the window's KH * KW places held it (int, the first of equals)."""
@@ -163,7 +171,9 @@ class Kernels(Protocol):
     def subsample_pad_backward(self, dy: Array, x_shape: Shape, stride: int) -> Array:
         """-> dx, zero wherever x was not read."""
 
-    # --- loss ---
+
+class Loss(Protocol):
+    """Cross-entropy of integer labels."""
 
     def cross_entropy(self, logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
         """logits (N, K), labels (N,) of int -> losses (N,) = -sum q log p, and log p (N, K), where
@@ -179,7 +189,9 @@ class Kernels(Protocol):
     def cross_entropy_mean_backward(self, dloss: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
         """dloss, of shape () -> dlogits (N, K) = (p - q) * dloss / N."""
 
-    # --- the update, and the loader's augmentation ---
+
+class Update(Protocol):
+    """The optimiser's step, in place, and what mixed precision adds to it."""
 
     def sgd(
         self,
@@ -210,10 +222,37 @@ class Kernels(Protocol):
         *= growth and it starts again from 0.
         """
 
+
+class Augment(Protocol):
+    """The loader's augmentation."""
+
     def crop_flip(self, images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
         """images (N, C, H, W) uint8 -> float32 of the same shape: (images / 255 - mean) * scale, surrounded by ``pad``
         zeros, cropped at offsets (N, 2) in 0 .. 2 pad, mirrored left to right where flips (N,).
         """
 
 
-NAMES = tuple(name for name in vars(Kernels) if not name.startswith("_"))
+class Kernels(Conv, Linear, Norm, Elementwise, Pool, Loss, Update, Augment, Protocol):
+    """All kernels."""
+
+
+# kernel -> the file that holds it, in the folder of each implementation: that of its group above
+FILES = {
+    kernel: group.__name__.lower()
+    for group in Kernels.__bases__
+    if group is not Protocol
+    for kernel in vars(group)
+    if not kernel.startswith("_")
+}
+NAMES = tuple(FILES)
+
+
+def kernels_of(package: str) -> dict[str, Callable[..., Any]]:
+    """The kernels that a package holds: each function of the contract that stands, by its name, in the file of its group."""
+    files = {file for file in FILES.values() if importlib.util.find_spec(f"{package}.{file}")}
+    modules = {file: importlib.import_module(f"{package}.{file}") for file in files}
+    return {
+        kernel: getattr(modules[file], kernel)
+        for kernel, file in FILES.items()
+        if file in files and hasattr(modules[file], kernel)
+    }

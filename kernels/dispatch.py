@@ -2,6 +2,12 @@
 
 A backend is an object with one attribute for each kernel of the contract. Where its implementation does not do what is
 asked (a dtype, groups), the reference does it, and `explain_dispatch` tells; in strict mode that is an error.
+
+An implementation is a module with a function for each of its kernels: a folder with the contract's files, see `kernels_of`.
+Importing it raises ImportError or RuntimeError where it cannot run. It may also say:
+
+    DEVICE           where its arrays live: "cpu", unless it says "cuda"
+    empty_cache()    gives memory that it keeps for later back to the system, and returns how many bytes
 """
 
 import functools
@@ -14,13 +20,12 @@ from typing import Any
 from tinyres.kernels.arrays import BackendError
 from tinyres.kernels.contract import NAMES, Unsupported
 
-# name: (module with its kernels, what it is)
 BACKENDS = {
-    "numpy": ("tinyres.kernels.reference", "NumPy: the reference, on any machine"),
-    "numba": ("tinyres.kernels.cpu", "Numba: SIMD code compiled for this machine's CPU, on all cores"),
-    "cupy": ("tinyres.kernels.cuda.on_gpu", "CuPy: CUDA C++ kernels on an NVIDIA GPU"),
-    "cuda-emulated": ("tinyres.kernels.cuda.on_host", "the CUDA C++ kernels compiled for the CPU: slow, to test and read"),
-    "numba-cuda": ("tinyres.kernels.numba_cuda", "Numba: CUDA kernels in Python, on an NVIDIA GPU or in Numba's simulator"),
+    "numpy": "tinyres.kernels.reference",  # NumPy: the reference, on any machine
+    "numba": "tinyres.kernels.cpu",  # SIMD code compiled for this machine's CPU by Numba, on all cores
+    "cupy": "tinyres.kernels.cuda.on_gpu",  # CUDA C++ kernels on an NVIDIA GPU
+    "cuda-emulated": "tinyres.kernels.cuda.on_host",  # the same, compiled for the CPU: slow, to test and read
+    "numba-cuda": "tinyres.kernels.numba_cuda",  # CUDA kernels in Python, on an NVIDIA GPU or in Numba's simulator
 }
 PREFERRED = ("numba", "numpy")  # the default is the first that can run here
 
@@ -34,8 +39,8 @@ class Backend:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        implementation = importlib.import_module(BACKENDS[name][0])
-        reference = importlib.import_module(BACKENDS["numpy"][0])
+        implementation = importlib.import_module(BACKENDS[name])
+        reference = importlib.import_module(BACKENDS["numpy"])
         self.device: str = getattr(implementation, "DEVICE", "cpu")  # where its arrays live
         for kernel in NAMES:
             setattr(self, kernel, self._choose(kernel, getattr(implementation, kernel, None), getattr(reference, kernel)))
@@ -142,8 +147,8 @@ def _reason(name: str) -> str:
 
 def empty_cache() -> int:
     """Gives the memory that the kernels keep for their next results back to the system; returns how many bytes."""
-    buffers = sys.modules.get("tinyres.kernels.cpu.buffers")
-    return buffers.trim() if buffers else 0
+    loaded = [sys.modules[module] for module in BACKENDS.values() if module in sys.modules]
+    return sum(module.empty_cache() for module in loaded if hasattr(module, "empty_cache"))
 
 
 def explain_dispatch() -> list[tuple[str, str, str, int]]:

@@ -29,7 +29,7 @@ def half(monkeypatch):
 
     module.relu = relu
     monkeypatch.setitem(sys.modules, "half_backend", module)
-    monkeypatch.setitem(dispatch.BACKENDS, "half", ("half_backend", "for this test"))
+    monkeypatch.setitem(dispatch.BACKENDS, "half", "half_backend")
     monkeypatch.setattr(dispatch, "_record", {})
     dispatch._load.cache_clear()
     yield module
@@ -63,6 +63,23 @@ def test_a_backend_runs_its_own_kernels_and_the_rest_falls_back_on_record(half):
         ("half", "relu", "only float32, not float64", 1),
         ("half", "relu_backward", "not implemented", 1),
     ]
+
+
+def test_a_folder_with_files_of_the_contract_is_a_backend(tmp_path, monkeypatch):
+    """One function in one file will do: it is found by its name, where the contract has it."""
+    folder = tmp_path / "quarter_backend"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        "from tinyres.kernels.contract import kernels_of\n\nglobals().update(kernels_of(__name__))\n"
+    )
+    (folder / "elementwise.py").write_text("def relu(x):\n    return x + 10\n\n\ndef conv2d(*args):\n    1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(dispatch.BACKENDS, "quarter", "quarter_backend")
+    monkeypatch.setattr(dispatch, "_record", {})
+    with tr.use_backend("quarter"):
+        assert F.relu(tr.tensor([-1.0])).item() == 9 and F.relu6(tr.tensor([7.0])).item() == 6
+        F.conv2d(tr.tensor(np.ones((1, 1, 1, 1))), tr.tensor(np.ones((1, 1, 1, 1))))  # in another file than the contract's
+    assert [entry[1:3] for entry in tr.explain_dispatch()] == [("conv2d", "not implemented"), ("relu6", "not implemented")]
 
 
 def test_strict_mode_refuses_instead(half):
@@ -100,7 +117,7 @@ def test_an_unknown_backend_is_named_with_those_that_exist():
 
 
 def test_a_backend_that_cannot_be_imported_says_why(monkeypatch):
-    monkeypatch.setitem(dispatch.BACKENDS, "absent", ("tinyres_has_no_such_module", "for this test"))
+    monkeypatch.setitem(dispatch.BACKENDS, "absent", "tinyres_has_no_such_module")
     with pytest.raises(BackendError, match="'absent' cannot run here: No module named"):
         tr.use_backend("absent")
     available = tr.available_backends()

@@ -8,7 +8,7 @@ import tinyres as tr
 import tinyres.functional as F
 from tinyres import models, nn, optim
 from tinyres.errors import CheckpointError, GraphError, NonFiniteError, ShapeError, UsageError
-from tinyres.kernels import dispatch, reference
+from tinyres.kernels import contract, dispatch, reference
 from tinyres.kernels.reference.mixed import IMAGES
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 needs the package ml_dtypes")
@@ -96,7 +96,7 @@ def test_the_reference_computes_in_float32_and_rounds_once():
     dw = reference.conv2d_backward_weight(x[:, :8], x, w.shape, *geometry)
     wide = [a.astype(np.float32) for a in (x[:, :8], x)]
     np.testing.assert_array_equal(dw, reference.conv2d_backward_weight(*wide, w.shape, *geometry))
-    assert set(IMAGES) <= set(reference.__all__)
+    assert set(IMAGES) <= set(contract.NAMES)
 
 
 @half

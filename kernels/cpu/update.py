@@ -11,6 +11,7 @@ from numba import types
 
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, at, check, chunks, numbers, pointer
+from tinyres.kernels.reference.update import unscale, update_scale  # noqa: F401  (the CPU has no 16 bits to be fast at)
 
 Array = Any
 

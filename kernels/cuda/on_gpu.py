@@ -4,9 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tinyres.kernels import cuda
 from tinyres.kernels.arrays import array_module
-from tinyres.kernels.contract import NAMES, Unsupported
+from tinyres.kernels.contract import Unsupported, kernels_of
 
 DEVICE = "cuda"  # where the arrays must be
 
@@ -32,4 +31,4 @@ def _on_gpu(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _check()
-globals().update({name: _on_gpu(getattr(cuda, name)) for name in NAMES if hasattr(cuda, name)})
+globals().update({name: _on_gpu(kernel) for name, kernel in kernels_of("tinyres.kernels.cuda").items()})

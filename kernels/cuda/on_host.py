@@ -1,6 +1,7 @@
 """The backend ``cuda-emulated``: the CUDA kernels on NumPy arrays."""
 
-from tinyres.kernels.cuda import *  # noqa: F403
+from tinyres.kernels.contract import kernels_of
 from tinyres.kernels.cuda import emulator
 
 emulator.check()
+globals().update(kernels_of("tinyres.kernels.cuda"))

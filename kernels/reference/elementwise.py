@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import array_module, for_blocks
+from tinyres.kernels.arrays import array_module, convert, for_blocks
 from tinyres.kernels.reference.mixed import mixed
 
 
@@ -39,6 +39,9 @@ def add_relu(x: Any, y: Any) -> Any:
         np.maximum(z, 0, out=z)
 
     return _map(join, x, y)
+
+
+cast = convert
 
 
 def accumulate(total: Any, x: Any) -> None:
