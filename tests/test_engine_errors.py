@@ -108,7 +108,7 @@ BAD = {
     "batch_norm dtypes": (lambda: F.batch_norm(f64, three, three), "float32, or all float64"),
     "batch_norm one value": (
         lambda: F.batch_norm(np.zeros((1, 3), np.float32), three, three, training=True),
-        "more than one value a channel",
+        "more than one value per channel",
     ),
     "batch_norm residual": (lambda: F.batch_norm_add_relu(f32, f32[:1], three, three), "residual must have the same shape"),
     "add_relu": (lambda: F.add_relu(f32, f32[:, :, :2]), "add_relu: the branch and the shortcut must have the same shape"),

@@ -149,7 +149,7 @@ def test_memory_does_not_grow_over_steps():
     mean, var = np.zeros(3), np.ones(3)
 
     def step():
-        y = F.batch_norm_relu(F.conv2d(x, w, padding=1), mean, var, training=True)
+        y = F.batch_norm(F.conv2d(x, w, padding=1), mean, var, training=True, relu=True)
         (F.add_relu(y, y) * y).sum().backward()
         w.grad = None
 

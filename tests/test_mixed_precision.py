@@ -32,7 +32,12 @@ OPERATIONS = {
     "batch_norm 2d": (lambda x, w, b: F.batch_norm(x, *statistics(), w, b, True), [(9, C)], [(C,), (C,)], True),
     "batch_norm eval": (lambda x, w, b: F.batch_norm(x, *statistics(), w, b), [(3, C, 4, 4)], [(C,), (C,)], True),
     "batch_norm plain": (lambda x: F.batch_norm(x, *statistics(), training=True), [(3, C, 4, 4)], [], True),
-    "batch_norm_relu": (lambda x, w, b: F.batch_norm_relu(x, *statistics(), w, b, True), [(3, C, 4, 4)], [(C,), (C,)], True),
+    "batch_norm_relu": (
+        lambda x, w, b: F.batch_norm(x, *statistics(), w, b, True, relu=True),
+        [(3, C, 4, 4)],
+        [(C,), (C,)],
+        True,
+    ),
     "batch_norm_add_relu": (
         lambda x, r, w, b: F.batch_norm_add_relu(x, r, *statistics(), w, b, True),
         [(3, C, 4, 4)] * 2,

@@ -125,7 +125,7 @@ def test_batch_norm_normalises_by_the_batch_and_remembers_its_statistics():
     assert np.allclose(layer(x).data.ravel(), [-1, -1, 1, 1], atol=1e-4)
     assert np.allclose(layer.running_mean.data, [0.5 * 5.5, 0.5 * 16.5])
     assert np.allclose(layer.running_var.data, [0.5 + 0.5 * 40.5, 0.5 + 0.5 * 364.5])
-    with pytest.raises(ShapeError, match="more than one value a channel"):
+    with pytest.raises(ShapeError, match="more than one value per channel"):
         layer(tr.tensor(np.ones((1, 2, 1, 1), np.float32)))
     before = layer.state_dict()
     z = layer.eval()(x)

@@ -101,7 +101,7 @@ def test_batch_norm_is_composed_of_means_and_products(n, c, size, residual, relu
     if residual:
         y = F.batch_norm_add_relu(x, r, *statistics, weight, bias, training=True)
     else:
-        y = (F.batch_norm_relu if relu else F.batch_norm)(x, *statistics, weight, bias, training=True)
+        y = F.batch_norm(x, *statistics, weight, bias, training=True, relu=relu)
 
     x, r, weight, bias = composed
     centred = x - x.mean(dim=axes, keepdim=True)

@@ -62,23 +62,15 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    relu: bool = False,
 ) -> Tensor:
-    """Normalised by channel: see `ops.BatchNorm`. In training the running statistics are updated in place."""
-    return _batch_norm(x, None, running_mean, running_var, weight, bias, training, momentum, eps, relu=False)
+    """x (N, C, H, W) or (N, C), normalised per channel: see `ops.BatchNorm`. With ``relu``, then max(., 0) in the same pass.
 
-
-def batch_norm_relu(
-    x: Any,
-    running_mean: Any,
-    running_var: Any,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """relu(batch_norm(x)), in the same passes over memory."""
-    return _batch_norm(x, None, running_mean, running_var, weight, bias, training, momentum, eps, relu=True)
+    In training the running statistics (C,) are updated in place.
+    """
+    parameters = _affine(x, running_mean, weight, bias)
+    statistics = {"running_mean": _array(running_mean), "running_var": _array(running_var)}
+    return ops.BatchNorm.apply(_t(x), *parameters, **statistics, training=training, momentum=momentum, eps=eps, relu=relu)
 
 
 def batch_norm_add_relu(
@@ -92,38 +84,21 @@ def batch_norm_add_relu(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """relu(batch_norm(x) + residual), in the same passes over memory: the end of a residual block."""
-    return _batch_norm(x, residual, running_mean, running_var, weight, bias, training, momentum, eps, relu=True)
+    """max(batch_norm(x) + residual, 0), the join that ends a residual block: see `ops.BatchNormAddReLU`.
 
-
-def _batch_norm(
-    x: Any,
-    residual: Any,
-    running_mean: Any,
-    running_var: Any,
-    weight: Any,
-    bias: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-    relu: bool,
-) -> Tensor:
-    x = _t(x)
-    xp, c, dtype = array_module(x.data), x.shape[1:2], _array(running_mean).dtype
-    weight = _t(xp.ones(c, dtype) if weight is None else weight)
-    bias = _t(xp.zeros(c, dtype) if bias is None else bias)
-    return ops.BatchNorm.apply(
-        x,
-        weight,
-        bias,
-        *([] if residual is None else [_t(residual)]),
-        running_mean=_array(running_mean),
-        running_var=_array(running_var),
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        relu=relu,
+    x and residual are (N, C, H, W) or (N, C). In training the running statistics (C,) are updated in place.
+    """
+    parameters = _affine(x, running_mean, weight, bias)
+    statistics = {"running_mean": _array(running_mean), "running_var": _array(running_var)}
+    return ops.BatchNormAddReLU.apply(
+        _t(x), _t(residual), *parameters, **statistics, training=training, momentum=momentum, eps=eps
     )
+
+
+def _affine(x: Any, running_mean: Any, weight: Any, bias: Any) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of a batch norm of x: 1 and 0 per channel unless given."""
+    xp, c, dtype = array_module(_array(x)), x.shape[1:2], _array(running_mean).dtype
+    return _t(xp.ones(c, dtype) if weight is None else weight), _t(xp.zeros(c, dtype) if bias is None else bias)
 
 
 def max_pool2d(x: Any, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:

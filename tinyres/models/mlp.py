@@ -24,27 +24,34 @@ def he_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Line
 
 
 class PlainLinearBlock(nn.Module):
-    """y = W2 relu(W1 x): (N, in_features) -> (N, out_features)."""
+    """y = W2 relu(W1 x): (N, in_features) -> (N, out_features). With ``relu``, then max(y, 0)."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.fc1 = he_linear(in_features, out_features)
         self.fc2 = he_linear(out_features, out_features)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def branch(self, x: Tensor) -> Tensor:
         return self.fc2(F.relu(self.fc1(x)))
+
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        y = self.branch(x)
+        return F.relu(y) if relu else y
 
 
 class ResidualLinearBlock(PlainLinearBlock):
-    """y = W2 relu(W1 x) + x (eq. 1), or + Ws x where the sizes differ (eq. 2)."""
+    """y = W2 relu(W1 x) + x (eq. 1), or + Ws x where the sizes differ (eq. 2). With ``relu`` the sum and max(y, 0) after it
+    are one operation, the join `ops.AddReLU`.
+    """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         same = in_features == out_features
         self.shortcut = nn.Identity() if same else he_linear(in_features, out_features, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.shortcut(x)
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        y, shortcut = self.branch(x), self.shortcut(x)
+        return F.add_relu(y, shortcut) if relu else y + shortcut
 
 
 class ResidualMLP(nn.Module):
@@ -70,5 +77,5 @@ class ResidualMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
         for block in self.blocks:
-            x = F.relu(block(x))
+            x = block(x, relu=True)
         return self.fc(x)

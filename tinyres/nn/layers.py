@@ -113,9 +113,7 @@ class BatchNorm2d(Module):
         settings = (self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
         if relu and residual is not None:
             return F.batch_norm_add_relu(x, residual, *settings)
-        if relu:
-            return F.batch_norm_relu(x, *settings)
-        y = F.batch_norm(x, *settings)
+        y = F.batch_norm(x, *settings, relu)
         return y if residual is None else y + residual
 
     def extra_repr(self) -> str:

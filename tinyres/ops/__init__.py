@@ -5,15 +5,15 @@ is the cotangent of the output ``y``: the derivative of the loss by it.
 """
 
 from tinyres.ops.arithmetic import Add, Div, MatMul, Mul, Neg, Pow, Sub
-from tinyres.ops.convert import Cast, Move
-from tinyres.ops.convolution import Conv2d
+from tinyres.ops.conv import Conv2d
 from tinyres.ops.dropout import Dropout
-from tinyres.ops.join import AddReLU, SubsamplePad
+from tinyres.ops.elementwise import Cast, ReLU, ReLU6
+from tinyres.ops.join import AddReLU, BatchNormAddReLU, SubsamplePad
 from tinyres.ops.linear import Linear
 from tinyres.ops.loss import CrossEntropy, LogSoftmax
+from tinyres.ops.move import Move
 from tinyres.ops.norm import BatchNorm
-from tinyres.ops.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
-from tinyres.ops.relu import ReLU, ReLU6
+from tinyres.ops.pool import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from tinyres.ops.shape import Mean, Reshape, Sum, Transpose
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "AddReLU",
     "AvgPool2d",
     "BatchNorm",
+    "BatchNormAddReLU",
     "Cast",
     "Conv2d",
     "CrossEntropy",

@@ -1,4 +1,6 @@
-"""Batch normalisation, alone or with the addition and the ReLU that follow it in a residual block."""
+"""Batch normalisation, alone or with the ReLU that follows it. With the addition between the two it is a join: see
+`tinyres.ops.join`.
+"""
 
 from typing import Any
 
@@ -8,14 +10,14 @@ from tinyres.ops.check import fail, mixed
 
 
 class BatchNorm(Function):
-    """y = weight (x - mean) / sqrt(var + eps) + bias  [+ residual]  [then max(., 0)]   (N, C, H, W) or (N, C) -> the same
+    """y = weight (x - mean) / sqrt(var + eps) + bias   [then max(y, 0)],   (N, C, H, W) or (N, C) -> the same
 
-    by channel (Ioffe and Szegedy 2015, arXiv 1502.03167). In training, mean and var (biased) are the batch's, and the
+    per channel (Ioffe and Szegedy 2015, arXiv 1502.03167). In training, mean and var (biased) are the batch's, and the
     running statistics move by ``momentum`` towards them (unbiased variance, as PyTorch's); else the running ones serve.
 
-    With dz = dy (where y > 0, if there is a ReLU), xhat = (x - mean) / sqrt(var + eps), and m elements a channel:
+    With dz = dy (where y > 0, if there is a ReLU), xhat = (x - mean) / sqrt(var + eps), and m elements per channel:
 
-        dbias = sum dz,   dweight = sum dz xhat,   dresidual = dz
+        dbias = sum dz,   dweight = sum dz xhat
         dx = weight / sqrt(var + eps) (dz - dbias / m - xhat dweight / m)     in training: mean and var depend on x
         dx = weight / sqrt(var + eps) dz                                      otherwise
 
@@ -30,7 +32,6 @@ class BatchNorm(Function):
         x: Any,
         weight: Any,
         bias: Any,
-        residual: Any = None,
         *,
         running_mean: Any,
         running_var: Any,
@@ -39,44 +40,54 @@ class BatchNorm(Function):
         eps: float,
         relu: bool,
     ) -> Any:
-        if x.ndim not in (2, 4):
-            fail("batch_norm", "x must be (N, C, H, W) or (N, C).", x=x)
-        if any(v.shape != x.shape[1:2] for v in (weight, bias, running_mean, running_var)):
-            fail(
-                "batch_norm",
-                "weight, bias and the running statistics must be (C,).",
-                x=x,
-                weight=weight,
-                bias=bias,
-                running_mean=running_mean,
-                running_var=running_var,
-            )
-        if residual is not None and residual.shape != x.shape:
-            fail("batch_norm_add_relu", "x and the residual must have the same shape.", x=x, residual=residual)
-        parameters = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-        check_same_device("batch_norm", x=x, **parameters)
-        mixed("batch_norm", parameters, x=x, residual=residual)
-        m = x.size // max(x.shape[1], 1)
-        if training and m < 2:
-            fail("batch_norm", "training needs more than one value a channel: a larger batch, or eval().", x=x)
-        images, joined = (a if a is None or a.ndim == 4 else a[:, :, None, None] for a in (x, residual))
+        check_batch_norm("batch_norm", x, weight, bias, running_mean, running_var, training)
         if training:
             running = running_mean, running_var, momentum
-            y, mean, var = ctx.kernels.batch_norm(images, weight, bias, eps, joined, relu, running)
+            y, mean, var = ctx.kernels.batch_norm(as_maps(x), weight, bias, eps, None, relu, running)
         else:
-            mean, var = running_mean, running_var
-            if ctx.recording:  # they may move before the backward pass
-                mean, var = mean.copy(), var.copy()
-            y = ctx.kernels.batch_norm_inference(images, weight, bias, mean, var, eps, joined, relu)
-        ctx.options = (eps, training, joined is not None)
-        y = y if x.ndim == 4 else y.reshape(x.shape)
+            mean, var = frozen(ctx, running_mean, running_var)
+            y = ctx.kernels.batch_norm_inference(as_maps(x), weight, bias, mean, var, eps, None, relu)
+        y = in_shape(y, x.shape)
         ctx.save(x, y if relu else None, weight, mean, var)
+        ctx.eps, ctx.training = eps, training
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
-        (x, y, weight, mean, var), (eps, training, residual) = ctx.saved, ctx.options
-        dz, x, y = (a if a is None or a.ndim == 4 else a[:, :, None, None] for a in (dy, x, y))
-        dx, dweight, dbias, joined = ctx.kernels.batch_norm_backward(dz, x, y, weight, mean, var, eps, training, residual)
-        grads = dx.reshape(dy.shape), dweight, dbias
-        return (*grads, joined.reshape(dy.shape)) if residual else grads
+        x, y, weight, mean, var = ctx.saved
+        dx, dweight, dbias, _ = ctx.kernels.batch_norm_backward(
+            as_maps(dy), as_maps(x), None if y is None else as_maps(y), weight, mean, var, ctx.eps, ctx.training, False
+        )
+        return in_shape(dx, dy.shape), dweight, dbias
+
+
+def check_batch_norm(
+    op: str, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, residual: Any = None
+) -> None:
+    """Raises unless a batch norm of x is possible, and the ``residual``, if there is one, has the shape of x."""
+    parameters = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    if x.ndim not in (2, 4):
+        fail(op, "x must be (N, C, H, W) or (N, C).", x=x)
+    if any(v.shape != x.shape[1:2] for v in parameters.values()):
+        fail(op, "weight, bias and the running statistics must be (C,).", x=x, **parameters)
+    if residual is not None and residual.shape != x.shape:
+        fail(op, "x and the residual must have the same shape.", x=x, residual=residual)
+    check_same_device(op, x=x, **parameters)
+    mixed(op, parameters, x=x, residual=residual)
+    if training and x.size // max(x.shape[1], 1) < 2:
+        fail(op, "training needs more than one value per channel: a larger batch, or eval().", x=x)
+
+
+def frozen(ctx: Any, mean: Any, var: Any) -> tuple[Any, Any]:
+    """The running statistics as backward will need them: copies, since they may move before it."""
+    return (mean.copy(), var.copy()) if ctx.recording else (mean, var)
+
+
+def as_maps(x: Any) -> Any:
+    """(N, C) as (N, C, 1, 1), which is what the kernels take; (N, C, H, W) as it is."""
+    return x if x.ndim == 4 else x[:, :, None, None]
+
+
+def in_shape(y: Any, shape: tuple[int, ...]) -> Any:
+    """The way back from `as_maps`."""
+    return y if y.shape == shape else y.reshape(shape)

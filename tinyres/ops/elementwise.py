@@ -1,4 +1,4 @@
-"""The rectifiers. Both keep their output: where it is 0, or 6, the input did not matter."""
+"""The rectifiers, which keep their output (where it is 0, or 6, the input did not matter), and the change of dtype."""
 
 from typing import Any
 
@@ -29,3 +29,21 @@ class ReLU6(Function):
     def backward(ctx: Any, dy: Any) -> Any:
         (y,) = ctx.saved
         return ctx.kernels.relu6_backward(dy, y)
+
+
+class Cast(Function):
+    """y = x in another floating-point dtype.   dx = dy in that of x.
+
+    To 16 bits, x is rounded, and what is too large becomes an infinity: the reason for scaling the loss.
+    """
+
+    fresh = True
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, *, dtype: Any) -> Any:
+        ctx.dtype = x.dtype
+        return ctx.kernels.cast(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> Any:
+        return ctx.kernels.cast(dy, ctx.dtype)
