@@ -1,5 +1,9 @@
 """CIFAR networks: counts as published, names as in published weights, values and gradients as PyTorch's."""
 
+import inspect
+import pickle
+import pydoc
+
 import numpy as np
 import pytest
 
@@ -154,6 +158,34 @@ def test_nets_are_built_by_name_and_a_wrong_name_brings_the_closest():
         models.build("zzz")
     with pytest.raises(UsageError, match="plain20 takes no option shortcut; it takes num_classes, in_channels"):
         models.build("plain20", shortcut="B")
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_help_for_a_net_shows_its_options_shapes_and_parameters(name):
+    build, text = getattr(models, name), pydoc.plain(pydoc.render_doc(getattr(models, name)))
+    assert f"\n{name}({', '.join(map(str, inspect.signature(build).parameters.values()))}) -> " in text
+    assert all(f"``{option}``" in text for option in inspect.signature(build).parameters)
+    kind, depth = name.rstrip("0123456789"), int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
+    assert f"A {kind.replace('resnet', 'residual')} net of {depth} layers" in text and "arXiv 1" in text
+    assert "images (N, 3, 32, 32) -> logits (N, 10)" in text
+    for option in "A" if kind == "plain" else "ABC":
+        counted = sum(p.numel() for p in build(option).parameters()) if depth == 164 else COUNTS[depth, option][0]
+        assert f"{counted:,}" in text
+
+
+def test_help_for_resnet20_in_full():
+    text = inspect.getdoc(models.resnet20)
+    assert (
+        "layer1: 3 basic blocks           (N, 16, 32, 32)" in text
+        and "layer3: 3 basic blocks           (N, 64, 8, 8)" in text
+    )
+    assert 'Parameters: 269,722 with shortcut "A", 272,474 with "B", 283,962 with "C".' in text
+    assert "layer3: 18 bottleneck blocks     (N, 256, 8, 8)" in inspect.getdoc(models.resnet164)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_functions_that_build_nets_can_be_pickled(name):
+    assert pickle.loads(pickle.dumps(getattr(models, name))) is getattr(models, name)
 
 
 def test_a_block_whose_branch_is_zero_passes_its_input_on_and_the_gradient_back():

@@ -10,10 +10,9 @@ A block adds what it computes to what it was given, z = relu(F(x) + x). Backward
 to both branches, and the fork at the input adds what comes back, dx = ds + J_F^T ds: it reaches x whatever F is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from tinyres import functional as F
 from tinyres import nn
@@ -156,8 +155,82 @@ def plain(depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarResNe
     return CifarResNet(PlainBlock, 1, _blocks_per_stage(depth, 2), num_classes, in_channels)
 
 
-resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202 = (
-    partial(resnet, depth) for depth in (20, 32, 44, 56, 110, 1202)
-)
-plain20, plain32, plain44, plain56, plain110, plain1202 = (partial(plain, depth) for depth in (20, 32, 44, 56, 110, 1202))
-resnet164 = partial(resnet, 164, block="bottleneck")  # He et al. 2016, arXiv 1603.05027, table 2
+class _BuildResNet(Protocol):
+    def __call__(
+        self, shortcut: str = "A", block: str = "basic", num_classes: int = 10, in_channels: int = 3
+    ) -> CifarResNet: ...
+
+
+class _BuildPlain(Protocol):
+    def __call__(self, num_classes: int = 10, in_channels: int = 3) -> CifarResNet: ...
+
+
+def _resnet(depth: int, a: int, b: int, c: int, block: str = "basic", source: str = "") -> _BuildResNet:
+    """`resnet` at one depth, as a function with a name and documentation of its own.
+
+    ``a``, ``b`` and ``c`` are its numbers of parameters with these shortcuts, ``block`` is the default for that option.
+    """
+    default, expansion, layers = (block, 1, 2) if block == "basic" else (block, 4, 3)
+    blocks = f"{_blocks_per_stage(depth, layers)} {block} blocks"
+
+    def build(shortcut: str = "A", block: str = default, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
+        return resnet(depth, shortcut, block, num_classes, in_channels)
+
+    build.__name__ = build.__qualname__ = f"resnet{depth}"
+    build.__doc__ = f"""A residual net of {depth} layers for CIFAR: images (N, 3, 32, 32) -> logits (N, 10).
+
+    {source or "He et al. 2015, arXiv 1512.03385, section 4.2"}. Images of other sizes work too.
+
+        3x3 convolution, bn, relu        (N, 16, 32, 32)
+        layer1: {blocks:<24} (N, {16 * expansion}, 32, 32)
+        layer2: {blocks:<24} (N, {32 * expansion}, 16, 16)
+        layer3: {blocks:<24} (N, {64 * expansion}, 8, 8)
+        mean of each map, linear layer   (N, 10)
+
+    Parameters: {a:,} with shortcut "A", {b:,} with "B", {c:,} with "C".
+
+    Options:
+        ``shortcut``      where a block changes the shape, "A" takes every second row and column and adds channels of
+                          zeros, "B" projects with a 1x1 convolution; "C" projects in every block
+        ``block``         "basic": two 3x3 convolutions; "bottleneck": 1x1, 3x3, 1x1, in nets of 9n + 2 layers
+        ``num_classes``   the number of logits for each image
+        ``in_channels``   3 for colour images, 1 for grey ones
+
+    Raises `UsageError` for an option that does not exist.
+    """
+    return build
+
+
+def _plain(depth: int, parameters: int) -> _BuildPlain:
+    """`plain` at one depth, as a function with a name and documentation of its own."""
+
+    def build(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
+        return plain(depth, num_classes, in_channels)
+
+    build.__name__ = build.__qualname__ = f"plain{depth}"
+    build.__doc__ = f"""A plain net of {depth} layers for CIFAR: images (N, 3, 32, 32) -> logits (N, 10).
+
+    He et al. 2015, arXiv 1512.03385, section 4.2: the layers of `resnet{depth}`, in the same shapes, without shortcuts.
+
+    Parameters: {parameters:,}, as many as `resnet{depth}` has with shortcut "A".
+
+    Options:
+        ``num_classes``   the number of logits for each image
+        ``in_channels``   3 for colour images, 1 for grey ones
+    """
+    return build
+
+
+resnet20 = _resnet(20, 269_722, 272_474, 283_962)
+resnet32 = _resnet(32, 464_154, 466_906, 489_594)
+resnet44 = _resnet(44, 658_586, 661_338, 695_226)
+resnet56 = _resnet(56, 853_018, 855_770, 900_858)
+resnet110 = _resnet(110, 1_727_962, 1_730_714, 1_826_202)
+resnet1202 = _resnet(1202, 19_421_274, 19_424_026, 20_538_714)
+resnet164 = _resnet(164, 1_661_274, 1_704_154, 3_181_658, "bottleneck", "He et al. 2016, arXiv 1603.05027, table 2")
+plain20 = _plain(20, 269_722)
+plain32 = _plain(32, 464_154)
+plain44 = _plain(44, 658_586)
+plain56 = _plain(56, 853_018)
+plain110 = _plain(110, 1_727_962)
+plain1202 = _plain(1202, 19_421_274)
