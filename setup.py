@@ -16,6 +16,7 @@ setup(
     long_description=(here / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["tinyres", "tinyres.*"]),
