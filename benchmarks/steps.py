@@ -1,5 +1,6 @@
 """Whole training steps and inference of the CIFAR networks, ours beside PyTorch's configurations, interleaved."""
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from statistics import median
@@ -56,6 +57,13 @@ def flops_per_image(model: str, training: bool) -> int:
     return 2 * (3 * summary.multiply_adds - first if training else summary.multiply_adds)
 
 
+def peak_memory(model: str, batch: int, row: str) -> float | None:
+    """How many MiB a training step takes at its peak, over what a process holds once it has made the network and run a step
+    on two images (libraries loaded, code compiled). None where the system does not tell.
+    """
+    return memory.peak_of_process("tinyres.benchmarks.steps", model, str(batch), row)
+
+
 def run(
     models: list[str],
     batches: list[int],
@@ -86,7 +94,7 @@ def run(
                         "images_per_second": batch / middle,
                         "gflops": work / middle / 1e9,
                         "times_best_peer": timing.ratio(seconds[best], seconds[row]) if best else None,
-                        "peak_mib": memory.peak_of_step(model, batch, row) if weigh else None,
+                        "peak_mib": peak_memory(model, batch, row) if weigh else None,
                     }
                 )
                 say(line(case, case["rows"][-1]))
@@ -111,3 +119,9 @@ def line(case: dict[str, Any], row: dict[str, Any]) -> str:
         f"{case['model']:10} {case['batch']:5}  {row['row']:27} {1e3 * row['median_seconds']:8.1f} "
         f"{row['images_per_second']:9.0f} {row['gflops']:8.1f} {times:>11} {peak:>9}"
     )
+
+
+if __name__ == "__main__":  # the process of `peak_memory`
+    name, size, chosen = sys.argv[1:]
+    make_step(name, 2, chosen)()
+    print(memory.growth(make_step(name, int(size), chosen)))

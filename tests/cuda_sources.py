@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinyres.kernels.cuda import emulator, launch
+from tinyres.kernels.cuda import sources as texts
 
 NEEDS_COMPILER = pytest.mark.skipif(emulator.compiler() is None, reason="the emulation needs a C++ compiler")
 
@@ -124,7 +125,7 @@ def sources(new: dict[str, str] | None = None, replace: tuple[str, str, str] | N
     """Kernels come from the package's sources with ``new`` files beside them ({name: text}), and with a text of one file
     replaced: (name, old, new), where old must stand there exactly once.
     """
-    original = launch.SOURCES
+    original = texts.SOURCES
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         changed = Path(folder) / "src"
         shutil.copytree(original, changed)
@@ -135,7 +136,7 @@ def sources(new: dict[str, str] | None = None, replace: tuple[str, str, str] | N
             whole = (changed / name).read_text("utf-8")
             assert whole.count(old) == 1, f"{name} has this {whole.count(old)} times: {old}"
             (changed / name).write_text(whole.replace(old, text), "utf-8")
-        patch.setattr(launch, "SOURCES", changed)
+        patch.setattr(texts, "SOURCES", changed)
         _forget()
         try:
             yield
@@ -144,5 +145,5 @@ def sources(new: dict[str, str] | None = None, replace: tuple[str, str, str] | N
 
 
 def _forget() -> None:
-    launch.source.cache_clear()
+    texts.source.cache_clear()
     launch.kernel.cache_clear()

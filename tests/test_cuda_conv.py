@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tinyres.kernels import reference
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import conv_depthwise, conv_exact, im2col
-from tinyres.kernels.cuda.launch import KernelFault, kernel
+from tinyres.kernels.cuda.launch import kernel
+from tinyres.kernels.cuda.sources import KernelFault
 
 MODULES = {"im2col": im2col, "exact": conv_exact, "depthwise": conv_depthwise}
 

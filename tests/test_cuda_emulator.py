@@ -9,7 +9,8 @@ from cuda_sources import NEEDS_COMPILER, SOURCE, sources
 
 import tinyres as tr
 from tinyres.kernels.cuda import emulator
-from tinyres.kernels.cuda.launch import KernelFault, kernel
+from tinyres.kernels.cuda.launch import kernel
+from tinyres.kernels.cuda.sources import KernelFault
 
 pytestmark = NEEDS_COMPILER
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from cuda_sources import NEEDS_COMPILER, SOURCE, sources
 
-from tinyres.kernels.cuda.launch import KernelFault, kernel
+from tinyres.kernels.cuda.launch import kernel
+from tinyres.kernels.cuda.sources import KernelFault
 
 pytestmark = NEEDS_COMPILER
 

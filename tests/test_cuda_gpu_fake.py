@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cuda import gpu, launch, variants
+from tinyres.kernels.cuda import gpu, launch, sources, variants
 
 
 class Array:
@@ -44,7 +44,7 @@ class FakeCuPy(types.ModuleType):
         class RawModule:
             def __init__(self, *, code, options, backend):
                 fake.log.append(("compile", options, backend))
-                assert code == launch.source("elementwise")
+                assert code == sources.source("elementwise")
 
             def get_function(self, name):
                 fake.log.append(("get", name))

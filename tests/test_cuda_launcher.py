@@ -8,7 +8,8 @@ import pytest
 from cuda_sources import NEEDS_COMPILER, sources
 
 from tinyres.kernels.cuda import emulator, launch
-from tinyres.kernels.cuda.launch import LaunchError, kernel
+from tinyres.kernels.cuda.launch import kernel
+from tinyres.kernels.cuda.sources import LaunchError
 
 pytestmark = NEEDS_COMPILER
 

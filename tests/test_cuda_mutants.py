@@ -17,11 +17,12 @@ import test_ops_kernels as kernels
 from cuda_sources import NEEDS_COMPILER, SOURCE, sources
 
 from tinyres.kernels.cuda import launch
+from tinyres.kernels.cuda.sources import KernelFault
 
 pytestmark = NEEDS_COMPILER
 
 ORDERS = "012"
-CAUGHT = (AssertionError, launch.KernelFault)
+CAUGHT = (AssertionError, KernelFault)
 MUTANTS = {}
 
 

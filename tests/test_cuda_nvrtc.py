@@ -6,7 +6,7 @@ import pytest
 
 from tinyres.kernels.cuda import nvrtc, variants
 from tinyres.kernels.cuda.common import BLOCK
-from tinyres.kernels.cuda.launch import SOURCES, kernel_names, source
+from tinyres.kernels.cuda.sources import SOURCES, kernel_names, source
 
 needs_nvrtc = pytest.mark.skipif(bool(nvrtc.missing()), reason=f"no compiler for GPUs: {nvrtc.missing()}")
 FILES = sorted(path.stem for path in SOURCES.glob("*.cu"))

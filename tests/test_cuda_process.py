@@ -14,7 +14,8 @@ import pytest
 from cuda_sources import NEEDS_COMPILER, SOURCE, sources
 
 from tinyres.kernels.cuda import emulator
-from tinyres.kernels.cuda.launch import KernelFault, kernel
+from tinyres.kernels.cuda.launch import kernel
+from tinyres.kernels.cuda.sources import KernelFault
 
 pytestmark = NEEDS_COMPILER
 rng = np.random.default_rng(4)

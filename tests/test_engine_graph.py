@@ -10,7 +10,7 @@ import pytest
 
 import tinyres as tr
 import tinyres.functional as F
-from tinyres import autograd
+from tinyres import autograd, locks
 from tinyres.errors import GraphError
 
 pytestmark = pytest.mark.usefixtures("nothing_locked")
@@ -74,7 +74,7 @@ def test_threads_walk_their_own_graphs_over_shared_weights():
         thread.start()
     for thread in threads:
         thread.join()
-    assert not errors and w.data.flags.writeable and not autograd._locked
+    assert not errors and w.data.flags.writeable and not locks._locked
 
 
 def test_detach_cuts_the_graph_and_shares_the_array():
@@ -164,7 +164,7 @@ def test_memory_does_not_grow_over_steps():
         assert gc.collect() == 0, "the engine makes cycles, which only the collector frees"
     finally:
         gc.enable()
-    assert sys.getallocatedblocks() - before < 1000 and not autograd._locked
+    assert sys.getallocatedblocks() - before < 1000 and not locks._locked
 
 
 def test_a_retained_graph_keeps_no_cotangents():

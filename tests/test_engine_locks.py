@@ -13,9 +13,9 @@ import pytest
 
 import tinyres as tr
 import tinyres.functional as F
-from tinyres import autograd
-from tinyres.autograd import check_writable
+from tinyres import locks
 from tinyres.errors import GraphError, TinyresError
+from tinyres.locks import check_writable
 
 pytestmark = pytest.mark.usefixtures("nothing_locked")
 
@@ -59,7 +59,7 @@ def test_a_dropped_graph_unlocks():
     y = x * x * x
     del y
     x.data[0] = 1
-    assert not autograd._locked
+    assert not locks._locked
 
 
 def test_a_graph_in_a_cycle_unlocks_when_it_is_collected():
@@ -110,7 +110,7 @@ def test_an_array_and_its_views_are_locked_together():
             check_writable(array)
     y.backward()
     base[0], x.data[0] = 7, 8
-    assert not autograd._locked
+    assert not locks._locked
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -123,7 +123,7 @@ def test_two_views_of_one_base_unlock_in_either_order(first):
         base[0] = 7
     losses[1 - first].backward()
     base[0], views[0].data[0], views[1].data[0] = 7, 7, 7
-    assert not autograd._locked
+    assert not locks._locked
 
 
 def test_what_was_read_only_before_stays_so():
@@ -153,7 +153,7 @@ def test_any_kind_of_view_is_as_writable_afterwards_as_before(make):
     x = tr.Tensor(view, requires_grad=True)
     (x * x).sum().backward()
     np.testing.assert_array_equal(x.grad, 2 * view)
-    assert view.flags.writeable == before and not autograd._locked
+    assert view.flags.writeable == before and not locks._locked
 
 
 def test_a_memory_map_can_be_trained_on(tmp_path):
@@ -231,7 +231,7 @@ def test_a_write_cannot_slip_in_anywhere_in_a_block():
 
 def run(script: str) -> subprocess.CompletedProcess:
     root = str(Path(tr.__file__).parent.parent)
-    head = f"import sys; sys.path.insert(0, {root!r})\nimport gc, numpy as np, tinyres as tr\nfrom tinyres import autograd\n"
+    head = f"import sys; sys.path.insert(0, {root!r})\nimport gc, numpy as np, tinyres as tr\nfrom tinyres import locks\n"
     return subprocess.run([sys.executable, "-W", "error", "-c", head + script], capture_output=True, text=True, timeout=60)
 
 
@@ -242,14 +242,14 @@ def test_a_graph_that_is_collected_while_another_is_recorded_does_not_block():
         "gc.disable()\n"
         "x = tr.tensor(np.ones(3), requires_grad=True)\n"
         "y = x * x; y.itself = y; del y\n"
-        "class Lock(autograd._Lock):\n"
+        "class Lock(locks._Lock):\n"
         "    def __init__(self, array):\n"
         "        gc.collect()\n"
         "        super().__init__(array)\n"
-        "autograd._Lock = Lock\n"
+        "locks._Lock = Lock\n"
         "z = tr.tensor(np.ones(3), requires_grad=True)\n"
         "(z * z * x).sum().backward()\n"
-        "assert x.data.flags.writeable and not autograd._locked\n"
+        "assert x.data.flags.writeable and not locks._locked\n"
         "print('through')\n"
     )
     assert done.stdout == "through\n", done.stderr
@@ -258,7 +258,7 @@ def test_a_graph_that_is_collected_while_another_is_recorded_does_not_block():
 def test_a_graph_left_over_at_the_end_of_the_process_is_silent():
     done = run(
         "x = tr.tensor(np.ones(3), requires_grad=True)\n"
-        "y = x * x; y.itself = y; tr.left = autograd.left = np.left = y\n"
+        "y = x * x; y.itself = y; tr.left = locks.left = np.left = y\n"
         "sys.left = z = x * x\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -284,4 +284,4 @@ def test_a_thread_finds_its_arrays_unlocked_when_its_backward_returns():
             thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert not refused and not autograd._locked
+    assert not refused and not locks._locked

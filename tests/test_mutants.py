@@ -6,13 +6,13 @@ import functools
 import numpy as np
 import pytest
 import test_engine_backward as engine
-import test_engine_locks as locks
+import test_engine_locks as lock_checks
 import test_engine_tensor as tensors
 import test_ops_kernels as kernel_checks
 from mutants import case, check_caught, kernel, registry, replace, slope
 
 import tinyres as tr
-from tinyres import autograd, ops
+from tinyres import autograd, locks, ops
 from tinyres.kernels import reference
 
 mutant, MUTANTS = registry()
@@ -29,9 +29,9 @@ def walk(tensor, gradient=None, retain_graph=False, *, in_place=False, ranked=Tr
         node = max(queue, key=lambda n: n.rank) if ranked else queue[0]
         queue.remove(node)
         dy = table.pop(node)
-        for edge, dx in zip(node.edges, autograd._cotangents(node, dy), strict=True):
+        for edge, dx in zip(node.edges, autograd.cotangents(node, dy), strict=True):
             if isinstance(edge, tr.Tensor):
-                autograd._accumulate(edge, dx)
+                autograd.accumulate_grad(edge, dx)
             elif edge is not None and edge in table:
                 table[edge] = np.add(table[edge], dx, out=table[edge]) if in_place else table[edge] + dx
             elif edge is not None and not (once and edge in seen):
@@ -59,9 +59,9 @@ def addition_said_to_make_its_cotangents(patch):
 @mutant(engine.check_cotangents_that_meet_in_a_convolution)
 def convolution_whose_sum_is_added_once_more(patch):
     """The walk does not know the array that comes back."""
-    right = autograd._cotangents
+    right = autograd.cotangents
     patch.setattr(
-        autograd, "_cotangents", lambda node, dy: tuple(None if dx is None else dx.copy() for dx in right(node, dy))
+        autograd, "cotangents", lambda node, dy: tuple(None if dx is None else dx.copy() for dx in right(node, dy))
     )
 
 
@@ -90,7 +90,7 @@ def rank_of_the_nearest_leaf(patch):
 
 @mutant(engine.check_many_uses, engine.check_rank_order)
 def last_cotangent_wins(patch):
-    patch.setattr(autograd, "_sum", lambda first, second, kernels: second[0])
+    patch.setattr(autograd, "add_cotangents", lambda first, second, kernels: second[0])
 
 
 @mutant(engine.test_leaves_never_share_a_gradient)
@@ -98,17 +98,19 @@ def leaf_keeps_the_array_it_was_lent(patch):
     def accumulate(tensor, gradient, owned=False):
         tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
-    patch.setattr(autograd, "_accumulate", accumulate)
+    patch.setattr(autograd, "accumulate_grad", accumulate)
 
 
 @mutant(engine.test_a_second_loss_adds_to_the_gradient)
 def gradient_replaced_instead_of_added(patch):
-    patch.setattr(autograd, "_accumulate", lambda tensor, gradient, owned=False: setattr(tensor, "grad", gradient.copy()))
+    patch.setattr(
+        autograd, "accumulate_grad", lambda tensor, gradient, owned=False: setattr(tensor, "grad", gradient.copy())
+    )
 
 
-@mutant(locks.test_a_write_cannot_slip_in_anywhere_in_a_block)
+@mutant(lock_checks.test_a_write_cannot_slip_in_anywhere_in_a_block)
 def nothing_is_locked(patch):
-    patch.setattr(autograd, "_lock", lambda arrays: [])
+    patch.setattr(locks, "lock", lambda arrays: [])
 
 
 @mutant(case("add[2, 3][3]"), slope("mul[2, 1, 3][4, 1]"))

@@ -14,8 +14,8 @@ _root = Path(__file__).resolve().parent
 if not (_root / "kernels").exists() and (_root.parent / "kernels" / "contract.py").exists():
     __path__.append(str(_root.parent))  # a bare checkout: tinyres.kernels and tinyres.benchmarks lie beside this folder
 
-from tinyres.autograd import detect_anomaly, is_grad_enabled, no_grad  # noqa: E402
 from tinyres.gradcheck import gradcheck  # noqa: E402
+from tinyres.guards import detect_anomaly, is_grad_enabled, no_grad  # noqa: E402
 from tinyres.kernels.dispatch import available_backends, empty_cache, explain_dispatch, get_backend, strict, use_backend  # noqa: E402
 from tinyres.random import default_generator, manual_seed  # noqa: E402
 from tinyres.tensor import Tensor, tensor  # noqa: E402

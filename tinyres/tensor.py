@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyres import autograd
+from tinyres import autograd, ops
 from tinyres.device import device_of, move, place, to_dtype
 from tinyres.errors import GraphError, ShapeError
-from tinyres.kernels.arrays import array_module, convert, is_floating
+from tinyres.kernels.arrays import Array, array_module, convert, is_floating
 
 Number = float | int  # (within the class, `float` is a method)
 
@@ -24,13 +24,17 @@ class Tensor:
     __array_priority__ = 1000  # an array on the left of an operator leaves the work to the tensor
     __array_ufunc__ = None
 
-    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+    def __init__(self, data: Array, requires_grad: bool = False) -> None:
         self.data = data
-        self.grad: Any = None
+        self.grad: Array | None = None
         self.node: autograd.Node | None = None
         self.requires_grad = requires_grad
         if requires_grad and not is_floating(data.dtype):
             raise ShapeError(f"only a floating-point tensor can require a gradient, and this one holds {data.dtype}.")
+
+    def wrap(self, data: Array) -> "Tensor":
+        """A tensor of another array. So an operation makes its result, knowing nothing of this class."""
+        return Tensor(data)
 
     # --- what it is ---
 
@@ -262,6 +266,3 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, np.generic):
         return Tensor(array_module(like.data).asarray(value))
     return Tensor(value) if hasattr(value, "dtype") else tensor(value, device=like.device)
-
-
-from tinyres import ops  # noqa: E402  (the operators need the ops, and the ops the tensor)

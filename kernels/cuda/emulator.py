@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.cuda.launch import SOURCES, Kernel, KernelFault, Macros, kernel_names, source
+from tinyres.kernels.cuda.sources import SOURCES, KernelFault, KernelSource, Macros, kernel_names, source
 
 OPTIONS = ("-std=c++17", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off")  # no other bits by -O3
 POISON = "-ftrivial-auto-var-init=pattern"  # unset locals show; GCC has it from version 12 on
@@ -132,7 +132,7 @@ def _first_error(text: str) -> str:
 
 
 @functools.cache
-def _entry(kernel: Kernel, checks: bool) -> Any:
+def _entry(kernel: KernelSource, checks: bool) -> Any:
     """The function that runs a kernel."""
     with _lock:
         library = _library(source(kernel.file), kernel.macros, checks)
@@ -142,7 +142,7 @@ def _entry(kernel: Kernel, checks: bool) -> Any:
     return run
 
 
-def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
+def launch(kernel: KernelSource, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
     """Runs a kernel whose arguments have been checked; while a graph is captured, records it."""
     if getattr(_local, "recording", None) is not None:
         _local.recording.append(functools.partial(_run, kernel, grid, block, shared, values))
@@ -150,7 +150,7 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared
         _run(kernel, grid, block, shared, values)
 
 
-def _run(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
+def _run(kernel: KernelSource, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
     checks = checked()
     run = _entry(kernel, checks)
     order, regions = int(os.environ.get("TINYRES_EMULATOR_ORDER", "0")), dict[str, tuple[int, int]]()
@@ -165,7 +165,9 @@ def _run(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: 
             raise KernelFault(_explain(kernel, run.report().contents, status, given, regions))
 
 
-def _explain(kernel: Kernel, report: _Report, status: int, values: list[Any], regions: dict[str, tuple[int, int]]) -> str:
+def _explain(
+    kernel: KernelSource, report: _Report, status: int, values: list[Any], regions: dict[str, tuple[int, int]]
+) -> str:
     """What a launch that failed did; ``regions`` are the addresses that can only be meant to be of an array."""
     where = f"{kernel.name}, block {tuple(report.block)}, thread {tuple(report.thread)}"
     if status == 1:
@@ -230,7 +232,9 @@ def _groups(values: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 @contextlib.contextmanager
-def _guarded(kernel: Kernel, values: list[Any], in_front: bool, regions: dict[str, tuple[int, int]]) -> Iterator[list[Any]]:
+def _guarded(
+    kernel: KernelSource, values: list[Any], in_front: bool, regions: dict[str, tuple[int, int]]
+) -> Iterator[list[Any]]:
     """Copies of the arrays that end where a page begins that may not be touched, or with ``in_front`` begin where one ends;
     up to 15 bytes away, so that they lie as the originals do with respect to packs of 16 bytes. What a kernel may write to
     is copied back. Arrays that share memory go on to share it. Fills ``regions``, see `_explain`.

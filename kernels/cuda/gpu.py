@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import variants
-from tinyres.kernels.cuda.launch import Kernel, Macros, source
+from tinyres.kernels.cuda.sources import KernelSource, Macros, source
 
 OPTIONS = ("--std=c++17",)
 NULL = np.uint64(0)  # (for None, some versions of CuPy pass no argument at all)
@@ -31,7 +31,7 @@ def _module(file: str, macros: Macros, device: int) -> Any:
 
 
 @functools.cache
-def _function(kernel: Kernel, device: int) -> Any:
+def _function(kernel: KernelSource, device: int) -> Any:
     return _module(kernel.file, kernel.macros, device).get_function(kernel.name)
 
 
@@ -43,7 +43,7 @@ def _shared_limit(device: int) -> int:
     return runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, device)
 
 
-def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
+def launch(kernel: KernelSource, grid: tuple[int, ...], block: tuple[int, ...], shared: int, values: list[Any]) -> None:
     """Launches a kernel whose arguments have been checked; it runs in its turn on the current stream.
 
     Raises Unsupported if the card is too old for it or has too little shared memory.

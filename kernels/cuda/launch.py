@@ -10,113 +10,21 @@ that indices might not fit into an int, the kernel runs as it is compiled with I
 
 import functools
 import math
-import re
-import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tinyres.kernels.arrays import array_module
+from tinyres.kernels.cuda.sources import FORMATS, KernelSource, LaunchError, Parameter, np_name
 
-SOURCES = Path(__file__).parent / "src"
-TYPES = {  # of C, by their size and kind in NumPy
-    "float": "f4",
-    "double": "f8",
-    "half": "f2",
-    "bfloat16": "bfloat16",
-    "int": "i4",
-    "unsigned": "u4",
-    "uint32_t": "u4",
-    "long long": "i8",
-    "uint64_t": "u8",
-    "uint8_t": "u1",
-    "signed char": "i1",
-}
 WIDE = 1 << 30  # elements from which on indices are long long: half of what fits, since a loop steps beyond the end
 LARGEST_SHARED = 227 << 10  # bytes of a block's shared memory on the largest cards (sm_90, sm_100); gpu.py asks the card
-_FORMATS = {"f4": "f4x", "f8": "d", "i4": "i4x", "u4": "I4x", "i8": "q", "u8": "Q"}  # of numbers, for `struct`
-_SCALARS = {dtype: np.dtype(dtype).type for dtype in _FORMATS}
-_SIGNATURE = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)')
-Macros = tuple[tuple[str, str], ...]
+_SCALARS = {dtype: np.dtype(dtype).type for dtype in FORMATS}
 
 
-class LaunchError(TypeError):
-    """A kernel was given what it does not take: a mistake in this package, not of its user."""
-
-
-class KernelFault(RuntimeError):
-    """A kernel touched memory that is not its own, or its threads did not meet at a barrier."""
-
-
-class Parameter(NamedTuple):
-    """Of a kernel: its name, its type in NumPy's spelling, and what it is."""
-
-    name: str
-    dtype: str
-    is_array: bool
-    is_const: bool
-    is_index: bool  # of type INDEX, which becomes wider where a number does not fit
-
-
-@functools.cache
-def source(file: str) -> str:
-    """The text of ``src/FILE.cu`` with what it includes in its place. Compilers name the lines of the files themselves."""
-    seen: set[str] = set()
-
-    def read(name: str) -> str:
-        if name in seen:
-            return ""
-        seen.add(name)
-        lines = [f'#line 1 "{name}"']
-        for number, line in enumerate((SOURCES / name).read_text("utf-8").splitlines(), 1):
-            included = re.fullmatch(r'#include "(\w+\.cuh)"\s*(//.*)?', line)
-            if included:
-                lines += [read(included[1]), f'#line {number + 1} "{name}"']
-            elif line != "#pragma once":
-                lines.append(line)
-            else:
-                lines.append("")
-        return "\n".join(lines)
-
-    return read(f"{file}.cu") + "\n"
-
-
-def _signatures(text: str) -> dict[str, str]:
-    """The names of a source's kernels, and what stands between their parentheses."""
-    return dict(_SIGNATURE.findall(re.sub(r"//[^\n]*", "", text)))
-
-
-def kernel_names(text: str) -> list[str]:
-    return list(_signatures(text))
-
-
-def signature(text: str, name: str, macros: Macros) -> list[Parameter]:
-    """The parameters of the kernel ``name`` in a source, with macros in their place."""
-    found = _signatures(text).get(name)
-    if found is None:
-        raise LaunchError(f"no kernel {name!r}; there are {', '.join(kernel_names(text))}")
-    given, parameters = {"REAL": "float", "INDEX": "int"} | dict(macros), []
-    given["ACC"] = "double" if given["REAL"] == "double" else "float"
-    for one in found.split(","):
-        words = re.sub(r"__restrict__", " ", one).replace("*", " * ").split()
-        c_type = " ".join(given.get(word, word) for word in words[:-1] if word not in ("const", "*"))
-        is_array = "*" in words
-        if c_type not in TYPES or not (is_array or TYPES[c_type] in _FORMATS):
-            raise LaunchError(f"{name}: the launcher does not know the type of {one.strip()!r}")
-        parameters.append(Parameter(words[-1], TYPES[c_type], is_array, "const" in words, "INDEX" in words and not is_array))
-    return parameters
-
-
-class Kernel:
-    """A kernel of a source with its macros set, compiled when it first runs on a device."""
-
-    def __init__(self, file: str, name: str, macros: Macros) -> None:
-        self.file, self.name, self.macros = file, name, macros
-        self.parameters = signature(source(file), name, macros)
-        # how the emulation takes the arguments: each in 8 bytes
-        self.layout = struct.Struct("<" + "".join("Q" if p.is_array else _FORMATS[p.dtype] for p in self.parameters))
+class Kernel(KernelSource):
+    """A kernel that can be launched: compiled when it first runs on a device."""
 
     def __call__(self, grid: int | Sequence[int], block: int | Sequence[int], *args: Any, shared: int = 0) -> None:
         """Runs it. ``grid`` and ``block`` are one to three sizes, ``shared`` the bytes of dynamic shared memory.
@@ -202,12 +110,6 @@ def _sizes(name: str, grid: int | Sequence[int], block: int | Sequence[int]) -> 
     if not (fits and b[0] * b[1] * b[2] <= 1024 and b[2] <= 64):
         raise LaunchError(f"{name}: a grid of {grids} blocks of {blocks} threads cannot be launched")
     return g, b  # type: ignore[return-value]
-
-
-@functools.cache
-def np_name(dtype: str) -> str:
-    """The name of a dtype, as ``array.dtype.name`` gives it."""
-    return dtype if dtype == "bfloat16" else np.dtype(dtype).name
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinyres.kernels.cuda.gpu import OPTIONS
-from tinyres.kernels.cuda.launch import Macros, source
+from tinyres.kernels.cuda.sources import Macros, source
 from tinyres.kernels.cuda.variants import VARIANTS, variants
 
 TABLE = Path(__file__).parent / "resources.txt"

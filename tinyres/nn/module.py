@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tinyres.autograd import check_writable
 from tinyres.device import move, place
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.kernels.arrays import array_module, is_floating
+from tinyres.locks import check_writable
 from tinyres.tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")

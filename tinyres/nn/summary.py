@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.autograd import no_grad
 from tinyres.errors import UsageError
+from tinyres.guards import no_grad
 from tinyres.kernels.arrays import array_module
 from tinyres.nn.layers import Conv2d, Linear
 from tinyres.nn.module import Module, Parameter

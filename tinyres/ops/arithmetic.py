@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.autograd import Function
+from tinyres.autograd import Cotangents, Function, Node
 from tinyres.errors import ShapeError
-from tinyres.kernels.arrays import convert, is_half
+from tinyres.kernels.arrays import Array, convert, is_half
 from tinyres.ops.check import fail
 from tinyres.ops.shape import summed
 
@@ -28,7 +28,7 @@ def unbroadcast(da: Any, a: Like) -> Any:
     return da if da.dtype == dtype else convert(da, dtype)
 
 
-def both(ctx: Any, da: Callable[[], Any], db: Callable[[], Any]) -> tuple[Any, Any]:
+def both(ctx: Node, da: Callable[[], Any], db: Callable[[], Any]) -> tuple[Any, Any]:
     """The cotangents of two operands; that of one that needs none (a number, labels) is not computed."""
     need_a, need_b = ctx.needs_input_grad
     return da() if need_a else None, db() if need_b else None
@@ -45,13 +45,13 @@ class Add(Function):
     """y = a + b.   da = db = dy: the same array, lent to both."""
 
     @staticmethod
-    def forward(ctx: Any, a: Any, b: Any) -> Any:
+    def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("add", a, b)
         ctx.operands = like(a), like(b)
         return a + b
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         a, b = ctx.operands
         return both(ctx, lambda: unbroadcast(dy, a), lambda: unbroadcast(dy, b))
 
@@ -60,43 +60,43 @@ class Sub(Function):
     """y = a - b.   da = dy,  db = -dy."""
 
     @staticmethod
-    def forward(ctx: Any, a: Any, b: Any) -> Any:
+    def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("sub", a, b)
         ctx.operands = like(a), like(b)
         return a - b
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         a, b = ctx.operands
         return both(ctx, lambda: unbroadcast(dy, a), lambda: unbroadcast(-dy, b))
 
 
 class Mul(Function):
-    """y = a b.   da = dy b,  db = dy a."""
+    """y = a b.   da = dy b,  db = dy a. Keeps a and b."""
 
     @staticmethod
-    def forward(ctx: Any, a: Any, b: Any) -> Any:
+    def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("mul", a, b)
         ctx.save(a, b)
         return a * b
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         a, b = ctx.saved
         return both(ctx, lambda: unbroadcast(dy * b, like(a)), lambda: unbroadcast(dy * a, like(b)))
 
 
 class Div(Function):
-    """y = a / b.   da = dy / b,  db = -dy a / b^2."""
+    """y = a / b.   da = dy / b,  db = -dy a / b^2. Keeps a and b."""
 
     @staticmethod
-    def forward(ctx: Any, a: Any, b: Any) -> Any:
+    def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("div", a, b)
         ctx.save(a, b)
         return a / b
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         a, b = ctx.saved
         return both(ctx, lambda: unbroadcast(dy / b, like(a)), lambda: unbroadcast(-dy * a / (b * b), like(b)))
 
@@ -105,19 +105,19 @@ class Neg(Function):
     """y = -a.   da = -dy."""
 
     @staticmethod
-    def forward(ctx: Any, a: Any) -> Any:
+    def forward(ctx: Node, a: Array) -> Array:
         return -a
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return -dy
 
 
 class Pow(Function):
-    """y = a^k for a number k.   da = k a^(k-1) dy."""
+    """y = a^k for a number k.   da = k a^(k-1) dy. Keeps a."""
 
     @staticmethod
-    def forward(ctx: Any, a: Any, *, exponent: float) -> Any:
+    def forward(ctx: Node, a: Array, *, exponent: float) -> Array:
         if not isinstance(exponent, numbers.Real):
             raise ShapeError(f"pow: the exponent must be a number, got {type(exponent).__name__}.")
         ctx.save(a)
@@ -125,7 +125,7 @@ class Pow(Function):
         return a**ctx.exponent
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (a,), k = ctx.saved, ctx.exponent
         return dy * (k * a ** (k - 1)) if k != 0 else dy * 0
 
@@ -133,11 +133,11 @@ class Pow(Function):
 class MatMul(Function):
     """y = a b: (..., M, K) @ (..., K, P) -> (..., M, P), leading axes broadcast, vectors as in `numpy.matmul`.
 
-    da = dy b^T,  db = a^T dy.
+    da = dy b^T,  db = a^T dy. Keeps a and b.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Any, b: Any) -> Any:
+    def forward(ctx: Node, a: Array, b: Array) -> Array:
         if not a.ndim or not b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
             fail("matmul", "a and b must be (..., M, K) and (..., K, P), with the same K.", a=a, b=b)
         if is_half(a.dtype) or is_half(b.dtype):
@@ -147,7 +147,7 @@ class MatMul(Function):
         return a @ b
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         a, b = ctx.saved
         rows = a if a.ndim > 1 else a[None]  # a vector on the left is one row, on the right one column
         columns = b if b.ndim > 1 else b[:, None]

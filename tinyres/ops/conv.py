@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tinyres.autograd import Function
-from tinyres.kernels.arrays import array_module, output_size
+from tinyres.autograd import Cotangents, Function, Node
+from tinyres.kernels.arrays import Array, array_module, output_size
 from tinyres.ops.check import fail, images, mixed, pair
 
 
@@ -27,8 +27,16 @@ class Conv2d(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-    ) -> Any:
+        ctx: Node,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        *,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Array:
         images("conv2d", x)
         ctx.geometry = (
             pair("conv2d", "stride", stride, 1),
@@ -51,7 +59,7 @@ class Conv2d(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (x, w), needs = ctx.saved, ctx.needs_input_grad
         dx = ctx.kernels.conv2d_backward_input(dy, w, x.shape, *ctx.geometry, ctx.arrived[0]) if needs[0] else None
         dw = ctx.kernels.conv2d_backward_weight(dy, x, w.shape, *ctx.geometry) if needs[1] else None

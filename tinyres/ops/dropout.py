@@ -1,12 +1,10 @@
 """Dropout."""
 
-from typing import Any
-
 import numpy as np
 
-from tinyres.autograd import Function
+from tinyres.autograd import Cotangents, Function, Node
 from tinyres.errors import ShapeError
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module
 
 
 class Dropout(Function):
@@ -16,7 +14,7 @@ class Dropout(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, p: float, generator: np.random.Generator) -> Any:
+    def forward(ctx: Node, x: Array, *, p: float, generator: np.random.Generator) -> Array:
         if not 0 <= p <= 1:
             raise ShapeError(f"dropout: p must be a probability from 0 to 1, got {p}.")
         keep = generator.random(x.shape, np.float32) >= p
@@ -25,6 +23,6 @@ class Dropout(Function):
         return x * mask
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (mask,) = ctx.saved
         return dy * mask

@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from tinyres.autograd import Function
+from tinyres.autograd import Cotangents, Function, Node
+from tinyres.kernels.arrays import Array
 
 
 class ReLU(Function):
     """y = max(x, 0).   dx = dy where y > 0, else 0 (at x = 0 too, as everywhere in the field). Keeps y."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any) -> Any:
+    def forward(ctx: Node, x: Array) -> Array:
         return ctx.save(ctx.kernels.relu(x))
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (y,) = ctx.saved
         return ctx.kernels.relu_backward(dy, y)
 
@@ -22,11 +23,11 @@ class ReLU6(Function):
     """y = min(max(x, 0), 6) (Sandler et al. 2018, arXiv 1801.04381).   dx = dy where 0 < y < 6, else 0. Keeps y."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any) -> Any:
+    def forward(ctx: Node, x: Array) -> Array:
         return ctx.save(ctx.kernels.relu6(x))
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (y,) = ctx.saved
         return ctx.kernels.relu6_backward(dy, y)
 
@@ -40,10 +41,10 @@ class Cast(Function):
     fresh = True
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, dtype: Any) -> Any:
+    def forward(ctx: Node, x: Array, *, dtype: Any) -> Array:
         ctx.dtype = x.dtype
         return ctx.kernels.cast(x, dtype)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return ctx.kernels.cast(dy, ctx.dtype)

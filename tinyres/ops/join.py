@@ -14,9 +14,8 @@ In a CIFAR ResNet the branch ends in a batch norm, F(x) = bn(h), and the two ope
 join that the networks here run. `AddReLU` is the same join alone, for branches that end in something else.
 """
 
-from typing import Any
-
-from tinyres.autograd import Function
+from tinyres.autograd import Cotangents, Function, Node
+from tinyres.kernels.arrays import Array
 from tinyres.ops.check import fail, images, mixed
 from tinyres.ops.norm import as_maps, check_batch_norm, frozen, in_shape
 
@@ -28,14 +27,14 @@ class AddReLU(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, y: Any) -> Any:
+    def forward(ctx: Node, x: Array, y: Array) -> Array:
         if x.shape != y.shape:
             fail("add_relu", "the branch and the shortcut must have the same shape.", x=x, y=y)
         mixed("add_relu", {}, x=x, y=y)
         return ctx.save(ctx.kernels.add_relu(x, y))
 
     @staticmethod
-    def backward(ctx: Any, dz: Any) -> Any:
+    def backward(ctx: Node, dz: Array) -> Cotangents:
         (z,) = ctx.saved
         ds = ctx.kernels.relu_backward(dz, z)
         return ds, ds
@@ -62,18 +61,18 @@ class BatchNormAddReLU(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Any,
-        residual: Any,
-        weight: Any,
-        bias: Any,
+        ctx: Node,
+        x: Array,
+        residual: Array,
+        weight: Array,
+        bias: Array,
         *,
-        running_mean: Any,
-        running_var: Any,
+        running_mean: Array,
+        running_var: Array,
         training: bool,
         momentum: float,
         eps: float,
-    ) -> Any:
+    ) -> Array:
         check_batch_norm("batch_norm_add_relu", x, weight, bias, running_mean, running_var, training, residual)
         if training:
             running = running_mean, running_var, momentum
@@ -87,7 +86,7 @@ class BatchNormAddReLU(Function):
         return z
 
     @staticmethod
-    def backward(ctx: Any, dz: Any) -> Any:
+    def backward(ctx: Node, dz: Array) -> Cotangents:
         x, z, weight, mean, var = ctx.saved
         dx, dweight, dbias, ds = ctx.kernels.batch_norm_backward(
             as_maps(dz), as_maps(x), as_maps(z), weight, mean, var, ctx.eps, ctx.training, True
@@ -103,7 +102,7 @@ class SubsamplePad(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, out_channels: int, stride: int) -> Any:
+    def forward(ctx: Node, x: Array, *, out_channels: int, stride: int) -> Array:
         images("subsample_pad", x)
         if out_channels < x.shape[1] or stride < 1:
             fail("subsample_pad", f"out_channels ({out_channels}) must be at least C, stride ({stride}) at least 1.", x=x)
@@ -111,5 +110,5 @@ class SubsamplePad(Function):
         return ctx.kernels.subsample_pad(x, out_channels, stride)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return ctx.kernels.subsample_pad_backward(dy, ctx.shape, ctx.stride)

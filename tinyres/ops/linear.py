@@ -1,8 +1,7 @@
 """The linear layer."""
 
-from typing import Any
-
-from tinyres.autograd import Function
+from tinyres.autograd import Cotangents, Function, Node
+from tinyres.kernels.arrays import Array
 from tinyres.ops.check import fail, mixed
 
 
@@ -16,7 +15,7 @@ class Linear(Function):
     fresh = True
 
     @staticmethod
-    def forward(ctx: Any, x: Any, w: Any, b: Any = None) -> Any:
+    def forward(ctx: Node, x: Array, w: Array, b: Array | None = None) -> Array:
         if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
             fail("linear", "x must be (N, I) and weight (O, I), with the same I.", x=x, weight=w)
         if b is not None and b.shape != w.shape[:1]:
@@ -26,7 +25,7 @@ class Linear(Function):
         return ctx.kernels.linear(x, w, b)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (x, w), needs, kernels = ctx.saved, ctx.needs_input_grad, ctx.kernels
         dx = kernels.linear_backward_input(dy, w) if needs[0] else None
         if dx is not None and dx.dtype != x.dtype:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tinyres.autograd import Function
+from tinyres.autograd import Cotangents, Function, Node
 from tinyres.device import check_same_device
 from tinyres.errors import ShapeError
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module
 from tinyres.ops.check import fail, floats
 
 
@@ -16,7 +16,7 @@ class LogSoftmax(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, dim: int) -> Any:
+    def forward(ctx: Node, x: Array, *, dim: int) -> Array:
         if not -x.ndim <= dim < x.ndim:
             fail("log_softmax", f"dim={dim} must be an axis of x.", x=x)
         floats("log_softmax", x=x)
@@ -25,7 +25,7 @@ class LogSoftmax(Function):
         return ctx.save(shifted - xp.log(xp.exp(shifted).sum(axis=dim, keepdims=True)))
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (y,) = ctx.saved
         return dy - array_module(y).exp(y) * dy.sum(axis=ctx.dim, keepdims=True)
 
@@ -40,7 +40,7 @@ class CrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Any, *, labels: Any, label_smoothing: float, reduction: str) -> Any:
+    def forward(ctx: Node, logits: Array, *, labels: Any, label_smoothing: float, reduction: str) -> Array:
         xp = array_module(logits)
         if hasattr(labels, "strides"):  # an array, where a list has no device
             check_same_device("cross_entropy", logits=logits, labels=labels)
@@ -70,7 +70,7 @@ class CrossEntropy(Function):
         return xp.asarray(loss.sum()) if reduction == "sum" else loss
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (log_probs, labels), (label_smoothing, mean) = ctx.saved, ctx.options
         if mean:
             return ctx.kernels.cross_entropy_mean_backward(dy, log_probs, labels, label_smoothing)

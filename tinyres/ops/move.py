@@ -1,9 +1,8 @@
 """Another device: the same numbers."""
 
-from typing import Any
-
-from tinyres.autograd import Function
+from tinyres.autograd import Cotangents, Function, Node
 from tinyres.device import device_of, move
+from tinyres.kernels.arrays import Array
 
 
 class Move(Function):
@@ -12,10 +11,10 @@ class Move(Function):
     fresh = True
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, device: str) -> Any:
+    def forward(ctx: Node, x: Array, *, device: str) -> Array:
         ctx.device = device_of(x)
         return move(x, device)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return move(dy, ctx.device)

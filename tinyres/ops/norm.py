@@ -4,8 +4,9 @@
 
 from typing import Any
 
-from tinyres.autograd import Function
+from tinyres.autograd import Cotangents, Function, Node
 from tinyres.device import check_same_device
+from tinyres.kernels.arrays import Array
 from tinyres.ops.check import fail, mixed
 
 
@@ -28,18 +29,18 @@ class BatchNorm(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Any,
-        weight: Any,
-        bias: Any,
+        ctx: Node,
+        x: Array,
+        weight: Array,
+        bias: Array,
         *,
-        running_mean: Any,
-        running_var: Any,
+        running_mean: Array,
+        running_var: Array,
         training: bool,
         momentum: float,
         eps: float,
         relu: bool,
-    ) -> Any:
+    ) -> Array:
         check_batch_norm("batch_norm", x, weight, bias, running_mean, running_var, training)
         if training:
             running = running_mean, running_var, momentum
@@ -53,7 +54,7 @@ class BatchNorm(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         x, y, weight, mean, var = ctx.saved
         dx, dweight, dbias, _ = ctx.kernels.batch_norm_backward(
             as_maps(dy), as_maps(x), None if y is None else as_maps(y), weight, mean, var, ctx.eps, ctx.training, False
@@ -78,7 +79,7 @@ def check_batch_norm(
         fail(op, "training needs more than one value per channel: a larger batch, or eval().", x=x)
 
 
-def frozen(ctx: Any, mean: Any, var: Any) -> tuple[Any, Any]:
+def frozen(ctx: Node, mean: Any, var: Any) -> tuple[Any, Any]:
     """The running statistics as backward will need them: copies, since they may move before it."""
     return (mean.copy(), var.copy()) if ctx.recording else (mean, var)
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tinyres.autograd import Function
-from tinyres.kernels.arrays import output_size
+from tinyres.autograd import Cotangents, Function, Node
+from tinyres.kernels.arrays import Array, output_size
 from tinyres.ops.check import fail, images, mixed, pair
 
 
@@ -28,14 +28,14 @@ class MaxPool2d(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Any:
+    def forward(ctx: Node, x: Array, *, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Array:
         ctx.geometry, ctx.shape = _geometry("max_pool2d", x, kernel_size, stride, padding), x.shape
         y, index = ctx.kernels.max_pool2d(x, *ctx.geometry)
         ctx.save(index)
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         (index,) = ctx.saved
         return ctx.kernels.max_pool2d_backward(dy, index, ctx.shape, *ctx.geometry)
 
@@ -47,12 +47,12 @@ class AvgPool2d(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Any:
+    def forward(ctx: Node, x: Array, *, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Array:
         ctx.geometry, ctx.shape = _geometry("avg_pool2d", x, kernel_size, stride, padding), x.shape
         return ctx.kernels.avg_pool2d(x, *ctx.geometry)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return ctx.kernels.avg_pool2d_backward(dy, ctx.shape, *ctx.geometry)
 
 
@@ -60,12 +60,12 @@ class GlobalAvgPool2d(Function):
     """y = the mean of each map.   (N, C, H, W) -> (N, C);   dx = dy / (H W), everywhere on the map."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any) -> Any:
+    def forward(ctx: Node, x: Array) -> Array:
         images("global_avg_pool2d", x)
         mixed("global_avg_pool2d", {}, x=x)
         ctx.shape = x.shape
         return ctx.kernels.global_avg_pool2d(x)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return ctx.kernels.global_avg_pool2d_backward(dy, ctx.shape)

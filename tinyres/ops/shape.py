@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.autograd import Function
-from tinyres.kernels.arrays import array_module, convert, is_half
+from tinyres.autograd import Cotangents, Function, Node
+from tinyres.kernels.arrays import Array, array_module, convert, is_half
 from tinyres.ops.check import fail
 
 
@@ -31,12 +31,12 @@ class Sum(Function):
     """y = sum of x over the axes ``dim``.   dx = dy, repeated along them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, dim: Any, keepdim: bool) -> Any:
+    def forward(ctx: Node, x: Array, *, dim: Any, keepdim: bool) -> Array:
         ctx.axes, ctx.shape = _axes("sum", x, dim), x.shape
         return summed(x, ctx.axes, keepdim)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         xp = array_module(dy)
         kept = tuple(1 if i in ctx.axes else k for i, k in enumerate(ctx.shape))
         return xp.broadcast_to(dy.reshape(kept), ctx.shape)
@@ -46,14 +46,14 @@ class Mean(Function):
     """y = sum of x over the axes ``dim``, divided by the number of its terms.   dx = dy / that number, repeated."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, dim: Any, keepdim: bool) -> Any:
+    def forward(ctx: Node, x: Array, *, dim: Any, keepdim: bool) -> Array:
         axes = _axes("mean", x, dim)
         ctx.terms = math.prod(x.shape[i] for i in axes)
         ctx.axes, ctx.shape = axes, x.shape
         return summed(x, axes, keepdim, ctx.terms)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return Sum.backward(ctx, dy / ctx.terms)
 
 
@@ -61,7 +61,7 @@ class Reshape(Function):
     """y = the elements of x, in their order, in another shape.   dx = dy in the shape of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, shape: tuple[int, ...]) -> Any:
+    def forward(ctx: Node, x: Array, *, shape: tuple[int, ...]) -> Array:
         ctx.shape = x.shape
         try:
             return x.reshape(shape)
@@ -69,7 +69,7 @@ class Reshape(Function):
             fail("reshape", f"the shape {tuple(shape)} must have as many elements as x.", x=x)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return dy.reshape(ctx.shape)
 
 
@@ -77,12 +77,12 @@ class Transpose(Function):
     """y = x with its axes in the order ``dims``.   dx = dy with its axes put back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, *, dims: tuple[int, ...]) -> Any:
+    def forward(ctx: Node, x: Array, *, dims: tuple[int, ...]) -> Array:
         ctx.dims = _axes("permute", x, dims)
         if len(ctx.dims) != x.ndim:
             fail("permute", f"dims={tuple(dims)} must name every axis of x once.", x=x)
         return x.transpose(ctx.dims)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any) -> Any:
+    def backward(ctx: Node, dy: Array) -> Cotangents:
         return dy.transpose([ctx.dims.index(i) for i in range(len(ctx.dims))])

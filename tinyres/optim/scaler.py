@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyres.autograd import check_writable
 from tinyres.device import move
 from tinyres.errors import CheckpointError, GraphError, UsageError
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
+from tinyres.locks import check_writable
 from tinyres.optim.sgd import SGD
 from tinyres.tensor import Tensor
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.autograd import check_writable
 from tinyres.device import check_same_device, move
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
+from tinyres.locks import check_writable
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
 

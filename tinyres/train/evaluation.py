@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyres import functional as F
-from tinyres.autograd import detect_anomaly, no_grad
 from tinyres.data import Loader
 from tinyres.errors import NonFiniteError
+from tinyres.guards import detect_anomaly, no_grad
 from tinyres.kernels import dispatch
 from tinyres.kernels.reference import crop_flip
 from tinyres.nn import Module

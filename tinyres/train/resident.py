@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyres import functional as F
-from tinyres.autograd import detect_anomaly, no_grad
 from tinyres.data.loader import PAD
 from tinyres.device import to_dtype
 from tinyres.errors import NonFiniteError
+from tinyres.guards import detect_anomaly, no_grad
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Dropout, Module

@@ -19,9 +19,9 @@ import numpy as np
 
 from tinyres import functional as F
 from tinyres import profiler
-from tinyres.autograd import detect_anomaly
 from tinyres.data import Dataset, Loader
 from tinyres.errors import CheckpointError, NonFiniteError, UsageError
+from tinyres.guards import detect_anomaly
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Module
