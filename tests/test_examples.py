@@ -1,0 +1,48 @@
+"""Every example does what its docstring promises, and so do the snippets of the README."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# How far a number may be from the one that is promised: (relative, absolute). Training differs between machines.
+EXAMPLES = {"break_it.py": (1e-6, 1e-6), "new_op.py": (1e-6, 1e-6), "shortcut.py": (0, 0), "train_loop.py": (0.25, 0)}
+NUMBER = r"-?\d+\.?\d*(?:e[+-]\d+)?"
+
+
+def run(*arguments: str) -> str:
+    """What Python prints, from a checkout that is not installed."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TINYRES_BACKEND": "numpy"}
+    command = [sys.executable, "-W", "error", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def promised(text: str) -> str:
+    """The indented lines behind the paragraph that says "prints"."""
+    found = re.search(r"\bprints\b[^\n]*(?:\n[^\n]+)*\n\n((?:    .+\n)+)", text)
+    assert found, "the docstring does not say what the example prints"
+    return found[1]
+
+
+def check(printed: str, expected: str, relative: float = 0, absolute: float = 0) -> None:
+    """The words are the same, however lines are broken, and the numbers nearly so."""
+    words = (re.sub(NUMBER, "#", " ".join(text.split())) for text in (printed, expected))
+    assert next(words) == next(words), f"{printed}\nis not\n{expected}"
+    got, wanted = ([float(number) for number in re.findall(NUMBER, text)] for text in (printed, expected))
+    assert got == pytest.approx(wanted, rel=relative, abs=absolute)
+
+
+def test_every_example_is_known():
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_prints_what_it_promises(name):
+    path = ROOT / "examples" / name
+    check(run(str(path)), promised(path.read_text("utf-8")), *EXAMPLES[name])
