@@ -3,17 +3,24 @@
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 import tinyres as tr
-from tinyres.kernels import dispatch
 
-BACKENDS = sorted(dispatch.BACKENDS)
+# Why a backend cannot run on this machine, "" if it can. Decided once, when the tests are collected: a case that cannot run
+# is not collected, and the first lines of pytest's report say which backends those are.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # CuPy warns where it finds no toolkit
+    REASONS = tr.available_backends()
+if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+    REASONS["numba"] = REASONS["numba"] or "NUMBA_DISABLE_JIT is set: its kernels leave everything to the reference"
+BACKENDS = sorted(name for name, why in REASONS.items() if not why)
 
-# backend -> {pattern found in "name of the case, dtype": why}.  What stands here must raise in strict mode, and nothing
+# backend -> {pattern found in "name of the case, dtype": why}. What stands here must raise in strict mode, and nothing
 # else may.
 UNSUPPORTED: dict[str, dict[str, str]] = {
     "numba": {
@@ -24,32 +31,22 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
 }
 
 
-def reason(backend: str, name: str, dtype: str) -> str:
-    """Why ``backend`` need not run the case, or "" if it must."""
-    declared = UNSUPPORTED.get(backend, {})
-    return next((why for pattern, why in declared.items() if re.search(pattern, f"{name} {dtype}")), "")
-
-
 def require(backend: str) -> None:
-    why = tr.available_backends()[backend]
-    if why:
-        pytest.skip(f"{backend} cannot run here: {why}")
-    if backend == "numba" and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        pytest.skip("NUMBA_DISABLE_JIT is set: the compiled kernels leave everything to the reference")
+    """For a single test in a file of others; what is parametrised is so over `BACKENDS`."""
+    if backend not in BACKENDS:
+        pytest.skip(f"{backend} cannot run here: {REASONS[backend]}")
+
+
+def supports(backend: str, name: str, dtype: str) -> bool:
+    """Whether ``backend`` must run the case: it does not declare that it cannot."""
+    return not any(re.search(pattern, f"{name} {dtype}") for pattern in UNSUPPORTED.get(backend, ()))
 
 
 @contextlib.contextmanager
-def running(backend: str, name: str, dtype: str) -> Iterator[None]:
-    """The block runs on ``backend``, without fall-back; what the backend declares unsupported must fail and is skipped."""
-    require(backend)
-    why = reason(backend, name, dtype)
+def running(backend: str) -> Iterator[None]:
+    """The block runs on ``backend``, without fall-back."""
     with tr.use_backend(backend), tr.strict():
-        if not why:
-            yield
-            return
-        with pytest.raises(dispatch.BackendError):
-            yield
-    pytest.skip(f"{backend} does not do it: {why}")
+        yield
 
 
 def tolerance(dtype: str, expected: np.ndarray, factor: float = 1.0) -> dict[str, float]:

@@ -15,6 +15,16 @@ os.environ.setdefault("TINYRES_EMULATOR", "checked")  # memory of emulated kerne
 os.environ.setdefault("TINYRES_TF32", "0")  # the tests' tolerances are those of float32
 
 
+def pytest_report_header(config):
+    """Which backends the tests run on, which not and why; and what is left out unless it is asked for."""
+    from backends import BACKENDS, REASONS
+
+    lines = [f"backends: {', '.join(BACKENDS)}", *(f"not here: {name}: {why}" for name, why in REASONS.items() if why)]
+    if config.option.markexpr == "not kernels":
+        lines.append('left out: what only a change of kernels can break (pytest -m kernels; everything: pytest -m "")')
+    return lines
+
+
 @pytest.fixture(autouse=True)
 def same_backend_and_seed():
     """The backend and the default generator after a test are those before it."""

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyres.kernels.cuda import emulator, launch
+from tinyres.kernels.cuda import launch
 from tinyres.kernels.cuda import sources as texts
-
-NEEDS_COMPILER = pytest.mark.skipif(emulator.compiler() is None, reason="the emulation needs a C++ compiler")
-
 
 # kernels to test the emulation with: right ones, then wrong ones
 SOURCE = """

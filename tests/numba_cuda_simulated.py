@@ -32,7 +32,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("case", "dtype", "layout"), RUNS, ids=str)
 def test_an_operation_gives_what_its_definition_gives(case, dtype, layout):
-    with running("numba-cuda", case.name, dtype):
+    with running("numba-cuda"):
         check_case(case, "numba-cuda", dtype, layout)
 
 

@@ -5,13 +5,15 @@ is left is the rounding of float32 sums, and a wrong lane or a missing term cann
 import ml_dtypes
 import numpy as np
 import pytest
-from backends import require
+from backends import BACKENDS
 from cases import LAYOUTS
 
 from tinyres.kernels import reference
 from tinyres.kernels.arrays import channels_first
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import conv_tensor
+
+__test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
 
 TYPES = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 ROUNDING = {"float32": 0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of an element of an image, relative to it
@@ -32,11 +34,6 @@ SHAPES = [  # N, C, F, H, W, kernel, stride, padding
     (2, 3, 2, 5, 6, 1, 3, 1),
     (1, 20, 40, 3, 6, 3, 1, 2),
 ]
-
-
-@pytest.fixture(autouse=True)
-def emulated():
-    require("cuda-emulated")
 
 
 def rounded(a, name):

@@ -5,13 +5,14 @@ import threading
 
 import numpy as np
 import pytest
-from cuda_sources import NEEDS_COMPILER, sources
+from backends import BACKENDS
+from cuda_sources import sources
 
 from tinyres.kernels.cuda import emulator, launch
 from tinyres.kernels.cuda.launch import kernel
 from tinyres.kernels.cuda.sources import LaunchError
 
-pytestmark = NEEDS_COMPILER
+__test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
 
 SOURCE = """
 #include "common.cuh"  // the types

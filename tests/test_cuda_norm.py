@@ -8,12 +8,14 @@ import itertools
 
 import numpy as np
 import pytest
-from backends import require
+from backends import BACKENDS
 from cases import LAYOUTS
 
 from tinyres.kernels import reference
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import norm
+
+__test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
 
 rng = np.random.default_rng(4)
 EPS = 1e-5
@@ -32,7 +34,6 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def checked(monkeypatch):
-    require("cuda-emulated")
     monkeypatch.setenv("TINYRES_EMULATOR", "checked")
 
 

@@ -6,12 +6,14 @@ threads run forwards, backwards and in random order.
 
 import numpy as np
 import pytest
-from backends import require
+from backends import BACKENDS
 from cases import LAYOUTS
 
 from tinyres.kernels import reference
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import pool
+
+__test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
 
 rng = np.random.default_rng(6)
 WINDOWS = [  # kernel, stride, padding
@@ -26,7 +28,6 @@ MAPS = [(1, 1, 3, 3), (2, 3, 5, 6), (2, 8, 7, 4), (1, 17, 4, 5), (3, 40, 6, 7)]
 
 @pytest.fixture(autouse=True)
 def checked(monkeypatch):
-    require("cuda-emulated")
     monkeypatch.setenv("TINYRES_EMULATOR", "checked")
 
 

@@ -6,6 +6,7 @@ import sys
 import fake_cupy
 import numpy as np
 import pytest
+from backends import require
 
 import tinyres as tr
 import tinyres.functional as F
@@ -215,9 +216,7 @@ def test_momentum_follows_parameters_that_move(gpu):
 
 
 def test_kernels_for_the_cpu_leave_gpu_arrays_to_the_reference(gpu):
-    reason = tr.available_backends()["numba"]
-    if reason:
-        pytest.skip(f"numba cannot run here: {reason}")
+    require("numba")
     x, w = (tr.tensor(a, device="cuda") for a in (images(), images(5, 3)))
     with tr.use_backend("numba"):
         assert on_gpu(F.relu(F.conv2d(x, w)).data)

@@ -75,7 +75,6 @@ def run(operation, arrays, cotangent=None):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_on_16_bits_is_that_on_float32_rounded(name, backend, dtype):
     """To the precision of the dtype, relative to the largest element; what belongs to parameters is float32."""
-    require(backend)
     operation, images, parameters, narrow = OPERATIONS[name]
     rng = np.random.default_rng(4)
     half_images = [rng.standard_normal(shape).astype(HALVES[dtype]) for shape in images]

@@ -1,12 +1,18 @@
 """Every operation of the table, on every backend, in both precisions and in each memory layout."""
 
+import itertools
+import re
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
-from backends import BACKENDS, require, running, tolerance
+from backends import BACKENDS, UNSUPPORTED, running, supports, tolerance
 from cases import BY_NAME, CASES, LAYOUTS, cotangent, expected, expected_gradients
 
 import tinyres as tr
+from tinyres.kernels.dispatch import BackendError
 
+DTYPES = ("float32", "float64")
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -40,26 +46,42 @@ def check_gradient(case, **options):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("backend", BACKENDS)
-@every_case
+@pytest.mark.parametrize(
+    ("case", "backend", "dtype"),
+    [(c, b, dtype) for c in CASES for b in BACKENDS for dtype in DTYPES if supports(b, c.name, dtype)],
+    ids=str,
+)
 def test_an_operation_gives_what_its_definition_gives(case, backend, dtype, layout):
-    with running(backend, case.name, dtype):
+    with running(backend):
         check_case(case, backend, dtype, layout)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@every_case
+@pytest.mark.parametrize(
+    ("case", "backend"), [(c, b) for c in CASES for b in BACKENDS if supports(b, c.name, "float64")], ids=str
+)
 def test_the_gradient_is_the_slope(case, backend):
-    with running(backend, case.name, "float64"):
+    with running(backend):
         check_gradient(case)
 
 
-@every_case
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b in UNSUPPORTED])
+def test_what_a_backend_declares_unsupported_it_refuses(backend):
+    """And no declaration is idle. (What it does not declare must run: the tests above.)"""
+    refused = set()
+    for case, dtype in itertools.product(CASES, DTYPES):
+        if not supports(backend, case.name, dtype):
+            leaves = [tr.tensor(a, dtype=dtype, requires_grad=True) for a in case.arrays()]
+            with running(backend), pytest.raises(BackendError, match=f"backend '{backend}' does not do this"):
+                case.run(*leaves)
+            refused |= {pattern for pattern in UNSUPPORTED[backend] if re.search(pattern, f"{case.name} {dtype}")}
+    assert refused == set(UNSUPPORTED[backend])
+
+
+@pytest.mark.skipif(not find_spec("torch"), reason="PyTorch is not installed")
+@pytest.mark.parametrize("case", [case for case in CASES if case.torch] if find_spec("torch") else [], ids=str)
 def test_pytorch_agrees(case):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    if case.torch is None:
-        pytest.skip("PyTorch draws other random numbers")
+    import torch
+
     leaves = [torch.tensor(a, requires_grad=True) for a in case.arrays()]
     y = case.torch(torch, *leaves)
     want = expected(case.name)
@@ -90,7 +112,6 @@ def gradients(case, leaves):
     "name", ["conv2d[2,3,6,7][4,3,3,3]-bias-p1", "batch_norm_add_relu[3,4,5,2]-train", "max_pool2d-3-2-1", "linear"]
 )
 def test_read_only_inputs_are_welcome(name, backend):
-    require(backend)
     case = BY_NAME[name]
     with tr.use_backend(backend):
         usual = gradients(case, [tr.tensor(a, requires_grad=True) for a in case.arrays()])
@@ -105,7 +126,6 @@ def test_read_only_inputs_are_welcome(name, backend):
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
 @pytest.mark.parametrize("name", ["conv2d[2,3,6,7][4,3,3,3]-bias-p1", "linear", "batch_norm_relu[3,4,5,2]-train"])
 def test_a_gradient_is_the_same_whichever_others_are_wanted(name, wanted, backend):
-    require(backend)
     case = BY_NAME[name]
     with tr.use_backend(backend):
         usual = gradients(case, [tr.tensor(a, requires_grad=True) for a in case.arrays()])
@@ -118,7 +138,6 @@ def test_a_gradient_is_the_same_whichever_others_are_wanted(name, wanted, backen
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_runs_give_the_same_bits(backend):
-    require(backend)
     for case in CASES:
         with tr.use_backend(backend):
             first, second = (case.run(*map(tr.tensor, case.arrays())).data for _ in range(2))

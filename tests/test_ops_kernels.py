@@ -9,7 +9,7 @@ import itertools
 import naive
 import numpy as np
 import pytest
-from backends import BACKENDS, require, running, tolerance
+from backends import BACKENDS, running, tolerance
 from cases import LAYOUTS
 
 import tinyres as tr
@@ -255,11 +255,10 @@ CHECKS = {
 @pytest.mark.parametrize("shape", [(33,), (7, 1025), (2, 3, 5, 7), (1 << 17,)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_accumulating_adds_in_place_whatever_the_layouts(backend, shape):
-    require(backend)
     with tr.use_backend(backend):  # not strict: a total with gaps in memory may go to the reference
         check_accumulate(dispatch.current(), shape)
     contiguous = draw(*shape), draw(*shape)
-    with running(backend, "accumulate", "float32"):
+    with running(backend):
         dispatch.current().accumulate(*contiguous)
 
 
@@ -267,7 +266,7 @@ def test_accumulating_adds_in_place_whatever_the_layouts(backend, shape):
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_kernel_agrees_with_loops_at_the_edges_of_blocks(name, backend, fenced):
     check, sizes = CHECKS[name]
-    with running(backend, name, "float32"):
+    with running(backend):
         for arguments in sizes:
             check(dispatch.current(), *arguments)
         fenced.check()
@@ -291,7 +290,7 @@ def check_update(kernels, momentum, nesterov, sizes):
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_update_writes_parameters_and_buffers_and_leaves_gradients_alone(backend, momentum, nesterov):
-    with running(backend, "sgd", "float32"):
+    with running(backend):
         for sizes in ((1,), (33, 1025), (128, 3, 1)):
             check_update(dispatch.current(), momentum, nesterov, sizes)
 
@@ -305,7 +304,6 @@ def test_the_reference_has_every_kernel_of_the_contract_with_its_arguments():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_kernel_takes_the_arguments_of_the_reference(backend):
-    require(backend)
     package = importlib.import_module(dispatch.BACKENDS[backend]).__package__
     kernels = contract.kernels_of(package)
     assert kernels
@@ -385,7 +383,6 @@ def test_a_kernel_result_does_not_depend_on_the_number_of_threads():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_result_is_not_overwritten_by_later_calls(backend):
     """Also when only a view of it, or something that took over its memory, is kept: kernels may reuse what was let go."""
-    require(backend)
     x, w, c = draw(4, 16, 20, 20), draw(16, 16, 3, 3), draw(16)
 
     def results():

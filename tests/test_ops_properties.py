@@ -3,7 +3,7 @@
 import naive
 import numpy as np
 import pytest
-from backends import BACKENDS, require, tolerance
+from backends import BACKENDS, tolerance
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,7 +18,6 @@ two = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 @pytest.fixture(params=BACKENDS, autouse=True, scope="module")
 def backend(request):
-    require(request.param)
     with tr.use_backend(request.param):
         yield
 

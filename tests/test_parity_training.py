@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import parity
 import pytest
-from backends import BACKENDS, require
+from backends import BACKENDS
 
 import tinyres as tr
 
@@ -22,7 +22,6 @@ every_run = pytest.mark.parametrize(
 
 @functools.cache
 def ours(name, dtype, backend):
-    require(backend)
     with tr.use_backend(backend):
         return parity.train(name, dtype)
 
