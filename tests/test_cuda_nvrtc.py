@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tinyres.kernels.cuda import nvrtc, variants
+from tinyres.kernels.cuda import cache, nvrtc, variants
 from tinyres.kernels.cuda.common import BLOCK
 from tinyres.kernels.cuda.sources import SOURCES, kernel_names, source
 
@@ -13,11 +13,19 @@ FILES = sorted(path.stem for path in SOURCES.glob("*.cu"))
 REGISTERS = 65536  # of a multiprocessor, since sm_35
 
 
-def compiled(file):
-    """Every build of a file: (macros, architecture, what came of it). All files are compiled at the first call."""
-    builds = [(macros, arch, made) for (name, macros, arch), made in nvrtc.compile_all().items() if name == file]
-    assert builds
-    return builds
+@pytest.fixture(
+    params=[
+        *(pytest.param((file, True), id=f"{file}-one") for file in FILES),
+        *(pytest.param((file, False), id=file, marks=pytest.mark.kernels) for file in FILES),
+    ]
+)
+def compiled(request):
+    """A file and its builds, one of them or each: (macros, architecture, what came of it)."""
+    file, one = request.param
+    if one:
+        _, macros, architecture = next(build for build in nvrtc.builds(file) if build[2] == 90)
+        return file, [(macros, architecture, nvrtc.compile_source(source(file), macros, architecture))]
+    return file, [(macros, architecture, made) for (_, macros, architecture), made in nvrtc.compile_all(file).items()]
 
 
 def threads(text, name, macros):
@@ -63,9 +71,10 @@ def test_a_file_that_uses_index_is_registered_for_large_arrays_too():
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("file", FILES)
-def test_every_variant_compiles_without_a_warning(file):
-    for macros, architecture, made in compiled(file):
+def test_every_variant_compiles_without_a_warning(compiled):
+    file, builds = compiled
+    assert builds
+    for macros, architecture, made in builds:
         if isinstance(made, nvrtc.CompileError):
             raise made
         assert sorted(made.kernels) == sorted(kernel_names(source(file)))
@@ -74,9 +83,9 @@ def test_every_variant_compiles_without_a_warning(file):
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("file", FILES)
-def test_no_kernel_spills_registers_or_uses_local_memory(file):
-    for macros, architecture, made in compiled(file):
+def test_no_kernel_spills_registers_or_uses_local_memory(compiled):
+    file, builds = compiled
+    for macros, architecture, made in builds:
         allowed = variants.check(file, macros).stack
         for name, needs in getattr(made, "kernels", {}).items():
             assert needs.spills == 0, f"{name} {macros} sm_{architecture}"
@@ -84,10 +93,10 @@ def test_no_kernel_spills_registers_or_uses_local_memory(file):
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("file", FILES)
-def test_a_block_of_every_kernel_fits_into_the_registers_and_the_static_shared_memory(file):
+def test_a_block_of_every_kernel_fits_into_the_registers_and_the_static_shared_memory(compiled):
+    file, builds = compiled
     text = source(file)
-    for macros, architecture, made in compiled(file):
+    for macros, architecture, made in builds:
         for name, needs in getattr(made, "kernels", {}).items():
             of_a_warp = -(-needs.registers * 32 // 256) * 256  # they are given out to warps, 256 at a time
             taken = of_a_warp * -(-threads(text, name, macros) // 32)
@@ -96,12 +105,51 @@ def test_a_block_of_every_kernel_fits_into_the_registers_and_the_static_shared_m
 
 
 @needs_nvrtc
+@pytest.mark.kernels
 def test_the_table_of_resources_is_what_the_compiler_says():
     kept = nvrtc.TABLE.read_text("utf-8")
     made_by = re.match(r"# NVRTC ([\d.]+):", kept)[1]
     if made_by != nvrtc.version():
         pytest.skip(f"resources.txt was made by NVRTC {made_by}, this is {nvrtc.version()}")
-    assert nvrtc.table() == kept, "make it anew: python -m tinyres.kernels.cuda.nvrtc --write"
+    assert nvrtc.table(nvrtc.compile_all()) == kept, "make it anew: python -m tinyres.kernels.cuda.nvrtc --write"
+
+
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    """As if nothing had been compiled before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache.folder.cache_clear()
+    yield
+    cache.folder.cache_clear()
+
+
+@needs_nvrtc
+def test_what_is_compiled_is_kept_by_source_macros_architecture_and_compiler(no_cache, monkeypatch):
+    text = 'extern "C" __global__ void f(REAL* x) { *x += 1; }'
+    arguments = [
+        (text, (("REAL", "float"),), 90),
+        (text, (("REAL", "double"),), 90),
+        (text, (("REAL", "float"),), 80),
+        (text.replace("1", "2"), (("REAL", "float"),), 90),
+    ]
+    first = [nvrtc.compile_source(*one) for one in arguments]
+    assert len({made.cubin for made in first}) == len(first) and all(made.kernels["f"].registers for made in first)
+    monkeypatch.setattr(nvrtc, "_compile", lambda *_: pytest.fail("it compiles again"))
+    assert [nvrtc.compile_source(*one) for one in arguments] == first
+    monkeypatch.setattr(nvrtc, "_build", lambda: "another version")
+    with pytest.raises(pytest.fail.Exception, match="again"):
+        nvrtc.compile_source(*arguments[0])
+
+
+@needs_nvrtc
+def test_builds_are_compiled_once_and_each_file_is_told_when_it_is_done(no_cache):
+    told = []
+    first = nvrtc.compile_all("step", "augment", tell=told.append)
+    assert [line.partition(" builds")[0] for line in told] == [
+        f"{n}.cu: {len(nvrtc.builds(n))}" for n in ("step", "augment")
+    ]
+    assert list(first) == nvrtc.builds("step", "augment")
+    assert nvrtc.compile_all("step", "augment", tell=told.append) == first and len(told) == 2
 
 
 @needs_nvrtc

@@ -14,7 +14,7 @@ import pytest
 from backends import BACKENDS
 from cuda_sources import SOURCE, sources
 
-from tinyres.kernels.cuda import emulator
+from tinyres.kernels.cuda import cache, emulator
 from tinyres.kernels.cuda.launch import kernel
 from tinyres.kernels.cuda.sources import KernelFault
 
@@ -153,10 +153,10 @@ def test_a_forked_process_has_guarded_memory_of_its_own():
 def no_cache(tmp_path, monkeypatch):
     """As if nothing had been compiled, in this process or before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    emulator._cache.cache_clear()
+    cache.folder.cache_clear()
     emulator._library.cache_clear()
     yield tmp_path / "tinyres" / "cuda-emulated"
-    emulator._cache.cache_clear()
+    cache.folder.cache_clear()
     emulator._library.cache_clear()
 
 
@@ -185,6 +185,15 @@ def test_what_is_compiled_stays_for_later_processes(no_cache, monkeypatch):
     monkeypatch.setattr(emulator, "_compile", lambda command: "error: it compiles again")
     with sources({"own.cu": SOURCE}):
         check_sums()
+
+
+def test_another_version_of_the_compiler_compiles_again(no_cache, monkeypatch):
+    check_sums()
+    emulator._library.cache_clear()
+    monkeypatch.setattr(emulator, "_compiler_version", lambda cxx: "another")
+    with sources({"own.cu": SOURCE}):
+        check_sums()
+    assert len(list(no_cache.iterdir())) == 2
 
 
 def test_two_processes_compile_at_the_same_time(no_cache):

@@ -8,7 +8,6 @@ forward, 1 backward (and then arrays stand behind such a page), and each higher 
 import contextlib
 import ctypes
 import functools
-import hashlib
 import mmap
 import os
 import platform
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyres.kernels.cuda import cache
 from tinyres.kernels.cuda.sources import SOURCES, KernelFault, KernelSource, Macros, kernel_names, source
 
 OPTIONS = ("-std=c++17", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off")  # no other bits by -O3
@@ -75,15 +75,11 @@ def check() -> None:
 
 
 @functools.cache
-def _cache() -> Path:
-    """Where libraries are kept for later processes; where none can be, for this one alone."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "tinyres" / "cuda-emulated"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    _cache.own = tempfile.TemporaryDirectory(prefix="tinyres-")  # type: ignore[attr-defined]  # removed at exit
-    return Path(_cache.own.name)  # type: ignore[attr-defined]
+def _compiler_version(cxx: str) -> str:
+    """What the compiler says that it is: another version makes other code."""
+    with contextlib.suppress(OSError):  # `_compile` will tell
+        return subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
+    return ""
 
 
 @functools.cache
@@ -97,10 +93,9 @@ def _library(text: str, macros: Macros, checks: bool) -> ctypes.CDLL:
     host = (SOURCES / "emulator.h").read_text("utf-8")
     exports = "".join(f"EXPORT({name})\n" for name in kernel_names(text))
     unit = f'#line 1 "emulator.h"\n{host}\n{text}\n{exports}'
-    digest = hashlib.sha256("\n".join([cxx, platform.machine(), *options, unit]).encode()).hexdigest()[:24]
-    target = _cache() / f"{digest}.so"
+    target = cache.path("cuda-emulated", ".so", cxx, _compiler_version(cxx), platform.machine(), *options, unit)
     if not target.exists():
-        with tempfile.TemporaryDirectory(dir=_cache()) as work:  # another process may be at it: the last one's stays
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:  # another process may be at it: the last one's stays
             (Path(work) / "unit.cpp").write_text(unit, "utf-8")
             command = [cxx, *options, "-o", f"{work}/unit.so", f"{work}/unit.cpp"]
             error = _compile(command)

@@ -1,7 +1,8 @@
 """Compiles the kernels for GPUs on a machine without one, and tells what they take of it.
 
 NVRTC, the compiler that also compiles them on a user's card, needs neither a GPU nor a driver. What every variant takes
-stands in `resources.txt`: a kernel that got heavier shows in a diff.
+stands in `resources.txt`: a kernel that got heavier shows in a diff. What has been compiled is kept (`cache`), so that only
+the variants of a changed source are compiled again.
 
     python -m tinyres.kernels.cuda.nvrtc [--write]
 """
@@ -10,15 +11,20 @@ import ctypes
 import functools
 import glob
 import importlib.util
+import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from ctypes.util import find_library
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from tinyres.kernels.cuda import cache
 from tinyres.kernels.cuda.gpu import OPTIONS
 from tinyres.kernels.cuda.sources import Macros, source
 from tinyres.kernels.cuda.variants import VARIANTS, variants
@@ -90,8 +96,31 @@ def architectures() -> tuple[int, ...]:
     return tuple(a for a in ARCHITECTURES if a in known)
 
 
+def _options(macros: Macros, architecture: int) -> list[str]:
+    definitions = [f"-D{name}={value}" for name, value in macros]
+    return [*OPTIONS, *definitions, *BY_CUPY, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
+
+
+def _kept(text: str, macros: Macros, architecture: int) -> Path:
+    """The file of what is made of a source, if it has been compiled."""
+    return cache.path("nvrtc", ".log+cubin", _build(), *_options(macros, architecture), text)
+
+
 def compile_source(text: str, macros: Macros, architecture: int) -> Compiled:
-    """The machine code of a source for an architecture (75: sm_75). Raises CompileError."""
+    """The machine code of a source for an architecture (75: sm_75): as it was kept, or compiled now. Raises CompileError."""
+    options, kept = _options(macros, architecture), _kept(text, macros, architecture)
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=kept.parent) as work:  # another process may be at it: the last one's stays
+            made = Path(work) / kept.name
+            made.write_bytes(b"\0".join(_compile(text, options, "CUBIN")))
+            os.replace(made, kept)
+    log, _, cubin = kept.read_bytes().partition(b"\0")
+    report = log.decode()
+    return Compiled(cubin, _parse(report), [line for line in report.splitlines() if "warning" in line.lower()])
+
+
+def _compile(text: str, options: list[str], result: str) -> tuple[bytes, bytes]:
+    """The log and the ``CUBIN`` or the ``PTX`` of a source. Raises CompileError."""
     nvrtc, program = _library(), ctypes.c_void_p()
 
     def read(what: str) -> bytes:
@@ -101,18 +130,23 @@ def compile_source(text: str, macros: Macros, architecture: int) -> Compiled:
         getattr(nvrtc, f"nvrtcGet{what}")(program, content)
         return content.raw
 
-    definitions = [f"-D{name}={value}" for name, value in macros]
-    options = [*OPTIONS, *definitions, *BY_CUPY, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None)
     try:
         given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         failed = nvrtc.nvrtcCompileProgram(program, len(options), given)
-        log = read("ProgramLog").rstrip(b"\0").decode()
+        log = read("ProgramLog").rstrip(b"\0")
         if failed:
-            raise CompileError(f"sm_{architecture}, {' '.join(options)}:\n{log[:4000]}")
-        return Compiled(read("CUBIN"), _parse(log), [line for line in log.splitlines() if "warning" in line.lower()])
+            raise CompileError(f"{' '.join(options)}:\n{log.decode()[:4000]}")
+        return log, read(result)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+@functools.cache
+def _build() -> str:
+    """Which NVRTC this is, to the last digit: the comments that it writes at the top of its PTX."""
+    _, ptx = _compile("", ["-arch=compute_90"], "PTX")
+    return "\n".join(line for line in ptx.decode().splitlines() if line.startswith("//"))
 
 
 def _parse(log: str) -> dict[str, Resources]:
@@ -135,37 +169,50 @@ def _parse(log: str) -> dict[str, Resources]:
 Build = tuple[str, Macros, int]  # file, macros, architecture
 
 
-def builds() -> list[Build]:
-    """All there is to compile: every variant for every architecture that it can run on, the rare ones for one."""
+def builds(*files: str) -> list[Build]:
+    """All there is to compile of the files, or of every file: each variant for every architecture that it can run on, the
+    rare ones for one.
+    """
     return [
         (file, variant.macros, architecture)
-        for file in sorted(VARIANTS)
+        for file in files or sorted(VARIANTS)
         for variant in variants(file).values()
         for architecture in architectures()
         if architecture >= variant.capability and (architecture == 90 or not variant.rare)
     ]
 
 
-@functools.cache
-def compile_all() -> dict[Build, Compiled | CompileError]:
-    """Every build, compiled, or why that failed; the work goes over the machine's cores."""
-
-    def one(build: Build) -> Compiled | CompileError:
-        file, macros, architecture = build
-        try:
-            return compile_source(source(file), macros, architecture)
-        except CompileError as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(builds(), pool.map(one, builds()), strict=True))
+def _one(build: Build) -> Compiled | CompileError:
+    file, macros, architecture = build
+    try:
+        return compile_source(source(file), macros, architecture)
+    except CompileError as error:
+        return error
 
 
-def table() -> str:
-    """What `resources.txt` holds."""
+def compile_all(*files: str, tell: Callable[[str], None] = lambda line: None) -> dict[Build, Compiled | CompileError]:
+    """Every build of the files, or of every file, compiled, or why that failed. ``tell`` is called with a line per file that
+    had to be compiled.
+
+    The work goes over the machine's cores, in processes: inside one, NVRTC compiles one program at a time.
+    """
+    wanted, made, began = builds(*files), dict[Build, Compiled | CompileError](), time.monotonic()
+    new = [build for build in wanted if not _kept(source(build[0]), *build[1:]).exists()]
+    if new:
+        with ProcessPoolExecutor(min(len(new), os.cpu_count() or 1), get_context("spawn")) as pool:
+            results = zip(new, pool.map(_one, new), strict=True)
+            for file, of_file in itertools.groupby(results, lambda pair: pair[0][0]):
+                before = len(made)
+                made.update(of_file)
+                tell(f"{file}.cu: {len(made) - before} builds, done after {time.monotonic() - began:.0f} s")
+    return {build: made.get(build) or _one(build) for build in wanted}
+
+
+def table(made: dict[Build, Compiled | CompileError]) -> str:
+    """What `resources.txt` holds, from every file's builds."""
     shown = architectures()
     rows: dict[tuple[str, str, str], dict[int, str]] = {}
-    for (file, macros, architecture), compiled in compile_all().items():
+    for (file, macros, architecture), compiled in made.items():
         if isinstance(compiled, CompileError):
             raise compiled
         given = ",".join(f"{name}={value.replace(' ', '-')}" for name, value in macros) or "-"
@@ -186,7 +233,8 @@ def table() -> str:
 if __name__ == "__main__":
     if missing():
         sys.exit(missing())
+    text = table(compile_all(tell=functools.partial(print, file=sys.stderr, flush=True)))
     if "--write" in sys.argv[1:]:
-        TABLE.write_text(table(), "utf-8")
+        TABLE.write_text(text, "utf-8")
     else:
-        print(table(), end="")
+        print(text, end="")
