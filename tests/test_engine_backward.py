@@ -267,6 +267,12 @@ def test_a_cotangent_may_be_an_array_a_tensor_or_a_number():
         np.testing.assert_array_equal(x.grad, [3, 3])
 
 
+def test_a_parameter_takes_a_tensor_as_its_cotangent():
+    weight = tr.nn.Parameter(np.ones(2, np.float32))
+    weight.backward(tr.tensor([1.0, 3.0]))
+    np.testing.assert_array_equal(weight.grad, [1, 3])
+
+
 def test_backward_of_what_needs_no_gradient_is_refused():
     for y in (tr.tensor([1.0]) * 2, leaf(1.0).detach(), tr.no_grad()(lambda: leaf(1.0) * 2)()):
         with pytest.raises(GraphError, match="does not require a gradient"):

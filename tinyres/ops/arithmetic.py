@@ -15,11 +15,11 @@ from tinyres.ops.shape import summed
 Like = tuple[tuple[int, ...], Any]  # what is kept of an operand whose values backward does not need: shape and dtype
 
 
-def like(a: Any) -> Like:
+def like(a: Array) -> Like:
     return a.shape, a.dtype
 
 
-def unbroadcast(da: Any, a: Like) -> Any:
+def unbroadcast(da: Array, a: Like) -> Array:
     """The cotangent of an operand from that of its broadcast: what was repeated is summed, a promoted dtype returns."""
     shape, dtype = a
     if da.shape != shape:
@@ -28,13 +28,13 @@ def unbroadcast(da: Any, a: Like) -> Any:
     return da if da.dtype == dtype else convert(da, dtype)
 
 
-def both(ctx: Node, da: Callable[[], Any], db: Callable[[], Any]) -> tuple[Any, Any]:
+def both(ctx: Node, da: Callable[[], Array], db: Callable[[], Array]) -> Cotangents:
     """The cotangents of two operands; that of one that needs none (a number, labels) is not computed."""
     need_a, need_b = ctx.needs_input_grad
     return da() if need_a else None, db() if need_b else None
 
 
-def _check_broadcast(op: str, a: Any, b: Any) -> None:
+def _check_broadcast(op: str, a: Array, b: Array) -> None:
     try:
         np.broadcast_shapes(a.shape, b.shape)
     except ValueError:

@@ -1,30 +1,31 @@
 """Checks of an operation's arguments, which name the operation and each argument with its shape and dtype."""
 
 import operator
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
 from tinyres.errors import ShapeError
-from tinyres.kernels.arrays import is_half
+from tinyres.kernels.arrays import Array, is_half
 
 FLOAT32 = np.dtype(np.float32)
 FLOATS = ({FLOAT32}, {np.dtype(np.float64)})
 
 
-def fail(op: str, rule: str, **arrays: Any) -> NoReturn:
+def fail(op: str, rule: str, **arrays: Array | None) -> NoReturn:
     """Raises `ShapeError`: ``rule`` says what must hold, ``arrays`` are shown with shape and dtype."""
     given = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items() if a is not None)
     raise ShapeError(f"{op}: {rule} Got {given}.") from None
 
 
-def floats(op: str, **arrays: Any) -> None:
+def floats(op: str, **arrays: Array | None) -> None:
     """All arrays are float32, or all are float64."""
     if {a.dtype for a in arrays.values() if a is not None} not in FLOATS:
         fail(op, "the arrays must all be float32, or all float64 (.to(dtype) converts).", **arrays)
 
 
-def mixed(op: str, parameters: dict[str, Any], **images: Any) -> None:
+def mixed(op: str, parameters: Mapping[str, Array | None], **images: Array | None) -> None:
     """The rule of mixed precision: images and parameters are all float32, or all float64; or the images are all float16,
     or all bfloat16, while the parameters (and statistics) are float32.
     """
@@ -39,7 +40,7 @@ def mixed(op: str, parameters: dict[str, Any], **images: Any) -> None:
         fail(op, f"{rule} (.to(dtype) converts).", **images, **parameters)
 
 
-def images(op: str, x: Any) -> None:
+def images(op: str, x: Array) -> None:
     """x is a batch of images."""
     if x.ndim != 4:
         fail(op, "x must be (N, C, H, W), with a batch axis.", x=x)

@@ -2,8 +2,6 @@
 `tinyres.ops.join`.
 """
 
-from typing import Any
-
 from tinyres.autograd import Cotangents, Function, Node
 from tinyres.device import check_same_device
 from tinyres.kernels.arrays import Array
@@ -63,7 +61,14 @@ class BatchNorm(Function):
 
 
 def check_batch_norm(
-    op: str, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, residual: Any = None
+    op: str,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    running_mean: Array,
+    running_var: Array,
+    training: bool,
+    residual: Array | None = None,
 ) -> None:
     """Raises unless a batch norm of x is possible, and the ``residual``, if there is one, has the shape of x."""
     parameters = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
@@ -79,16 +84,16 @@ def check_batch_norm(
         fail(op, "training needs more than one value per channel: a larger batch, or eval().", x=x)
 
 
-def frozen(ctx: Node, mean: Any, var: Any) -> tuple[Any, Any]:
+def frozen(ctx: Node, mean: Array, var: Array) -> tuple[Array, Array]:
     """The running statistics as backward will need them: copies, since they may move before it."""
     return (mean.copy(), var.copy()) if ctx.recording else (mean, var)
 
 
-def as_maps(x: Any) -> Any:
+def as_maps(x: Array) -> Array:
     """(N, C) as (N, C, 1, 1), which is what the kernels take; (N, C, H, W) as it is."""
     return x if x.ndim == 4 else x[:, :, None, None]
 
 
-def in_shape(y: Any, shape: tuple[int, ...]) -> Any:
+def in_shape(y: Array, shape: tuple[int, ...]) -> Array:
     """The way back from `as_maps`."""
     return y if y.shape == shape else y.reshape(shape)

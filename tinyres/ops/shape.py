@@ -10,7 +10,7 @@ from tinyres.kernels.arrays import Array, array_module, convert, is_half
 from tinyres.ops.check import fail
 
 
-def _axes(op: str, x: Any, dim: Any) -> tuple[int, ...]:
+def _axes(op: str, x: Array, dim: Any) -> tuple[int, ...]:
     """``dim`` as a tuple of axes from 0 up, each once."""
     dims = range(x.ndim) if dim is None else (dim,) if hasattr(dim, "__index__") else tuple(dim)
     axes = tuple(d + x.ndim if d < 0 else d for d in dims)
@@ -19,7 +19,7 @@ def _axes(op: str, x: Any, dim: Any) -> tuple[int, ...]:
     return axes
 
 
-def summed(x: Any, axes: tuple[int, ...], keepdim: bool, divisor: int | None = None) -> Any:
+def summed(x: Array, axes: tuple[int, ...], keepdim: bool, divisor: int | None = None) -> Array:
     """The sum over ``axes``, divided if a divisor is given. For 16 bits this is done in float32."""
     half = is_half(x.dtype)
     y = array_module(x).asarray(x.sum(axis=axes, dtype=np.float32 if half else None, keepdims=keepdim))
