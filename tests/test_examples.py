@@ -46,3 +46,18 @@ def test_every_example_is_known():
 def test_an_example_prints_what_it_promises(name):
     path = ROOT / "examples" / name
     check(run(str(path)), promised(path.read_text("utf-8")), *EXAMPLES[name])
+
+
+def snippets() -> list[tuple[str, str]]:
+    """The Python blocks of the README, each with the block behind it: what it prints."""
+    return re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+def test_every_python_block_of_the_readme_is_followed_by_what_it_prints():
+    assert len(snippets()) == (ROOT / "README.md").read_text("utf-8").count("```python") == 2
+
+
+@pytest.mark.parametrize(("index", "relative"), [(0, 0), (1, 0.25)], ids=["lesson", "training"])
+def test_a_snippet_of_the_readme_prints_what_it_promises(index, relative):
+    code, expected = snippets()[index]
+    check(run("-c", code), expected, relative)
