@@ -207,7 +207,7 @@ def tests(one: Run) -> str:
 
 
 def check_backend(backend: str) -> None:
-    """Raises UsageError for one that this command is not for."""
+    """Raises `UsageError` for one that this command is not for."""
     if backend not in ("cupy", "cuda-emulated"):
         raise UsageError(f"bench gpu measures the backends cupy and cuda-emulated, not {backend}")
     reason = tr.available_backends()[backend]

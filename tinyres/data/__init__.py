@@ -21,7 +21,7 @@ NAMES = tuple(_DESCRIPTIONS)
 
 
 class Entry(NamedTuple):
-    """A data set as `tinyres data list` shows it; `where` is its place, or how to get it."""
+    """A data set as ``tinyres data list`` shows it; ``where`` is its place, or how to get it."""
 
     name: str
     where: str
@@ -30,9 +30,9 @@ class Entry(NamedTuple):
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:
-    """The data set of this name, one of NAMES; `root` is where to look for its files (see `data.cifar.load_cifar`).
+    """The data set of this name, one of NAMES; ``root`` is where to look for its files (see `data.cifar.load_cifar`).
 
-    Raises UsageError for another name, DataError for data that is missing or damaged.
+    Raises `UsageError` for another name, `DataError` for data that is missing or damaged.
     """
     if name not in NAMES:
         raise UsageError(f"no data set {name!r}; there are {', '.join(NAMES)}")

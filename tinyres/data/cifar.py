@@ -83,7 +83,7 @@ ARCHIVES = {
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """Where data sets are kept: `root`, or what TINYRES_DATA names, or ~/.cache/tinyres."""
+    """Where data sets are kept: ``root``, or what TINYRES_DATA names, or ~/.cache/tinyres."""
     chosen = root or os.environ.get("TINYRES_DATA") or Path("~/.cache/tinyres")
     return Path(chosen).expanduser()
 
@@ -91,15 +91,15 @@ def data_root(root: str | Path | None = None) -> Path:
 def load_cifar(name: str, root: str | Path | None = None) -> Dataset:
     """CIFAR-10 ("cifar10") or CIFAR-100 with its fine labels ("cifar100"), checked, in memory.
 
-    `root` is the unpacked folder, or a folder that holds it or the archive, which is then unpacked there. A file whose
-    md5 is not the published one is read all the same, and the Dataset's notes say so. Raises DataError when the data
+    ``root`` is the unpacked folder, or a folder that holds it or the archive, which is then unpacked there. A file whose
+    md5 is not the published one is read all the same, and the Dataset's notes say so. Raises `DataError` when the data
     is missing, damaged, or not of the published structure.
     """
     return load_archive(ARCHIVES[name], data_root(root))
 
 
 def load_archive(spec: Archive, root: Path) -> Dataset:
-    """`load_cifar` for the data set that `spec` describes."""
+    """`load_cifar` for the data set that ``spec`` describes."""
     folder = find_folder(spec, root)
     if folder is None and (root / spec.filename).is_file():
         folder = unpack(spec, root / spec.filename, root)
@@ -124,7 +124,7 @@ def load_archive(spec: Archive, root: Path) -> Dataset:
 
 
 def find_folder(spec: Archive, root: Path) -> Path | None:
-    """The folder with all files of the data set, `root` itself or in it; None where there is none."""
+    """The folder with all files of the data set, ``root`` itself or in it; None where there is none."""
     for folder in (root / spec.folder, root):
         if all((folder / file).is_file() for file in spec.files):
             return folder
@@ -135,7 +135,7 @@ def unpack(spec: Archive, archive: Path, root: Path) -> Path:
     """Unpack the data set's files, and nothing else, from the archive into root; returns their folder.
 
     Only plain files under the expected names are read, and they are written under names of ours, so no link and no
-    path in the archive leads anywhere. Raises DataError for a damaged or incomplete archive and a folder that
+    path in the archive leads anywhere. Raises `DataError` for a damaged or incomplete archive and a folder that
     cannot be written.
     """
     folder = root / spec.folder
@@ -172,7 +172,7 @@ def unpack(spec: Archive, archive: Path, root: Path) -> Path:
 def _read_split(
     spec: Archive, folder: Path, files: Mapping[str, str], rows: int, others: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) and labels (N,) of some files; adds to `others` those whose md5 is not the published one."""
+    """Images (N, 3, 32, 32) and labels (N,) of some files; adds to ``others`` those whose md5 is not the published one."""
     images, labels = [], []
     for file, md5 in files.items():
         path = folder / file
@@ -192,7 +192,7 @@ def _read_split(
 
 
 def _plain_list(batch: dict[str, Any], key: str, kind: type, count: int, path: Path) -> list[Any]:
-    """The list of `count` things of one kind that a file holds under a key."""
+    """The list of ``count`` things of one kind that a file holds under a key."""
     items = batch.get(key)
     if type(items) is not list or len(items) != count or not all(type(item) is kind for item in items):
         raise DataError(f"{path}: expected under {key!r} a list of {count} {kind.__name__}")

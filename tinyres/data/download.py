@@ -23,11 +23,11 @@ BLOCK = 1 << 16
 
 
 def get(name: str, root: str | Path | None = None, progress: bool = True) -> Path:
-    """Download and unpack "cifar10" or "cifar100" into `root` (see `data_root`); returns the unpacked folder.
+    """Download and unpack "cifar10" or "cifar100" into ``root`` (see `data_root`); returns the unpacked folder.
 
     What is already there is not downloaded again. The base URLs in TINYRES_CIFAR_MIRROR (comma between them; http,
-    https or file) are tried first, then the home page of the data set. With `progress`, a bar on a terminal and a
-    line for each tenth elsewhere go to stderr. Raises DataError when no URL gives the published archive, and says why.
+    https or file) are tried first, then the home page of the data set. With ``progress``, a bar on a terminal and a
+    line for each tenth elsewhere go to stderr. Raises `DataError` when no URL gives the published archive, and says why.
     """
     if name not in ARCHIVES:
         raise UsageError(f"no data set {name!r} to download; there are {', '.join(ARCHIVES)}")
@@ -35,7 +35,7 @@ def get(name: str, root: str | Path | None = None, progress: bool = True) -> Pat
 
 
 def get_archive(spec: Archive, root: Path, progress: bool = True) -> Path:
-    """`get` for the archive that `spec` describes."""
+    """`get` for the archive that ``spec`` describes."""
     folder = find_folder(spec, root)
     if folder is not None:
         return folder
@@ -60,7 +60,7 @@ def mirrors(spec: Archive) -> list[str]:
 
 
 def _download(spec: Archive, part: Path, report: Callable[[int], None]) -> None:
-    """Fill `part` from the first URL that gives the right bytes."""
+    """Fill ``part`` from the first URL that gives the right bytes."""
     failures = []
     for url in mirrors(spec):
         again = True
@@ -86,7 +86,7 @@ def _download(spec: Archive, part: Path, report: Callable[[int], None]) -> None:
 
 
 def _fetch(url: str, part: Path, size: int, report: Callable[[int], None]) -> None:
-    """Append to `part` what it lacks of `size` bytes; raises OSError when the answer is another or breaks off."""
+    """Append to ``part`` what it lacks of ``size`` bytes; raises OSError when the answer is another or breaks off."""
     have = _size(part)
     if have > size:
         have = 0

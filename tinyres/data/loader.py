@@ -18,7 +18,7 @@ def normalisation(images: np.ndarray, per: str = "pixel", divide_std: bool = Fal
     """The float32 arrays (mean, scale) of y = (images / 255 - mean) * scale, for uint8 images (N, C, H, W).
 
     per="pixel": one mean for each of the C*H*W places, as in He et al. 2015; per="channel": one for each channel, over
-    all its pixels. Both have the shape (C, H, W) or (C, 1, 1).  scale is 1, or with `divide_std` one over the standard
+    all its pixels. Both have the shape (C, H, W) or (C, 1, 1).  scale is 1, or with ``divide_std`` one over the standard
     deviation (divided by N, not N - 1; 1 where the deviation is 0). The sums are of integers, so they are exact.
     """
     check_images(images)
@@ -42,11 +42,11 @@ def normalisation(images: np.ndarray, per: str = "pixel", divide_std: bool = Fal
 
 
 class Loader:
-    """Iterates over (images, labels) in batches, one epoch for each `for` loop.
+    """Iterates over (images, labels) in batches, one epoch for each ``for`` loop.
 
-    Yields x, float32 (B, C, H, W) and C-contiguous, and y, int64 (B,).  x is `(images / 255 - mean) * scale`; with
-    `augment` a random crop of it, padded by 4 pixels of zeros on each side, and mirrored half of the time. A test set
-    is read with `shuffle=False, augment=False`.
+    Yields x, float32 (B, C, H, W) and C-contiguous, and y, int64 (B,).  x is ``(images / 255 - mean) * scale``; with
+    ``augment`` a random crop of it, padded by 4 pixels of zeros on each side, and mirrored half of the time. A test set
+    is read with ``shuffle=False, augment=False``.
 
     The loader has a position, (epoch, batch), of the next batch that it hands out. A loop goes from there to the end of
     the epoch; the last batch moves the position to the next epoch's start. What a position holds depends on the seed
@@ -54,10 +54,10 @@ class Loader:
     (seed, epoch, batch). So a run that goes on from a saved `state_dict` sees the same bytes as one never interrupted,
     no matter how much was prepared ahead.
 
-    A background thread keeps up to `prefetch` batches ready; it ends with the loop, also when that is left midway.
-    `crop_flip` is the kernel that makes x; see `tinyres.kernels.reference.augment.crop_flip`.
+    A background thread keeps up to ``prefetch`` batches ready; it ends with the loop, also when that is left midway.
+    ``crop_flip`` is the kernel that makes x; see `tinyres.kernels.reference.augment.crop_flip`.
 
-    Raises DataError for images and labels that do not fit, UsageError for other arguments.
+    Raises `DataError` for images and labels that do not fit, `UsageError` for other arguments.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Loader:
         return {"seed": self.seed, "epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a saved position; raises DataError for one that this loader does not have."""
+        """Go to a saved position; raises `DataError` for one that this loader does not have."""
         wrong = set(state) != {"seed", "epoch", "batch"} or not all(isinstance(v, int) and v >= 0 for v in state.values())
         if wrong or state["batch"] >= len(self):
             raise DataError(f"loader state {state}: expected seed, epoch and a batch under {len(self)}, all >= 0")
@@ -116,7 +116,7 @@ class Loader:
         pool = ThreadPoolExecutor(1, thread_name_prefix="tinyres-loader")
         try:
             for batch in range(first, last + 1):
-                # the batch that is due and `prefetch` behind it: the thread works on them while the caller trains
+                # the batch that is due and ``prefetch`` behind it: the thread works on them while the caller trains
                 for coming in range(batch + len(ahead), min(batch + self.prefetch, last) + 1):
                     ahead.append(pool.submit(self._prepare, order, seed, epoch, coming))
                 ready = ahead.popleft().result()
@@ -149,7 +149,7 @@ class Loader:
 
 
 def check_images(images: np.ndarray) -> None:
-    """Raises DataError unless these are uint8 images (N, C, H, W), at least one."""
+    """Raises `DataError` unless these are uint8 images (N, C, H, W), at least one."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
         got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(f"images: got {got}, expected uint8 (N, C, H, W) with at least one image")

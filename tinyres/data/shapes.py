@@ -23,7 +23,7 @@ def shapes(seed: int = 0, n_train: int = 5000, n_test: int = 1000) -> Dataset:
     """Ten classes of 32x32 colour images, equally many of each, in random order; the same ones for the same seed.
 
     Training and test images are drawn apart: how many there are of one does not change the other. Mirrored left to
-    right, an image is still of its class, so the usual augmentation applies. Raises UsageError for a negative seed and
+    right, an image is still of its class, so the usual augmentation applies. Raises `UsageError` for a negative seed and
     for no images.
     """
     if seed < 0 or n_train < 1 or n_test < 1:

@@ -1,6 +1,6 @@
 """Read the pickles that CIFAR is published in as data, without running anything.
 
-A pickle is a program for a small stack machine, and `pickle.load` runs whatever program it is given: it imports and
+A pickle is a program for a small stack machine, and ``pickle.load`` runs whatever program it is given: it imports and
 calls what the file names, and its memo alone can be told to take all memory. A batch of CIFAR needs about thirty
 instructions, which push numbers, strings, lists and dictionaries, and three names, which say "here is an array of
 bytes". The machine here knows those and refuses all else. It imports and calls nothing, and its memory is bounded:
@@ -22,7 +22,7 @@ MAX_STEPS = 1 << 20  # instructions; the same file has under 400,000
 
 _NUMBERS = {pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BININT: "<i"}
 _STRINGS = {  # layout of the length, and encoding; what stays bytes is pixels
-    pickle.SHORT_BINSTRING: ("<B", "latin-1"),  # a `str` of Python 2
+    pickle.SHORT_BINSTRING: ("<B", "latin-1"),  # a ``str`` of Python 2
     pickle.BINSTRING: ("<i", None),  # the same, of 256 bytes or more
     pickle.SHORT_BINUNICODE: ("<B", "utf-8"),
     pickle.BINUNICODE: ("<I", "utf-8"),
@@ -56,7 +56,7 @@ class _Uint8:
 
 
 class _Array:
-    """An array: `_reconstruct` makes an empty one, and its state fills it."""
+    """An array: ``_reconstruct`` makes an empty one, and its state fills it."""
 
     value: np.ndarray | None = None
 
@@ -64,7 +64,7 @@ class _Array:
 def load_batch(source: str | Path | bytes) -> dict[str, Any]:
     """The dictionary in a batch or meta file of CIFAR, from its path or its bytes.
 
-    Strings are `str`, arrays are uint8 and read-only. Raises DataError, which names what was refused, for a file that
+    Strings are ``str``, arrays are uint8 and read-only. Raises `DataError`, which names what was refused, for a file that
     is missing, over 256 MiB, cut short, or that holds anything but what the published files hold.
     """
     if isinstance(source, bytes):

@@ -53,7 +53,7 @@ class BasicBlock(PlainBlock):
 
 
 class Bottleneck(nn.Module):
-    """z = relu(F(x) + x), where F narrows to `channels`, convolves 3x3 and widens fourfold: figure 5, right."""
+    """z = relu(F(x) + x), where F narrows to ``channels``, convolves 3x3 and widens fourfold: figure 5, right."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Bottleneck(nn.Module):
 
 
 class SubsamplePad(nn.Module):
-    """Shortcut A: every `stride`-th pixel, and zeros in the channels that are new. It has no parameters."""
+    """Shortcut A: every ``stride``-th pixel, and zeros in the channels that are new. It has no parameters."""
 
     def __init__(self, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -96,9 +96,9 @@ def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int)
 
 
 class CifarResNet(nn.Module):
-    """Three stages of `n` blocks: (N, in_channels, 32, 32) -> logits (N, num_classes). Maps of other sizes work too.
+    """Three stages of ``n`` blocks: (N, in_channels, 32, 32) -> logits (N, num_classes). Maps of other sizes work too.
 
-    `block(in_channels, channels, stride)` makes a block that returns `expansion * channels` channels.
+    ``block(in_channels, channels, stride)`` makes a block that returns ``expansion * channels`` channels.
     """
 
     def __init__(self, block: Callable[..., nn.Module], expansion: int, n: int, num_classes: int, in_channels: int) -> None:
@@ -122,7 +122,7 @@ class CifarResNet(nn.Module):
 
 
 def _blocks_per_stage(depth: int, layers_per_block: int) -> int:
-    """n of a net of `depth` weighted layers: 6n + 2 for two layers a block, 9n + 2 for three."""
+    """n of a net of ``depth`` weighted layers: 6n + 2 for two layers a block, 9n + 2 for three."""
     step = 3 * layers_per_block
     if not isinstance(depth, int) or depth < step + 2 or (depth - 2) % step:
         below = max(2 + step, depth - (depth - 2) % step) if isinstance(depth, int) else 20
@@ -136,10 +136,10 @@ def _blocks_per_stage(depth: int, layers_per_block: int) -> int:
 def resnet(
     depth: int, shortcut: str = "A", block: str = "basic", num_classes: int = 10, in_channels: int = 3
 ) -> CifarResNet:
-    """A residual net of `depth` layers: 6n + 2 of "basic" blocks or 9n + 2 of "bottleneck" blocks.
+    """A residual net of ``depth`` layers: 6n + 2 of "basic" blocks or 9n + 2 of "bottleneck" blocks.
 
-    `shortcut` is the paper's option "A" (no parameters: what it uses on CIFAR), "B" or "C".
-    Raises UsageError for a depth or an option that does not exist.
+    ``shortcut`` is the paper's option "A" (no parameters: what it uses on CIFAR), "B" or "C".
+    Raises `UsageError` for a depth or an option that does not exist.
     """
     if shortcut not in ("A", "B", "C"):
         raise UsageError(f'shortcut must be "A", "B" or "C", got {shortcut!r}')
@@ -151,7 +151,7 @@ def resnet(
 
 
 def plain(depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """The plain counterpart of `resnet(depth)` with option A: the same layers and parameters, no shortcuts."""
+    """The plain counterpart of ``resnet(depth)`` with option A: the same layers and parameters, no shortcuts."""
     return CifarResNet(PlainBlock, 1, _blocks_per_stage(depth, 2), num_classes, in_channels)
 
 

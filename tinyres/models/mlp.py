@@ -55,9 +55,9 @@ class ResidualLinearBlock(PlainLinearBlock):
 
 
 class ResidualMLP(nn.Module):
-    """A linear layer to `width`, `depth` blocks with a ReLU after each, and a linear layer: 2 depth + 2 layers.
+    """A linear layer to ``width``, ``depth`` blocks with a ReLU after each, and a linear layer: 2 depth + 2 layers.
 
-    With `residual=False` it is the plain counterpart: the same parameters and no shortcuts. Both keep the size of a
+    With ``residual=False`` it is the plain counterpart: the same parameters and no shortcuts. Both keep the size of a
     signal at the start, each in its way: He's weights do so for the plain net, but with shortcuts every block would add
     its variance to what it was given, so W2 starts divided by sqrt(depth) there.
     """

@@ -1,7 +1,7 @@
 """Initialisation: fill a tensor in place and return it.
 
 He et al. 2015 (arXiv 1502.01852) ask that a layer followed by a ReLU keep the size of what passes through it. The ReLU
-halves the second moment, a weighted sum over `fan` inputs multiplies it by fan * Var(w), so Var(w) = 2 / fan. With
+halves the second moment, a weighted sum over ``fan`` inputs multiplies it by fan * Var(w), so Var(w) = 2 / fan. With
 fan_in the activations keep their size (eq. 10), with fan_out the gradients do (eq. 14).
 """
 
@@ -20,7 +20,7 @@ from tinyres.tensor import Tensor
 def fans(tensor: Tensor) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight (out, in, *kernel): its connections to one output and to one input.
 
-    As in PyTorch, `in` is the weight's second size whatever the number of groups.
+    As in PyTorch, ``in`` is the weight's second size whatever the number of groups.
     """
     if tensor.ndim < 2:
         raise ShapeError(f"fans need a weight of 2 dimensions or more (out, in, ...), got shape {tensor.shape}")
@@ -38,7 +38,7 @@ def _he_std(tensor: Tensor, a: float, mode: str) -> float:
 def kaiming_normal_(
     tensor: Tensor, a: float = 0.0, mode: str = "fan_in", generator: np.random.Generator | None = None
 ) -> Tensor:
-    """Normal with variance 2 / ((1 + a^2) fan). `a` is the negative slope of a leaky ReLU (eq. 15), 0 for a ReLU."""
+    """Normal with variance 2 / ((1 + a^2) fan). ``a`` is the negative slope of a leaky ReLU (eq. 15), 0 for a ReLU."""
     return normal_(tensor, _he_std(tensor, a, mode), generator)
 
 
@@ -50,7 +50,7 @@ def kaiming_uniform_(
 
 
 def normal_(tensor: Tensor, std: float, generator: np.random.Generator | None = None) -> Tensor:
-    """Normal with mean 0. Without `generator`, tinyres's global one (`tr.manual_seed`) is used, here and above."""
+    """Normal with mean 0. Without ``generator``, tinyres's global one (`tr.manual_seed`) is used, here and above."""
     drawn = (generator or default_generator()).standard_normal(tensor.shape, dtype=np.float32)
     return _fill(tensor, drawn * np.float32(std))
 

@@ -24,7 +24,7 @@ Size = int | tuple[int, int]
 class Conv2d(Module):
     """2-D convolution, (N, C, H, W) -> (N, F, OH, OW), with weight (F, C / groups, KH, KW) and bias (F,).
 
-    Sizes are an int or a (height, width) pair. Raises UsageError for sizes that make no convolution.
+    Sizes are an int or a (height, width) pair. Raises `UsageError` for sizes that make no convolution.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Linear(Module):
 class BatchNorm2d(Module):
     """Batch normalisation (Ioffe and Szegedy 2015) of each channel of (N, C, H, W) over N, H and W.
 
-    In training it normalises by the batch's mean and biased variance and moves `running_mean` and `running_var` (the
-    unbiased variance) towards them by `momentum`; in evaluation it normalises by the running statistics.
+    In training it normalises by the batch's mean and biased variance and moves ``running_mean`` and ``running_var`` (the
+    unbiased variance) towards them by ``momentum``; in evaluation it normalises by the running statistics.
 
-    What follows a batch norm in a ResNet comes in the same pass over memory: `bn(x, relu=True)` is relu(bn(x)) and
-    `bn(x, residual=r, relu=True)` is relu(bn(x) + r). A forward hook sees the result of the whole call.
+    What follows a batch norm in a ResNet comes in the same pass over memory: ``bn(x, relu=True)`` is relu(bn(x)) and
+    ``bn(x, residual=r, relu=True)`` is relu(bn(x) + r). A forward hook sees the result of the whole call.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
@@ -139,7 +139,7 @@ class ReLU6(Module):
 
 
 class _Pool2d(Module):
-    """What the two poolings share: their window. `stride` is the window's size unless given."""
+    """What the two poolings share: their window. ``stride`` is the window's size unless given."""
 
     def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Flatten(Module):
 
 
 class Dropout(Module):
-    """In training, zero each element with probability `p` and divide the others by 1 - p (Srivastava et al. 2014)."""
+    """In training, zero each element with probability ``p`` and divide the others by 1 - p (Srivastava et al. 2014)."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()

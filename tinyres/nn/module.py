@@ -27,7 +27,7 @@ Self = TypeVar("Self", bound="Module")
 class Parameter(Tensor):
     """A tensor that a module learns: it always requires a gradient and owns its array.
 
-    `data` is copied, and stays on its device. Floats that are not float64 and integers become float32.
+    ``data`` is copied, and stays on its device. Floats that are not float64 and integers become float32.
     """
 
     def __init__(self, data: Any) -> None:
@@ -37,14 +37,14 @@ class Parameter(Tensor):
 
 
 class LoadResult(NamedTuple):
-    """What `load_state_dict(strict=False)` left aside."""
+    """What ``load_state_dict(strict=False)`` left aside."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
 
 
 class HookHandle:
-    """Returned by the register functions; `remove()` takes the hook off again."""
+    """Returned by the register functions; ``remove()`` takes the hook off again."""
 
     def __init__(self, hooks: dict[HookHandle, Callable[..., Any]], hook: Callable[..., Any]) -> None:
         self._hooks = hooks
@@ -55,7 +55,7 @@ class HookHandle:
 
 
 class Module:
-    """Base of every layer and network: define `__init__` (call `super().__init__()` first) and `forward`.
+    """Base of every layer and network: define ``__init__`` (call ``super().__init__()`` first) and ``forward``.
 
     >>> class Two(nn.Module):
     ...     def __init__(self):
@@ -77,7 +77,7 @@ class Module:
         raise UsageError(f"{type(self).__name__} defines no forward(); write one that returns the module's output")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the pre-hooks, `forward` and the forward hooks."""
+        """Run the pre-hooks, ``forward`` and the forward hooks."""
         for pre_hook in tuple(self._forward_pre_hooks.values()):
             replaced = pre_hook(self, args)
             if replaced is not None:
@@ -90,18 +90,18 @@ class Module:
         return output
 
     def register_forward_pre_hook(self, hook: Callable[[Any, tuple], Any]) -> HookHandle:
-        """Call `hook(module, args)` before each forward; what it returns, unless None, replaces the arguments."""
+        """Call ``hook(module, args)`` before each forward; what it returns, unless None, replaces the arguments."""
         return HookHandle(self._forward_pre_hooks, hook)
 
     def register_forward_hook(self, hook: Callable[[Any, tuple, Any], Any]) -> HookHandle:
-        """Call `hook(module, args, output)` after each forward; what it returns, unless None, replaces the output.
+        """Call ``hook(module, args, output)`` after each forward; what it returns, unless None, replaces the output.
 
-        `args` are the positional arguments, in a tuple.
+        ``args`` are the positional arguments, in a tuple.
         """
         return HookHandle(self._forward_hooks, hook)
 
     def register_buffer(self, name: str, tensor: Tensor) -> None:
-        """Keep `tensor` as attribute `name`: saved with the parameters, never trained."""
+        """Keep ``tensor`` as attribute ``name``: saved with the parameters, never trained."""
         if not name.isidentifier() or hasattr(self, name):
             raise UsageError(f"register_buffer: {name!r} is no free attribute name of {type(self).__name__}")
         if not isinstance(tensor, Tensor) or tensor.requires_grad:
@@ -169,7 +169,7 @@ class Module:
     # --- what is done to the whole tree -------------------------------------------------------------------------------
 
     def apply(self: Self, fn: Callable[[Module], Any]) -> Self:
-        """Call `fn` on every module below and then on this one; returns self."""
+        """Call ``fn`` on every module below and then on this one; returns self."""
         for module in reversed(list(self.modules())):
             fn(module)
         return self
@@ -193,8 +193,8 @@ class Module:
         """Move parameters, buffers and gradients to a device ("cpu", "cuda", "cuda:1"), or cast parameters and buffers to
         float32 or float64 and forget gradients; returns self.
 
-        In mixed precision parameters stay float32 and the input has 16 bits: `model(x.half())`. Raises DeviceError if
-        the device is not there, UsageError for another dtype.
+        In mixed precision parameters stay float32 and the input has 16 bits: ``model(x.half())``. Raises `DeviceError` if
+        the device is not there, `UsageError` for another dtype.
         """
         device, dtype = place(target)
         if device is None:
@@ -235,10 +235,10 @@ class Module:
         return {name: np.array(tensor.numpy(), order="C") for name, tensor in self._tensors()}
 
     def load_state_dict(self, arrays: Mapping[str, Any], strict: bool = True) -> LoadResult:
-        """Copy `arrays` (NumPy arrays or tensors by name) into the parameters and buffers, which keep their dtype.
+        """Copy ``arrays`` (NumPy arrays or tensors by name) into the parameters and buffers, which keep their dtype.
 
-        Raises CheckpointError with all that is wrong at once, and then changes nothing: missing and unexpected names
-        (if `strict`), and arrays of another shape or not of numbers. Returns the names left aside.
+        Raises `CheckpointError` with all that is wrong at once, and then changes nothing: missing and unexpected names
+        (if ``strict``), and arrays of another shape or not of numbers. Returns the names left aside.
         """
         own = dict(self._tensors())
         missing = [name for name in own if name not in arrays]

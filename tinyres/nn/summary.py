@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table as data. `print(summary)` shows it plainly; the package rich shows the object itself as a table."""
+    """The table as data. ``print(summary)`` shows it plainly; the package rich shows the object itself as a table."""
 
     model: str
     rows: tuple[Row, ...]
@@ -74,10 +74,10 @@ class Summary:
 
 
 def summary(model: Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
-    """Run one image of zeros, of shape `input_shape` (without the batch), through `model` and note each layer's call.
+    """Run one image of zeros, of shape ``input_shape`` (without the batch), through ``model`` and note each layer's call.
 
     A row is a module without children, or with parameters of its own. The model runs in evaluation mode without a
-    graph and is left as it was. What a `forward` computes by itself, not through a module, has no row.
+    graph and is left as it was. What a ``forward`` computes by itself, not through a module, has no row.
     """
     if not input_shape or any(not isinstance(n, int) or n < 1 for n in input_shape):
         raise UsageError(f"summary: input_shape is one image's shape, such as (3, 32, 32), got {input_shape!r}")
@@ -111,7 +111,7 @@ def summary(model: Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
 
 
 def multiply_adds(module: Module, output_shape: Sequence[int]) -> int:
-    """Multiply-adds that give an output of `output_shape`, batch included: each output needs its window or its row."""
+    """Multiply-adds that give an output of ``output_shape``, batch included: each output needs its window or its row."""
     if isinstance(module, Conv2d | Linear):
         return math.prod(output_shape) * math.prod(module.weight.shape[1:])
     return 0

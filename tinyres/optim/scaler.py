@@ -26,7 +26,7 @@ from tinyres.tensor import Tensor
 
 
 class GradScaler:
-    """Names and meanings are those of `torch.amp.GradScaler`. With `enabled=False` it leaves everything as it is."""
+    """Names and meanings are those of ``torch.amp.GradScaler``. With ``enabled=False`` it leaves everything as it is."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class GradScaler:
         self._stepped: set[int] = set()
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the scale: what to call `backward()` on."""
+        """The loss times the scale: what to call ``backward()`` on."""
         return loss * Tensor(self._scale_beside(loss)) if self.enabled else loss
 
     def backward(self, loss: Tensor) -> None:
-        """`scale(loss).backward()`, which begins at the loss with the scale as its cotangent."""
+        """``scale(loss).backward()``, which begins at the loss with the scale as its cotangent."""
         loss.backward(self._scale_beside(loss) if self.enabled else None)
 
     def _scale_beside(self, loss: Tensor) -> Any:
@@ -69,7 +69,7 @@ class GradScaler:
     def unscale_(self, optimizer: SGD) -> None:
         """Divide the gradients by the scale, in place. `step` does it; call it before to see or clip true gradients.
 
-        Raises GraphError if it was done since the last `update`, or if no loss was scaled.
+        Raises `GraphError` if it was done since the last `update`, or if no loss was scaled.
         """
         if not self.enabled:
             return
@@ -81,9 +81,9 @@ class GradScaler:
         self._found[id(optimizer)] = dispatch.current().unscale([p.grad for p in params if p.grad is not None], self._scale)
 
     def step(self, optimizer: SGD) -> None:
-        """`optimizer.step()`, which changes nothing if a gradient is not finite. Unscales first, unless that was done.
+        """``optimizer.step()``, which changes nothing if a gradient is not finite. Unscales first, unless that was done.
 
-        Raises GraphError if it was called since the last `update`.
+        Raises `GraphError` if it was called since the last `update`.
         """
         if not self.enabled:
             optimizer.step()
@@ -96,9 +96,9 @@ class GradScaler:
         self._stepped.add(id(optimizer))
 
     def update(self) -> None:
-        """Halve the scale if a gradient was not finite, double it after `growth_interval` good steps in a row.
+        """Halve the scale if a gradient was not finite, double it after ``growth_interval`` good steps in a row.
 
-        Raises GraphError if nothing was unscaled since the last one, or if a scaled loss waits for its backward pass.
+        Raises `GraphError` if nothing was unscaled since the last one, or if a scaled loss waits for its backward pass.
         """
         if not self.enabled:
             return
@@ -132,7 +132,7 @@ class GradScaler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned. Raises CheckpointError, and changes nothing, if it does not fit."""
+        """Take over what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
         if not self.enabled:
             return
         try:

@@ -1,6 +1,6 @@
-"""Learning-rate schedules, counted in iterations: call `step()` after each `optimizer.step()`.
+"""Learning-rate schedules, counted in iterations: call ``step()`` after each ``optimizer.step()``.
 
-`lr_at(step)` is a pure function, the learning rate of the optimizer's first group at an iteration from 0 on; so a
+``lr_at(step)`` is a pure function, the learning rate of the optimizer's first group at an iteration from 0 on; so a
 schedule can be plotted, and resumes exactly. The other groups keep their ratio to the first one.
 Where a name is PyTorch's, so are the meaning and the values.
 """
@@ -16,7 +16,7 @@ from tinyres.optim.sgd import SGD, set_lr
 
 
 class Schedule:
-    """Base: a schedule defines `lr_at`. Each group's learning rate at the start is its `initial_lr`."""
+    """Base: a schedule defines `lr_at`. Each group's learning rate at the start is its ``initial_lr``."""
 
     def __init__(self, optimizer: SGD) -> None:
         self.optimizer = optimizer
@@ -38,7 +38,7 @@ class Schedule:
         self.set_step(self.last_step + 1)
 
     def set_step(self, step: int) -> None:
-        """Set the learning rates of iteration `step`."""
+        """Set the learning rates of iteration ``step``."""
         self.last_step = step
         lr = self.lr_at(step)
         for group in self.optimizer.param_groups:
@@ -53,7 +53,7 @@ class Schedule:
 
 
 class MultiStepLR(Schedule):
-    """The base learning rate times `gamma` once for each milestone passed: the paper's 0.1 at 32k and 48k."""
+    """The base learning rate times ``gamma`` once for each milestone passed: the paper's 0.1 at 32k and 48k."""
 
     def __init__(self, optimizer: SGD, milestones: Sequence[int], gamma: float = 0.1) -> None:
         self.milestones, self.gamma = sorted(milestones), gamma
@@ -64,7 +64,7 @@ class MultiStepLR(Schedule):
 
 
 class LinearLR(Schedule):
-    """From `start_factor` to `end_factor` times the base learning rate in `total_iters` equal steps, then constant."""
+    """From ``start_factor`` to ``end_factor`` times the base learning rate in ``total_iters`` equal steps, then constant."""
 
     def __init__(self, optimizer: SGD, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5) -> None:
         _check_positive(total_iters=total_iters)
@@ -76,7 +76,7 @@ class LinearLR(Schedule):
 
 
 class CosineAnnealingLR(Schedule):
-    """From the base learning rate to `eta_min` along half a cosine of `T_max` iterations; after that it rises again."""
+    """From the base learning rate to ``eta_min`` along half a cosine of ``T_max`` iterations; after that it rises again."""
 
     def __init__(self, optimizer: SGD, T_max: int, eta_min: float = 0.0) -> None:
         _check_positive(T_max=T_max)
@@ -88,10 +88,10 @@ class CosineAnnealingLR(Schedule):
 
 
 class OneCycleLR(Schedule):
-    """Up from max_lr / div_factor to `max_lr` in the first `pct_start` of `total_steps` iterations, then down to
+    """Up from max_lr / div_factor to ``max_lr`` in the first ``pct_start`` of ``total_steps`` iterations, then down to
     max_lr / div_factor / final_div_factor at the last one, constant from there (Smith and Topin, arXiv 1708.07120).
 
-    With `cycle_momentum` the momentum goes the other way, from `max_momentum` down to `base_momentum` and back. That is
+    With ``cycle_momentum`` the momentum goes the other way, from ``max_momentum`` down to ``base_momentum`` and back. That is
     PyTorch's default; here the momentum is left alone unless asked.
     """
 
@@ -130,7 +130,7 @@ class OneCycleLR(Schedule):
                 group["momentum"] = self._between(self.momenta, step)
 
     def _between(self, values: tuple[float, float, float], step: int) -> float:
-        """`values` are those at the first step, at the peak (which may lie between two steps) and at the last step."""
+        """``values`` are those at the first step, at the peak (which may lie between two steps) and at the last step."""
         first, top, end = values
         step = min(step, self.last)
         if step == self.peak:
@@ -141,7 +141,7 @@ class OneCycleLR(Schedule):
 
 
 class Warmup(Schedule):
-    """`schedule` with its first `total_iters` learning rates reduced: times `factor` all along ("constant": He et al.
+    """``schedule`` with its first ``total_iters`` learning rates reduced: times ``factor`` all along ("constant": He et al.
     train 110 layers so, 0.01 for about 400 iterations), or times a factor that grows evenly from it to 1 ("linear").
 
     The schedule is not delayed: its milestones count from the first iteration.

@@ -26,7 +26,7 @@ OPTIONS = ("lr", "momentum", "weight_decay", "nesterov")
 
 
 class SGD:
-    """`params` are tensors, or groups: dicts with "params" and the options in which a group differs from the rest.
+    """``params`` are tensors, or groups: dicts with "params" and the options in which a group differs from the rest.
 
     >>> optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     >>> optim.SGD([{"params": body}, {"params": head, "lr": 0.01}], lr=0.1)
@@ -34,7 +34,7 @@ class SGD:
     A learning rate may be a float32 array of shape () on the parameters' device, which schedules then write to: a step
     that was captured as a CUDA graph reads it anew at each replay.
 
-    Raises UsageError for values without meaning, for a tensor that takes no gradient, and for one given twice.
+    Raises `UsageError` for values without meaning, for a tensor that takes no gradient, and for one given twice.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class SGD:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def step(self, skip: Any = None) -> None:
-        """Update, in place, every parameter that has a gradient; nothing where `skip` (an int32 array of shape () on the
+        """Update, in place, every parameter that has a gradient; nothing where ``skip`` (an int32 array of shape () on the
         parameters' device) is not 0.
 
-        Raises GraphError, and changes nothing, if a graph that has not been walked backward needs a parameter's value.
+        Raises `GraphError`, and changes nothing, if a graph that has not been walked backward needs a parameter's value.
         """
         for position, parameter in enumerate(self._parameters()):
             if parameter.grad is not None:
@@ -101,7 +101,7 @@ class SGD:
         return {"param_groups": groups, "momentum_buffers": buffers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned. Raises CheckpointError, and changes nothing, if it does not fit."""
+        """Take over what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
         parameters = self._parameters()
         groups, buffers = state["param_groups"], state["momentum_buffers"]
         sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]

@@ -34,14 +34,14 @@ class Contents(NamedTuple):
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], momentum: dict[str, np.ndarray], texts: dict[str, Any]) -> None:
-    """Writes all or nothing. Raises CheckpointError where that cannot be done; the old file is then as it was."""
+    """Writes all or nothing. Raises `CheckpointError` where that cannot be done; the old file is then as it was."""
     everything = arrays | {MOMENTUM + name: array for name, array in momentum.items()}
     metadata = {key: json.dumps(value, allow_nan=False) for key, value in texts.items()}
     save_safetensors(path, everything, metadata | {"crc32": _crc32(everything, metadata)})
 
 
 def read(path: Path) -> Contents:
-    """Reads what `write` wrote. Raises CheckpointError for a file that is missing, damaged or from elsewhere."""
+    """Reads what `write` wrote. Raises `CheckpointError` for a file that is missing, damaged or from elsewhere."""
     arrays, metadata = load_file(path)
     crc32 = metadata.pop("crc32", None)
     if crc32 is None:
@@ -71,7 +71,7 @@ def _crc32(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
 def build_network(name: str, **options: Any) -> Module:
     """A network by name: those of `models.NAMES`, and ``resnetD`` and ``plainD`` for any depth D = 6n + 2.
 
-    Raises UsageError for a name, a depth or an option that does not exist.
+    Raises `UsageError` for a name, a depth or an option that does not exist.
     """
     match = re.fullmatch(r"(resnet|plain)(\d{1,6})", name)
     if match is None or name in models.NAMES:
@@ -91,7 +91,7 @@ def save_network(
 ) -> None:
     """Writes a network's weights and what is needed to use them: its name and options, and its normalisation.
 
-    ``result`` is for the reader of the file: what was reached, and on which data. Raises CheckpointError.
+    ``result`` is for the reader of the file: what was reached, and on which data. Raises `CheckpointError`.
     """
     texts = {"network": network, "normalisation": normalisation_text(mean, scale), "result": result}
     write(path, model.state_dict(), {}, texts)
@@ -114,7 +114,7 @@ class Loaded(NamedTuple):
 def load_network(path: Path) -> Loaded:
     """The network in a checkpoint, in ``best.safetensors`` or in a file from ``tinyres import-weights``.
 
-    Raises CheckpointError for a file that cannot be read or does not say which network it holds.
+    Raises `CheckpointError` for a file that cannot be read or does not say which network it holds.
     """
     arrays, _, texts = read(path)
     network = texts.get("network")

@@ -35,7 +35,7 @@ def evaluate(
 ) -> Evaluation:
     """Loss and error of ``model`` in evaluation mode on uint8 images (N, C, H, W), fed (images / 255 - mean) * scale.
 
-    ``on_batch(done, of)`` is called after each batch. The model's mode is left as it was. Raises NonFiniteError, with
+    ``on_batch(done, of)`` is called after each batch. The model's mode is left as it was. Raises `NonFiniteError`, with
     the operation that made it, for a NaN or an infinity.
     """
     device = next(model.parameters()).device

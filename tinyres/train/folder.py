@@ -39,7 +39,7 @@ class RunFolder:
         self.drawn = -CURVES_EVERY
 
     def open(self, resume: bool) -> None:
-        """Makes the folder ready. Raises UsageError if another run is in it that is not to be resumed."""
+        """Makes the folder ready. Raises `UsageError` if another run is in it that is not to be resumed."""
         files = (self.last, self.best, self.metrics, self.curves, self.config)
         there = [file.name for file in files if file.exists()]
         if there and not resume:

@@ -26,7 +26,7 @@ class State:
 
 
 def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> State:
-    """The state that ``State.text`` gave. Raises CheckpointError for one that no such run could be in."""
+    """The state that ``State.text`` gave. Raises `CheckpointError` for one that no such run could be in."""
     try:
         state = State(**text)
     except TypeError as error:
@@ -45,7 +45,7 @@ def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> Stat
 
 
 def check_same(saved: Any, now: dict[str, Any], where: object) -> None:
-    """Raises UsageError, naming each difference, unless a run is resumed with the settings that it began with."""
+    """Raises `UsageError`, naming each difference, unless a run is resumed with the settings that it began with."""
     if not isinstance(saved, dict):
         raise CheckpointError(f"{where}: its checkpoint has no settings")
     different = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]

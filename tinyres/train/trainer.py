@@ -55,7 +55,7 @@ class Trainer:
     amp: "fp16" or "bf16" for activations of 16 bits (mixed precision); weights stay float32, and with fp16 the loss is
         scaled.  graph: whether a backend of CUDA kernels may capture its step and its test as graphs.
 
-    Raises UsageError for settings without meaning.
+    Raises `UsageError` for settings without meaning.
     """
 
     def __init__(
@@ -168,9 +168,9 @@ class Trainer:
         """Trains to the end, or with ``resume`` from the last checkpoint in ``out`` to the end; returns the lines of
         ``metrics.jsonl``.
 
-        Ctrl-C saves after the step that is running and raises KeyboardInterrupt. Raises NonFiniteError, and leaves the
-        last checkpoint as it was, at the first NaN or infinity; CheckpointError for a checkpoint that cannot be used;
-        UsageError for a folder in which another run is, and for other settings than those of the run to be resumed.
+        Ctrl-C saves after the step that is running and raises KeyboardInterrupt. Raises `NonFiniteError`, and leaves the
+        last checkpoint as it was, at the first NaN or infinity; `CheckpointError` for a checkpoint that cannot be used;
+        `UsageError` for a folder in which another run is, and for other settings than those of the run to be resumed.
         """
         with self._interruptible(), self.display, warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's about overflow: here it is an error with a name

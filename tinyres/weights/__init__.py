@@ -22,7 +22,7 @@ def load_file(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     The content decides, not the suffix: safetensors, ``torch.save`` as zip or in the format before PyTorch 1.6.
     bfloat16 becomes float32, every other type stays. Nothing that the file asks for is run.
-    Raises CheckpointError with the path and the reason if that cannot be done.
+    Raises `CheckpointError` with the path and the reason if that cannot be done.
     """
     try:
         with open(path, "rb") as file:
@@ -46,7 +46,7 @@ def load_file(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def import_weights(path: StrPath, target: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The weights in a file under our names and in float32, ready for a model with the names and shapes of ``target``.
 
-    Raises CheckpointError as `load_file` and `map_names` do, and if a number is too large for float32.
+    Raises `CheckpointError` as `load_file` and `map_names` do, and if a number is too large for float32.
     """
     arrays, _ = load_file(path)
     try:

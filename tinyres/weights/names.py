@@ -34,7 +34,7 @@ def map_names(arrays: Mapping[str, np.ndarray], target: Mapping[str, tuple[int, 
     """The arrays under our names, in the order of ``target``, which holds the name and shape of each one expected.
 
     ``num_batches_tracked``, PyTorch's count of steps in a batch norm, is dropped where the target has none.
-    Raises CheckpointError if two arrays map to one name, or listing what is missing, unexpected or of another shape.
+    Raises `CheckpointError` if two arrays map to one name, or listing what is missing, unexpected or of another shape.
     """
     sources: dict[str, str] = {}
     for name in arrays:

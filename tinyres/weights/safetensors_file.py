@@ -16,7 +16,7 @@ from tinyres.weights.common import STORED, decode, shown
 def save_safetensors(path: StrPath, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write named arrays, of any shape and layout, and a dict of texts: the old file stays whole until the new one is.
 
-    Raises CheckpointError if `safetensors` is not installed, a dtype has no place in the format (objects, complex
+    Raises `CheckpointError` if `safetensors` is not installed, a dtype has no place in the format (objects, complex
     numbers), a name or an entry of the metadata is not text, or the file cannot be written.
     """
     package = _safetensors()
@@ -40,7 +40,7 @@ def save_safetensors(path: StrPath, arrays: Mapping[str, np.ndarray], metadata: 
 def parse_safetensors(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and the metadata in the content of a safetensors file; bfloat16 becomes float32.
 
-    Raises CheckpointError if `safetensors` is not installed, the file is damaged, or an element type is unknown.
+    Raises `CheckpointError` if `safetensors` is not installed, the file is damaged, or an element type is unknown.
     """
     package = _safetensors()
     try:

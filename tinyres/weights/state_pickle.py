@@ -69,7 +69,7 @@ class PickleReader:
     def load(self) -> object:
         """The next object: None, bool, int, float, str, tuple, list, dict, `TensorRecord`, or a stand-in for a name.
 
-        Raises CheckpointError if the pickle is damaged, or asks for anything that a state dict has no need of.
+        Raises `CheckpointError` if the pickle is damaged, or asks for anything that a state dict has no need of.
         """
         self._stack, self._marked, self._memo = [], [], {}
         try:

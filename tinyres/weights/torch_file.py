@@ -38,7 +38,7 @@ def parse_torch(data: bytes) -> dict[str, np.ndarray]:
     """The state dict in ``data``, the content of a file that ``torch.save`` wrote.
 
     The state dict may be the object itself or lie in it under one of `WRAPPERS`; what is not a tensor is left out.
-    Raises CheckpointError if the file is damaged, holds no state dict, or asks for code to be run.
+    Raises `CheckpointError` if the file is damaged, holds no state dict, or asks for code to be run.
     """
     content, storages = _parse_zip(data) if data[:2] == b"PK" else _parse_old(data)
     arrays, size, limit = {}, 0, EXPANSION * len(data) + SMALL
