@@ -75,12 +75,12 @@ def test_layers_start_as_documented():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: nn.Conv2d(0, 4, 3), "in_channels must be a whole number from 1 up, got 0"),
-        (lambda: nn.Conv2d(3, 4.0, 3), "out_channels must be a whole number from 1 up, got 4.0"),
-        (lambda: nn.Conv2d(3, 4, 0), "kernel_size must be a whole number from 1 up, or a pair"),
+        (lambda: nn.Conv2d(0, 4, 3), "in_channels must be an integer of at least 1, got 0"),
+        (lambda: nn.Conv2d(3, 4.0, 3), "out_channels must be an integer of at least 1, got 4.0"),
+        (lambda: nn.Conv2d(3, 4, 0), "kernel_size must be an integer of at least 1, or a pair"),
         (lambda: nn.Conv2d(3, 4, (3, 3, 3)), "kernel_size"),
         (lambda: nn.Conv2d(3, 4, 3, stride=0), "stride"),
-        (lambda: nn.Conv2d(3, 4, 3, padding=-1), "padding must be a whole number from 0 up"),
+        (lambda: nn.Conv2d(3, 4, 3, padding=-1), "padding must be an integer of at least 0"),
         (lambda: nn.Conv2d(3, 4, 3, padding="same"), "padding"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups must divide .* groups=2, in_channels=3"),
         (lambda: nn.Linear(3, -1), "out_features"),

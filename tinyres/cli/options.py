@@ -9,18 +9,18 @@ from tinyres.kernels import dispatch
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """The type of a whole number from ``least`` up."""
+    """The type of an integer of at least ``least``."""
 
     def convert(text: str) -> int:
         if not text.removeprefix("-").isdecimal() or len(text) > 18 or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
         return int(text)
 
     return convert
 
 
 def number(least: float, excluded: bool = False) -> Callable[[str], float]:
-    """The type of a finite number from ``least`` up, or above it where that is excluded."""
+    """The type of a finite number of at least ``least``, or above it if that is ``excluded``."""
 
     def convert(text: str) -> float:
         try:
@@ -28,7 +28,7 @@ def number(least: float, excluded: bool = False) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not (least <= value < math.inf) or (excluded and value == least):
-            bound = f"{'above' if excluded else 'from'} {least:g}"
+            bound = f"{'above' if excluded else 'of at least'} {least:g}"
             raise argparse.ArgumentTypeError(f"expected a number {bound}, got {text!r}")
         return value
 

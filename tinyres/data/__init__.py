@@ -21,7 +21,7 @@ NAMES = tuple(_DESCRIPTIONS)
 
 
 class Entry(NamedTuple):
-    """A data set as ``tinyres data list`` shows it; ``where`` is its place, or how to get it."""
+    """A data set as ``tinyres data list`` shows it; ``where`` says where it is, or how to get it."""
 
     name: str
     where: str
@@ -30,9 +30,9 @@ class Entry(NamedTuple):
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:
-    """The data set of this name, one of NAMES; ``root`` is where to look for its files (see `data.cifar.load_cifar`).
+    """The data set of this name, one of `NAMES`; ``root`` is where to look for its files (see `data.cifar.load_cifar`).
 
-    Raises `UsageError` for another name, `DataError` for data that is missing or damaged.
+    Raises `UsageError` for any other name, `DataError` for data that is missing or damaged.
     """
     if name not in NAMES:
         raise UsageError(f"no data set {name!r}; there are {', '.join(NAMES)}")
@@ -40,7 +40,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
 
 
 def available(root: str | Path | None = None) -> list[Entry]:
-    """What there is, and whether it can be loaded from here without a download."""
+    """All data sets, and whether each can be loaded without a download."""
     entries = []
     for name, description in _DESCRIPTIONS.items():
         where, present = "generated", True

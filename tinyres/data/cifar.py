@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the archives of their home page, packed or unpacked."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from the archives on their home page, packed or unpacked."""
 
 import gzip
 import hashlib
@@ -20,16 +20,16 @@ from tinyres.files import write_atomically
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: where it is from, what is in it, and how to know it."""
+    """A published archive: where it comes from, what is in it, and how to recognise it."""
 
     name: str
     filename: str
     md5: str
     size: int  # bytes
-    folder: str  # what the archive unpacks to
+    folder: str  # what it unpacks to
     train: Mapping[str, str]  # file: its published md5
     test: Mapping[str, str]
-    train_rows: int  # images a file
+    train_rows: int  # images per file
     test_rows: int
     meta: str  # the file with the names of the classes
     labels_key: str
@@ -89,17 +89,17 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def load_cifar(name: str, root: str | Path | None = None) -> Dataset:
-    """CIFAR-10 ("cifar10") or CIFAR-100 with its fine labels ("cifar100"), checked, in memory.
+    """CIFAR-10 ("cifar10") or CIFAR-100 with its fine labels ("cifar100"), checked and in memory.
 
     ``root`` is the unpacked folder, or a folder that holds it or the archive, which is then unpacked there. A file whose
-    md5 is not the published one is read all the same, and the Dataset's notes say so. Raises `DataError` when the data
+    md5 is not the published one is still read, and ``notes`` of the `Dataset` says so. Raises `DataError` when the data
     is missing, damaged, or not of the published structure.
     """
     return load_archive(ARCHIVES[name], data_root(root))
 
 
 def load_archive(spec: Archive, root: Path) -> Dataset:
-    """`load_cifar` for the data set that ``spec`` describes."""
+    """As `load_cifar`, for the data set that ``spec`` describes."""
     folder = find_folder(spec, root)
     if folder is None and (root / spec.filename).is_file():
         folder = unpack(spec, root / spec.filename, root)
@@ -132,10 +132,10 @@ def find_folder(spec: Archive, root: Path) -> Path | None:
 
 
 def unpack(spec: Archive, archive: Path, root: Path) -> Path:
-    """Unpack the data set's files, and nothing else, from the archive into root; returns their folder.
+    """Unpack the data set's files, and nothing else, from the archive into ``root``; returns their folder.
 
-    Only plain files under the expected names are read, and they are written under names of ours, so no link and no
-    path in the archive leads anywhere. Raises `DataError` for a damaged or incomplete archive and a folder that
+    Only plain files with the expected names are read, and they are written under names of our own, so no link and no
+    path in the archive leads anywhere. Raises `DataError` for a damaged or incomplete archive, and for a folder that
     cannot be written.
     """
     folder = root / spec.folder
@@ -172,7 +172,7 @@ def unpack(spec: Archive, archive: Path, root: Path) -> Path:
 def _read_split(
     spec: Archive, folder: Path, files: Mapping[str, str], rows: int, others: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) and labels (N,) of some files; adds to ``others`` those whose md5 is not the published one."""
+    """Images (N, 3, 32, 32) and labels (N,) of some files. Those whose md5 is not the published one go to ``others``."""
     images, labels = [], []
     for file, md5 in files.items():
         path = folder / file
@@ -192,7 +192,7 @@ def _read_split(
 
 
 def _plain_list(batch: dict[str, Any], key: str, kind: type, count: int, path: Path) -> list[Any]:
-    """The list of ``count`` things of one kind that a file holds under a key."""
+    """The list of ``count`` items of one kind that a file holds under a key."""
     items = batch.get(key)
     if type(items) is not list or len(items) != count or not all(type(item) is kind for item in items):
         raise DataError(f"{path}: expected under {key!r} a list of {count} {kind.__name__}")
@@ -200,5 +200,5 @@ def _plain_list(batch: dict[str, Any], key: str, kind: type, count: int, path: P
 
 
 def md5_of(path: Path) -> str:
-    """The md5 of a file, in hex: it tells copies apart, and guards against no one."""
+    """The md5 of a file, in hex: it tells copies apart, but is no protection against forgery."""
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()

@@ -11,8 +11,8 @@ from tinyres.errors import UsageError
 class Dataset:
     """Training and test images with their labels.
 
-    Images are uint8 (N, 3, H, W), red plane first, 0 to 255; labels are int64 (N,), indices into ``classes``. ``notes`` are
-    sentences that a reader of results must know, such as checksums that are not the published ones: print them once.
+    Images are uint8 (N, 3, H, W), red plane first, 0 to 255; labels are int64 (N,), indices into ``classes``.
+    ``notes`` holds what a reader of results must know, such as checksums that are not the published ones: print it once.
     """
 
     name: str
@@ -24,9 +24,9 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
 
     def limit(self, train: int | None = None, test: int | None = None) -> "Dataset":
-        """The same set with the first ``train`` training and the first ``test`` test images (None: all of them).
+        """The data set cut to its first ``train`` training images and first ``test`` test images (None: all of them).
 
-        Raises `UsageError` for a number that is below 1 or above what there is.
+        Raises `UsageError` for a number that is below 1 or above the number of images.
         """
         for what, count, have in (("train", train, len(self.train_labels)), ("test", test, len(self.test_labels))):
             if count is not None and not 1 <= count <= have:
@@ -40,10 +40,10 @@ class Dataset:
         )
 
     def split_validation(self, n: int = 5000, seed: int = 0) -> "Dataset":
-        """The set for choosing: ``n`` training images, drawn by ``seed``, are held out and stand where the test set stood.
+        """The data set for choosing settings: ``n`` training images, drawn by ``seed``, take the place of the test set.
 
-        He et al. 2015 choose on a 45k/5k split of the training images, section 4.2. Raises `UsageError` unless both
-        parts have an image.
+        He et al. 2015 (section 4.2) choose theirs on a 45k/5k split of the training images. Raises `UsageError` unless
+        both parts have an image.
         """
         total = len(self.train_labels)
         if not 1 <= n < total:

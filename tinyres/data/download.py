@@ -1,6 +1,6 @@
-"""Download CIFAR: resumable, from mirrors, checked by md5, with nothing but the standard library.
+"""Downloads CIFAR: resumable, from mirrors, checked by md5, with nothing but the standard library.
 
-A download goes to FILE.part and takes its name when its md5 is right; what is broken off goes on from there, in the
+A download is written to FILE.part and renamed when its md5 is right. One that was interrupted continues from there, in the
 same run or the next.
 """
 
@@ -25,9 +25,9 @@ BLOCK = 1 << 16
 def get(name: str, root: str | Path | None = None, progress: bool = True) -> Path:
     """Download and unpack "cifar10" or "cifar100" into ``root`` (see `data_root`); returns the unpacked folder.
 
-    What is already there is not downloaded again. The base URLs in TINYRES_CIFAR_MIRROR (comma between them; http,
-    https or file) are tried first, then the home page of the data set. With ``progress``, a bar on a terminal and a
-    line for each tenth elsewhere go to stderr. Raises `DataError` when no URL gives the published archive, and says why.
+    What is already there is not downloaded again. The base URLs in TINYRES_CIFAR_MIRROR (separated by commas; http,
+    https or file) are tried first, then the home page of the data set. With ``progress``, stderr shows a bar on a
+    terminal, or else one line per tenth. Raises `DataError`, and says why, if no URL gives the published archive.
     """
     if name not in ARCHIVES:
         raise UsageError(f"no data set {name!r} to download; there are {', '.join(ARCHIVES)}")
@@ -35,7 +35,7 @@ def get(name: str, root: str | Path | None = None, progress: bool = True) -> Pat
 
 
 def get_archive(spec: Archive, root: Path, progress: bool = True) -> Path:
-    """`get` for the archive that ``spec`` describes."""
+    """As `get`, for the archive that ``spec`` describes."""
     folder = find_folder(spec, root)
     if folder is not None:
         return folder
@@ -86,7 +86,7 @@ def _download(spec: Archive, part: Path, report: Callable[[int], None]) -> None:
 
 
 def _fetch(url: str, part: Path, size: int, report: Callable[[int], None]) -> None:
-    """Append to ``part`` what it lacks of ``size`` bytes; raises OSError when the answer is another or breaks off."""
+    """Append to ``part`` what it lacks of ``size`` bytes. Raises OSError if the server sends anything else or too little."""
     have = _size(part)
     if have > size:
         have = 0
@@ -121,7 +121,7 @@ def _size(path: Path) -> int:
 
 @contextmanager
 def _reporter(spec: Archive, progress: bool) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of bytes that are there: a bar on a terminal, lines elsewhere."""
+    """A function to call with the number of bytes so far: it shows a bar on a terminal, lines elsewhere."""
     if not progress:
         yield lambda done: None
         return
@@ -138,7 +138,7 @@ def _reporter(spec: Archive, progress: bool) -> Iterator[Callable[[int], None]]:
 
 
 class _Lines:
-    """One line for each tenth that is reached."""
+    """Prints one line per tenth."""
 
     def __init__(self, spec: Archive) -> None:
         self.spec, self.tenth, self.start, self.first = spec, -1, time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""Batches of images for training and testing: shuffled, augmented, normalised, prepared in the background."""
+"""Batches of images for training and testing: shuffled, augmented, normalised, and prepared in the background."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ Batch = tuple[np.ndarray, np.ndarray]
 def normalisation(images: np.ndarray, per: str = "pixel", divide_std: bool = False) -> Batch:
     """The float32 arrays (mean, scale) of y = (images / 255 - mean) * scale, for uint8 images (N, C, H, W).
 
-    per="pixel": one mean for each of the C*H*W places, as in He et al. 2015; per="channel": one for each channel, over
-    all its pixels. Both have the shape (C, H, W) or (C, 1, 1).  scale is 1, or with ``divide_std`` one over the standard
-    deviation (divided by N, not N - 1; 1 where the deviation is 0). The sums are of integers, so they are exact.
+    ``per="pixel"``: one mean for each of the C*H*W positions, as in He et al. 2015; arrays (C, H, W). ``per="channel"``: one
+    for each channel, over all its pixels; arrays (C, 1, 1). The scale is 1, or with ``divide_std`` one over the standard
+    deviation (divided by N, not N - 1; 1 where it is 0). The sums are of integers, so they are exact.
     """
     check_images(images)
     if per not in ("pixel", "channel"):
@@ -42,22 +42,22 @@ def normalisation(images: np.ndarray, per: str = "pixel", divide_std: bool = Fal
 
 
 class Loader:
-    """Iterates over (images, labels) in batches, one epoch for each ``for`` loop.
+    """Iterates over (images, labels) in batches, one epoch per ``for`` loop.
 
-    Yields x, float32 (B, C, H, W) and C-contiguous, and y, int64 (B,).  x is ``(images / 255 - mean) * scale``; with
-    ``augment`` a random crop of it, padded by 4 pixels of zeros on each side, and mirrored half of the time. A test set
-    is read with ``shuffle=False, augment=False``.
+    Yields x, float32 (B, C, H, W) and C-contiguous, and y, int64 (B,). x is ``(images / 255 - mean) * scale``. With
+    ``augment`` it is padded by 4 pixels of zeros on each side, cropped at random, and mirrored half of the time. Read a test
+    set with ``shuffle=False, augment=False``.
 
-    The loader has a position, (epoch, batch), of the next batch that it hands out. A loop goes from there to the end of
-    the epoch; the last batch moves the position to the next epoch's start. What a position holds depends on the seed
-    and the position alone: the order of an epoch is drawn from (seed, epoch) and a batch's crops and flips from
-    (seed, epoch, batch). So a run that goes on from a saved `state_dict` sees the same bytes as one never interrupted,
-    no matter how much was prepared ahead.
+    The loader has a position: the (epoch, batch) of the next batch that it returns. A loop runs from there to the end of
+    the epoch, and the last batch moves the position to the start of the next epoch. What a batch holds depends on the
+    seed and its position alone: the order of an epoch is drawn from (seed, epoch), the crops and flips of a batch from
+    (seed, epoch, batch). So a run that continues from a saved `state_dict` sees the same bytes as one that was never
+    interrupted, however many batches were prepared ahead.
 
-    A background thread keeps up to ``prefetch`` batches ready; it ends with the loop, also when that is left midway.
-    ``crop_flip`` is the kernel that makes x; see `tinyres.kernels.reference.augment.crop_flip`.
+    A background thread keeps up to ``prefetch`` batches ready; it ends with the loop, even if the loop is left early.
+    ``crop_flip`` is the kernel that makes x: see `tinyres.kernels.reference.augment.crop_flip`.
 
-    Raises `DataError` for images and labels that do not fit, `UsageError` for other arguments.
+    Raises `DataError` for images and labels that do not fit, `UsageError` for other wrong arguments.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Loader:
             raise UsageError(f"Loader: drop_last leaves no batch of {batch_size} from {len(images)} images")
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches per epoch."""
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def state_dict(self) -> dict[str, int]:
-        """The seed and the position of the next batch to be handed out."""
+        """The seed and the position of the next batch."""
         return {"seed": self.seed, "epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -116,7 +116,7 @@ class Loader:
         pool = ThreadPoolExecutor(1, thread_name_prefix="tinyres-loader")
         try:
             for batch in range(first, last + 1):
-                # the batch that is due and ``prefetch`` behind it: the thread works on them while the caller trains
+                # the batch that is due and ``prefetch`` more: the thread works on them while the caller trains
                 for coming in range(batch + len(ahead), min(batch + self.prefetch, last) + 1):
                     ahead.append(pool.submit(self._prepare, order, seed, epoch, coming))
                 ready = ahead.popleft().result()
@@ -131,7 +131,7 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Which images an epoch shows, one after the other."""
+        """The indices of the images, in the order in which an epoch shows them."""
         if not self.shuffle:
             return np.arange(len(self.images))
         return _generator(self.seed, epoch).permutation(len(self.images))

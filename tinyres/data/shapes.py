@@ -1,7 +1,7 @@
-"""A set of images that is generated, not downloaded: ten kinds of figures and patterns in any colours, with noise.
+"""A data set that is generated, not downloaded: ten kinds of figures and patterns in random colours, with noise.
 
-It is for tests and first steps. A ResNet-20 learns it in minutes; a linear model cannot, since neither a place nor a
-colour tells one class from another. Each figure is a signed distance d(x, y, r), in pixels, negative inside (0, 0 is
+It is for tests and first steps. A ResNet-20 learns it in minutes; a linear model cannot, since neither position nor
+colour tells the classes apart. Each figure is a signed distance d(x, y, r), in pixels, negative inside (0, 0 is
 its centre, r its size); a pixel is covered by 1/2 - d, cut to 0..1.
 """
 
@@ -20,11 +20,11 @@ Array = np.ndarray
 
 
 def shapes(seed: int = 0, n_train: int = 5000, n_test: int = 1000) -> Dataset:
-    """Ten classes of 32x32 colour images, equally many of each, in random order; the same ones for the same seed.
+    """Ten classes of 32x32 colour images, equally many of each, in random order; the same seed gives the same images.
 
-    Training and test images are drawn apart: how many there are of one does not change the other. Mirrored left to
-    right, an image is still of its class, so the usual augmentation applies. Raises `UsageError` for a negative seed and
-    for no images.
+    Training and test images are drawn independently: the number of one does not change the other. An image that is
+    mirrored left to right stays in its class, so the usual augmentation applies. Raises `UsageError` for a negative seed
+    or a number of images below 1.
     """
     if seed < 0 or n_train < 1 or n_test < 1:
         raise UsageError(f"shapes(seed={seed}, n_train={n_train}, n_test={n_test}): expected seed >= 0 and both n >= 1")
@@ -65,18 +65,18 @@ def _square(x: Array, y: Array, r: Array) -> Array:
 
 
 def _triangle(x: Array, y: Array, r: Array) -> Array:
-    """Inside of three lines, each 0.6 r from the centre."""
+    """The inside of three lines, each 0.6 r from the centre."""
     return np.maximum(y, np.abs(x) * np.sqrt(0.75) - y / 2) - 0.6 * r
 
 
 def _cross(x: Array, y: Array, r: Array) -> Array:
-    """A bar across or a bar down, that is, both of them."""
+    """The union of a horizontal and a vertical bar."""
     x, y = np.abs(x), np.abs(y)
     return np.minimum(np.maximum(x - r, y - 0.3 * r), np.maximum(x - 0.3 * r, y - r))
 
 
 def _star(x: Array, y: Array, r: Array) -> Array:
-    """Five points. Folded along its ten axes it is one edge, from the point (r, 0) to a notch at 36 degrees, 0.4 r."""
+    """Five points. Folded along its axes of symmetry it is one edge: from the tip (r, 0) to a notch at 36 degrees, 0.4 r."""
     angle = np.abs((np.arctan2(y, x) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     along, aside = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
     notch_x, notch_y = 0.4 * np.cos(np.pi / 5), 0.4 * np.sin(np.pi / 5)
@@ -89,12 +89,12 @@ def _stripes(x: Array, y: Array, r: Array) -> Array:
 
 
 def _checker(x: Array, y: Array, r: Array) -> Array:
-    """In a stripe of one direction and not in one of the other."""
+    """Inside a stripe of one direction and outside those of the other."""
     rows, columns = _stripes(x, y, r), _stripes(y, x, r)
     return np.minimum(np.maximum(rows, -columns), np.maximum(-rows, columns))
 
 
-# Class: its distance, and by how many degrees it is turned, to either side: the first, give or take the second.
+# Class: its distance, and its rotation in degrees, to either side: the first number, plus or minus up to the second.
 _CLASSES: dict[str, tuple[Callable[[Array, Array, Array], Array], float, float]] = {
     "circle": (_circle, 0, 0),
     "ring": (_ring, 0, 0),

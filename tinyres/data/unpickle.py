@@ -1,10 +1,10 @@
-"""Read the pickles that CIFAR is published in as data, without running anything.
+"""Reads the pickles in which CIFAR is published, as data: nothing in them is executed.
 
 A pickle is a program for a small stack machine, and ``pickle.load`` runs whatever program it is given: it imports and
-calls what the file names, and its memo alone can be told to take all memory. A batch of CIFAR needs about thirty
+calls what the file names, and a file can make its memo take all memory. A batch of CIFAR needs about thirty
 instructions, which push numbers, strings, lists and dictionaries, and three names, which say "here is an array of
-bytes". The machine here knows those and refuses all else. It imports and calls nothing, and its memory is bounded:
-twice the file's own size, and some 100 MB for MAX_STEPS small objects.
+bytes". The machine here knows those and refuses everything else. It imports and calls nothing, and its memory is bounded:
+twice the size of the file, and some 100 MB for MAX_STEPS small objects.
 """
 
 import pickle  # for the names of the instructions; nothing of it is called
@@ -37,7 +37,7 @@ _SHORT_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 
 @dataclass(frozen=True)
 class _Name:
-    """A name of the file's that is admitted. It only stands for itself."""
+    """A name in the file that is admitted. It stands for nothing but itself."""
 
     text: str
 
@@ -65,7 +65,7 @@ def load_batch(source: str | Path | bytes) -> dict[str, Any]:
     """The dictionary in a batch or meta file of CIFAR, from its path or its bytes.
 
     Strings are ``str``, arrays are uint8 and read-only. Raises `DataError`, which names what was refused, for a file that
-    is missing, over 256 MiB, cut short, or that holds anything but what the published files hold.
+    is missing, over 256 MiB, cut short, or that holds anything that the published files do not.
     """
     if isinstance(source, bytes):
         return _Machine(source, "these bytes").run()

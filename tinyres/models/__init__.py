@@ -51,9 +51,9 @@ NAMES = tuple(_BUILDERS)
 
 
 def build(name: str, **options: Any) -> Module:
-    """The network called ``name`` (one of `NAMES`), with the options of its function.
+    """The network called ``name`` (one of `NAMES`), built with the options of its function.
 
-    Raises `UsageError`, with the closest names, for a name that does not exist, and for an option that is not the net's.
+    Raises `UsageError` for a name that does not exist, with the closest ones, and for an option that the net does not have.
     """
     if name not in _BUILDERS:
         close = difflib.get_close_matches(name, NAMES, n=3)

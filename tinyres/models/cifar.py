@@ -6,8 +6,9 @@
     layer3, n blocks of 64 channels, the first halves    8 x 8
     mean of each map, linear layer, softmax
 
-A block adds what it computes to what it was given, z = relu(F(x) + x). Backward, the join hands the same cotangent ds
-to both branches, and the fork at the input adds what comes back, dx = ds + J_F^T ds: it reaches x whatever F is.
+A block adds what it computes to what it was given: z = relu(F(x) + x). Backward, the join hands the same cotangent ds to
+the branch and to the shortcut, and the fork at the input adds what comes back: dx = ds + J_F^T ds. So ds reaches x
+whatever F is.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from tinyres.tensor import Tensor
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the map's size, or halves it with stride 2. The batch norm behind it has the bias."""
+    """A convolution that keeps the size of the maps, or halves it with stride 2. The batch norm after it has the bias."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
 
 
@@ -72,7 +73,7 @@ class Bottleneck(nn.Module):
 
 
 class SubsamplePad(nn.Module):
-    """Shortcut A: every ``stride``-th pixel, and zeros in the channels that are new. It has no parameters."""
+    """Shortcut A: every ``stride``-th row and column, and zeros in the new channels. It has no parameters."""
 
     def __init__(self, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class SubsamplePad(nn.Module):
 
 
 def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """The identity where x and F(x) agree in shape. Where not, A subsamples and pads, B projects; C projects always."""
+    """The identity if x and F(x) have the same shape; if not, A subsamples and pads, B projects. C always projects."""
     same_shape = in_channels == out_channels and stride == 1
     if same_shape and option != "C":
         return nn.Identity()
@@ -96,7 +97,7 @@ def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int)
 
 
 class CifarResNet(nn.Module):
-    """Three stages of ``n`` blocks: (N, in_channels, 32, 32) -> logits (N, num_classes). Maps of other sizes work too.
+    """Three stages of ``n`` blocks: (N, in_channels, 32, 32) -> logits (N, num_classes). Images of other sizes work too.
 
     ``block(in_channels, channels, stride)`` makes a block that returns ``expansion * channels`` channels.
     """
@@ -122,7 +123,7 @@ class CifarResNet(nn.Module):
 
 
 def _blocks_per_stage(depth: int, layers_per_block: int) -> int:
-    """n of a net of ``depth`` weighted layers: 6n + 2 for two layers a block, 9n + 2 for three."""
+    """n for a net of ``depth`` weighted layers: 6n + 2 with two layers per block, 9n + 2 with three."""
     step = 3 * layers_per_block
     if not isinstance(depth, int) or depth < step + 2 or (depth - 2) % step:
         below = max(2 + step, depth - (depth - 2) % step) if isinstance(depth, int) else 20
@@ -136,9 +137,9 @@ def _blocks_per_stage(depth: int, layers_per_block: int) -> int:
 def resnet(
     depth: int, shortcut: str = "A", block: str = "basic", num_classes: int = 10, in_channels: int = 3
 ) -> CifarResNet:
-    """A residual net of ``depth`` layers: 6n + 2 of "basic" blocks or 9n + 2 of "bottleneck" blocks.
+    """A residual net of ``depth`` layers: 6n + 2 with "basic" blocks, 9n + 2 with "bottleneck" blocks.
 
-    ``shortcut`` is the paper's option "A" (no parameters: what it uses on CIFAR), "B" or "C".
+    ``shortcut`` is the paper's option "A" (without parameters: the paper uses it on CIFAR), "B" or "C".
     Raises `UsageError` for a depth or an option that does not exist.
     """
     if shortcut not in ("A", "B", "C"):

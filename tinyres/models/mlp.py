@@ -3,7 +3,7 @@
     eq. 1   y = W2 relu(W1 x) + x
     eq. 2   y = W2 relu(W1 x) + Ws x        where x and y differ in size
 
-They are the smallest networks in which the lesson shows: the derivative of y by x is J_F + I, never J_F alone.
+They are the smallest networks that show the lesson: the derivative of y by x is J_F + I, never J_F alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tinyres.tensor import Tensor
 
 
 def he_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with He's normal weights (fan_in) and zero bias: for use beside ReLUs."""
+    """A linear layer with He's normal weights (fan_in) and zero bias, for networks with ReLUs."""
     layer = nn.Linear(in_features, out_features, bias)
     nn.init.kaiming_normal_(layer.weight)
     if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""Sequential and ModuleList: modules that hold others by number."""
+"""Sequential and ModuleList: modules that hold numbered modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tinyres.nn.module import Module
 
 
 class ModuleList(Module):
-    """A list whose modules are registered, as those in a plain Python list are not. Their names are "0", "1", ..."""
+    """A list that registers its modules, which a plain Python list does not. Their names are "0", "1", ..."""
 
     def __init__(self, modules: Iterable[Module] = ()) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ModuleList(Module):
         return self.children()
 
     def __getitem__(self, index: int | slice) -> Any:
-        """One module by number (from the end if negative), or for a slice a container of the same kind."""
+        """One module by number (from the end if negative), or a container of the same kind for a slice."""
         found = list(self)[index]
         if not isinstance(found, list):
             return found

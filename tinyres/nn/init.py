@@ -1,7 +1,7 @@
-"""Initialisation: fill a tensor in place and return it.
+"""Initialisation: each function fills a tensor in place and returns it.
 
 He et al. 2015 (arXiv 1502.01852) ask that a layer followed by a ReLU keep the size of what passes through it. The ReLU
-halves the second moment, a weighted sum over ``fan`` inputs multiplies it by fan * Var(w), so Var(w) = 2 / fan. With
+halves the second moment, and a weighted sum over ``fan`` inputs multiplies it by fan * Var(w); so Var(w) = 2 / fan. With
 fan_in the activations keep their size (eq. 10), with fan_out the gradients do (eq. 14).
 """
 
@@ -50,7 +50,7 @@ def kaiming_uniform_(
 
 
 def normal_(tensor: Tensor, std: float, generator: np.random.Generator | None = None) -> Tensor:
-    """Normal with mean 0. Without ``generator``, tinyres's global one (`tr.manual_seed`) is used, here and above."""
+    """Normal with mean 0. Here and above, ``generator`` is by default the global one (see `tr.manual_seed`)."""
     drawn = (generator or default_generator()).standard_normal(tensor.shape, dtype=np.float32)
     return _fill(tensor, drawn * np.float32(std))
 

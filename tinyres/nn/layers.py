@@ -2,7 +2,7 @@
 
 Default initialisation. Convolutions: He normal over fan_out, as He et al. 2015 derive for layers followed by a ReLU
 (arXiv 1502.01852, eq. 14), biases zero. Linear layers: PyTorch's, uniform within 1 / sqrt(in_features) for weight and
-bias: what follows one here is a softmax, no ReLU, so that He's factor of 2 would only make the first logits larger.
+bias: a softmax follows them here, not a ReLU, so He's factor of 2 would only make the first logits larger.
 Batch norm: weight 1, bias 0.
 """
 
@@ -24,7 +24,7 @@ Size = int | tuple[int, int]
 class Conv2d(Module):
     """2-D convolution, (N, C, H, W) -> (N, F, OH, OW), with weight (F, C / groups, KH, KW) and bias (F,).
 
-    Sizes are an int or a (height, width) pair. Raises `UsageError` for sizes that make no convolution.
+    A size is an int or a (height, width) pair. Raises `UsageError` for sizes that make no convolution.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class BatchNorm2d(Module):
 
 
 class BatchNorm1d(BatchNorm2d):
-    """The same for each of C features of (N, C) over N."""
+    """Batch normalisation of each feature of (N, C) over N: see `BatchNorm2d`."""
 
 
 class ReLU(Module):
@@ -139,7 +139,7 @@ class ReLU6(Module):
 
 
 class _Pool2d(Module):
-    """What the two poolings share: their window. ``stride`` is the window's size unless given."""
+    """What the two pooling layers share: a window. ``stride`` is by default the size of the window."""
 
     def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
         super().__init__()
@@ -167,14 +167,14 @@ class AvgPool2d(_Pool2d):
 
 
 class GlobalAvgPool2d(Module):
-    """The mean of each map: (N, C, H, W) -> (N, C)."""
+    """The mean of each channel's map: (N, C, H, W) -> (N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.global_avg_pool2d(x)
 
 
 class Flatten(Module):
-    """(N, ...) -> (N, everything else)."""
+    """All dimensions but the first become one: (N, ...) -> (N, product of the others)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
@@ -224,11 +224,11 @@ def _parameter(*shape: int, value: float = 0.0) -> Parameter:
 def _check_counts(layer: str, **counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int | np.integer) or count < 1:
-            raise UsageError(f"{layer}: {name} must be a whole number from 1 up, got {count!r}")
+            raise UsageError(f"{layer}: {name} must be an integer of at least 1, got {count!r}")
 
 
 def _pair(layer: str, name: str, size: Size, at_least: int) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int | np.integer) else tuple(size) if isinstance(size, tuple | list) else ()
     if len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= at_least for n in pair):
-        raise UsageError(f"{layer}: {name} must be a whole number from {at_least} up, or a pair of them, got {size!r}")
+        raise UsageError(f"{layer}: {name} must be an integer of at least {at_least}, or a pair of them, got {size!r}")
     return int(pair[0]), int(pair[1])

@@ -1,10 +1,10 @@
 """Module: a tree of layers that knows its parameters, its buffers and its children.
 
-Registration is nothing but attribute assignment. A module's parameters are the attributes that are of type `Parameter`,
-its children those of type `Module`, in the order of assignment; there is no second list that could disagree.
-Buffers (running statistics) are ordinary tensors, so `register_buffer` notes their names.
+Registration is nothing but attribute assignment. A module's parameters are its attributes of type `Parameter`, its
+children those of type `Module`, in the order of assignment; there is no second list that could disagree. Buffers
+(running statistics) are ordinary tensors, so `register_buffer` notes their names.
 
-Names and meanings are PyTorch's, except that `state_dict` holds NumPy arrays that are copies.
+Names and meanings are PyTorch's, except that `state_dict` returns copies, as NumPy arrays.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Parameter(Tensor):
 
 
 class LoadResult(NamedTuple):
-    """What ``load_state_dict(strict=False)`` left aside."""
+    """The names that ``load_state_dict(strict=False)`` skipped."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
 
 
 class HookHandle:
-    """Returned by the register functions; ``remove()`` takes the hook off again."""
+    """What the register functions return; ``remove()`` removes the hook."""
 
     def __init__(self, hooks: dict[HookHandle, Callable[..., Any]], hook: Callable[..., Any]) -> None:
         self._hooks = hooks
@@ -110,7 +110,7 @@ class Module:
         setattr(self, name, tensor)
 
     def __getattr__(self, name: str) -> Any:
-        """Reached only where normal look-up fails: explain."""
+        """Called only when normal look-up has failed: says why."""
         kind = type(self).__name__
         if name in ("training", "_buffer_names", "_forward_hooks", "_forward_pre_hooks"):
             raise UsageError(f"{kind}.__init__ did not call super().__init__(); call it on the first line of __init__")
@@ -166,7 +166,7 @@ class Module:
     def buffers(self) -> Iterator[Tensor]:
         return (buffer for _, buffer in self.named_buffers())
 
-    # --- what is done to the whole tree -------------------------------------------------------------------------------
+    # --- for the whole tree -----------------------------------------------------------------------------------------
 
     def apply(self: Self, fn: Callable[[Module], Any]) -> Self:
         """Call ``fn`` on every module below and then on this one; returns self."""
@@ -185,16 +185,16 @@ class Module:
         return self.train(False)
 
     def zero_grad(self) -> None:
-        """Forget every gradient."""
+        """Drop the gradients of all parameters: their ``.grad`` becomes None."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def to(self: Self, target: Any) -> Self:
         """Move parameters, buffers and gradients to a device ("cpu", "cuda", "cuda:1"), or cast parameters and buffers to
-        float32 or float64 and forget gradients; returns self.
+        float32 or float64 and drop the gradients; returns self.
 
-        In mixed precision parameters stay float32 and the input has 16 bits: ``model(x.half())``. Raises `DeviceError` if
-        the device is not there, `UsageError` for another dtype.
+        In mixed precision the parameters stay float32 and the input has 16 bits: ``model(x.half())``. Raises `DeviceError`
+        if there is no such device, `UsageError` for another dtype.
         """
         device, dtype = place(target)
         if device is None:
@@ -205,7 +205,7 @@ class Module:
         return self
 
     def cpu(self: Self) -> Self:
-        """Move to host memory; returns self."""
+        """Move to the CPU's memory; returns self."""
         return self.to("cpu")
 
     def cuda(self: Self) -> Self:
@@ -213,11 +213,11 @@ class Module:
         return self.to("cuda")
 
     def float(self: Self) -> Self:
-        """Cast parameters and buffers to float32 and forget gradients; returns self."""
+        """Cast parameters and buffers to float32 and drop the gradients; returns self."""
         return self.to(np.float32)
 
     def double(self: Self) -> Self:
-        """Cast parameters and buffers to float64 and forget gradients; returns self."""
+        """Cast parameters and buffers to float64 and drop the gradients; returns self."""
         return self.to(np.float64)
 
     def _cast(self: Self, dtype: Any) -> Self:
@@ -237,8 +237,8 @@ class Module:
     def load_state_dict(self, arrays: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy ``arrays`` (NumPy arrays or tensors by name) into the parameters and buffers, which keep their dtype.
 
-        Raises `CheckpointError` with all that is wrong at once, and then changes nothing: missing and unexpected names
-        (if ``strict``), and arrays of another shape or not of numbers. Returns the names left aside.
+        If something does not fit, raises one `CheckpointError` that lists everything, and changes nothing: missing and
+        unexpected names (if ``strict``), arrays of another shape, arrays that hold no numbers. Returns the names it skipped.
         """
         own = dict(self._tensors())
         missing = [name for name in own if name not in arrays]

@@ -1,7 +1,7 @@
-"""summary: what each layer of a model receives, returns, holds and costs.
+"""`summary`: what each layer of a model receives, returns, holds and costs.
 
-A cost is in multiply-adds of one forward pass of one image, counted as the papers do: those of convolutions (padding
-included) and linear layers, without biases, batch norm, pooling and additions.
+The cost is the number of multiply-adds in one forward pass of one image, counted as papers do: those of convolutions
+(padding included) and linear layers, without biases, batch norm, pooling and additions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = ("layer", "type", "input", "output", "parameters", "multiply-adds")
 
 @dataclass(frozen=True)
 class Row:
-    """One call of one layer. Shapes are without the batch; a layer called again has its parameters counted before."""
+    """One call of one layer. Shapes leave out the batch; a layer's parameters are counted at its first call."""
 
     name: str
     type: str
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table as data. ``print(summary)`` shows it plainly; the package rich shows the object itself as a table."""
+    """The table as data. ``print(summary)`` shows it as text; the package rich shows it as a table."""
 
     model: str
     rows: tuple[Row, ...]
@@ -74,10 +74,10 @@ class Summary:
 
 
 def summary(model: Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
-    """Run one image of zeros, of shape ``input_shape`` (without the batch), through ``model`` and note each layer's call.
+    """Runs one image of zeros, of shape ``input_shape`` (without the batch), through ``model`` and notes each layer's call.
 
-    A row is a module without children, or with parameters of its own. The model runs in evaluation mode without a
-    graph and is left as it was. What a ``forward`` computes by itself, not through a module, has no row.
+    A row is a module that has no children, or parameters of its own. The model runs in evaluation mode, without a graph,
+    and is left as it was. What a ``forward`` computes itself, not through a module, has no row.
     """
     if not input_shape or any(not isinstance(n, int) or n < 1 for n in input_shape):
         raise UsageError(f"summary: input_shape is one image's shape, such as (3, 32, 32), got {input_shape!r}")
@@ -111,7 +111,7 @@ def summary(model: Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
 
 
 def multiply_adds(module: Module, output_shape: Sequence[int]) -> int:
-    """Multiply-adds that give an output of ``output_shape``, batch included: each output needs its window or its row."""
+    """The multiply-adds behind an output of ``output_shape`` (with the batch): each element needs its window or its row."""
     if isinstance(module, Conv2d | Linear):
         return math.prod(output_shape) * math.prod(module.weight.shape[1:])
     return 0

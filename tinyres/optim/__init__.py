@@ -1,4 +1,4 @@
-"""What changes the weights: SGD, learning-rate schedules, gradient clipping and weight averaging."""
+"""What updates the weights: SGD, learning-rate schedules, gradient clipping and weight averaging."""
 
 from tinyres.optim.ema import EMA
 from tinyres.optim.gradients import clip_grad_norm_, clip_grad_value_

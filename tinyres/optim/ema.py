@@ -17,9 +17,9 @@ from tinyres.tensor import Tensor
 
 
 class EMA:
-    """average = decay * average + (1 - decay) * weights at each ``update()``, starting from the weights as they are.
+    """average = decay * average + (1 - decay) * weights at each ``update()``, starting from the present weights.
 
-    Buffers (the running statistics of batch norm, averages already) are copied at each update.
+    Buffers are copied at each update: the running statistics of batch norm are averages already.
     """
 
     def __init__(self, model: Module, decay: float) -> None:
@@ -30,7 +30,7 @@ class EMA:
         self._averages = {name: tensor.data.copy() for name, tensor in self._tensors.items()}
 
     def update(self) -> None:
-        """Take in the model's present weights: call it after each optimizer step."""
+        """Add the model's present weights to the average: call this after each optimizer step."""
         for name, tensor in self._tensors.items():
             rate = 1 - self.decay if tensor.requires_grad else 1.0
             average = self._averages[name] = move(self._averages[name], tensor.device)
@@ -38,7 +38,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[Module]:
-        """```with ema.applied():``` the model has the averaged weights; afterwards its own again, bit for bit."""
+        """Inside ``with ema.applied():`` the model has the averaged weights; afterwards its own again, bit for bit."""
         own = {name: tensor.data.copy() for name, tensor in self._tensors.items()}
         self._write(self._averages)
         try:
@@ -57,7 +57,7 @@ class EMA:
         return {name: np.array(Tensor(average).numpy()) for name, average in self._averages.items()}
 
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
+        """Restore what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
         own = self._averages
         wrong = [name for name in own if name not in arrays or arrays[name].shape != own[name].shape]
         wrong += [name for name in arrays if name not in own]

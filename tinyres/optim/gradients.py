@@ -1,4 +1,4 @@
-"""Keep gradients in bounds before a step (Pascanu et al. 2013, arXiv 1211.5063). Both change ``.grad`` in place."""
+"""Gradient clipping before a step (Pascanu et al. 2013, arXiv 1211.5063). Both functions change ``.grad`` in place."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tinyres.tensor import Tensor
 
 
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients by one number so that their common Euclidean norm is at most ``max_norm``; returns the norm
-    before. As in PyTorch, the factor is max_norm / (norm + 1e-6).
+    """Scale all gradients by one number so that their common Euclidean norm is at most ``max_norm``; returns the norm that
+    they had before. As in PyTorch, the factor is max_norm / (norm + 1e-6).
 
-    Raises `NonFiniteError` if the norm is NaN or infinite: no factor would mend such gradients.
+    Raises `NonFiniteError` if the norm is NaN or infinite: no factor could repair such gradients.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = math.sqrt(float(sum((grad.astype(np.float64) ** 2).sum() for grad in grads)))

@@ -1,15 +1,15 @@
 """GradScaler: dynamic loss scaling, which float16 needs (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2).
 
-Gradients below 6e-8 are 0 in float16. So the loss, and with it every gradient, is multiplied by a scale as large as goes:
-where a gradient overflows, the step is skipped and the scale is halved; after many good steps it is doubled. bfloat16, which
-reaches as far as float32, needs none of it.
+Gradients below 6e-8 are 0 in float16. So the loss, and with it every gradient, is multiplied by a scale that is as large as
+possible: when a gradient overflows, the step is skipped and the scale is halved; after many good steps it is doubled.
+bfloat16 has the range of float32 and needs no scale.
 
     scaler.scale(loss).backward()
-    scaler.step(optimizer)          divides the gradients by the scale; does nothing if one is not finite
+    scaler.step(optimizer)          divides the gradients by the scale; skips the step if one is not finite
     scaler.update()
 
-The scale, the count of good steps and the finding are arrays where the parameters live, and nothing here reads them: a GPU
-goes through its steps without waiting for the host.
+The scale, the count of good steps and the flag for gradients that are not finite are arrays on the parameters' device, and
+nothing here reads them: a GPU runs its steps without waiting for the host.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class GradScaler:
         return loss * Tensor(self._scale_beside(loss)) if self.enabled else loss
 
     def backward(self, loss: Tensor) -> None:
-        """``scale(loss).backward()``, which begins at the loss with the scale as its cotangent."""
+        """``scale(loss).backward()``: the backward pass, with the scale as the cotangent of the loss."""
         loss.backward(self._scale_beside(loss) if self.enabled else None)
 
     def _scale_beside(self, loss: Tensor) -> Any:
@@ -67,9 +67,9 @@ class GradScaler:
         return self._scale
 
     def unscale_(self, optimizer: SGD) -> None:
-        """Divide the gradients by the scale, in place. `step` does it; call it before to see or clip true gradients.
+        """Divide the gradients by the scale, in place. `step` does this; call it yourself to see or clip the true gradients.
 
-        Raises `GraphError` if it was done since the last `update`, or if no loss was scaled.
+        Raises `GraphError` if this was done already since the last `update`, or if no loss was scaled.
         """
         if not self.enabled:
             return
@@ -81,9 +81,9 @@ class GradScaler:
         self._found[id(optimizer)] = dispatch.current().unscale([p.grad for p in params if p.grad is not None], self._scale)
 
     def step(self, optimizer: SGD) -> None:
-        """``optimizer.step()``, which changes nothing if a gradient is not finite. Unscales first, unless that was done.
+        """``optimizer.step()``, but nothing changes if a gradient is not finite. Unscales first, unless that was done.
 
-        Raises `GraphError` if it was called since the last `update`.
+        Raises `GraphError` if this was called already since the last `update`.
         """
         if not self.enabled:
             optimizer.step()
@@ -98,7 +98,7 @@ class GradScaler:
     def update(self) -> None:
         """Halve the scale if a gradient was not finite, double it after ``growth_interval`` good steps in a row.
 
-        Raises `GraphError` if nothing was unscaled since the last one, or if a scaled loss waits for its backward pass.
+        Raises `GraphError` if nothing was unscaled since the last update, or if a scaled loss waits for its backward pass.
         """
         if not self.enabled:
             return
@@ -132,7 +132,7 @@ class GradScaler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
+        """Restore what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
         if not self.enabled:
             return
         try:

@@ -1,8 +1,8 @@
 """Learning-rate schedules, counted in iterations: call ``step()`` after each ``optimizer.step()``.
 
-``lr_at(step)`` is a pure function, the learning rate of the optimizer's first group at an iteration from 0 on; so a
-schedule can be plotted, and resumes exactly. The other groups keep their ratio to the first one.
-Where a name is PyTorch's, so are the meaning and the values.
+``lr_at(step)`` is a pure function: the learning rate of the optimizer's first group at an iteration, counted from 0. So a
+schedule can be plotted, and resumes exactly. The other groups keep their ratio to the first one. Where a name is
+PyTorch's, so are the meaning and the values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Schedule:
         raise NotImplementedError
 
     def step(self) -> None:
-        """Go on to the next iteration's learning rates."""
+        """Set the learning rates of the next iteration."""
         self.set_step(self.last_step + 1)
 
     def set_step(self, step: int) -> None:
@@ -91,8 +91,8 @@ class OneCycleLR(Schedule):
     """Up from max_lr / div_factor to ``max_lr`` in the first ``pct_start`` of ``total_steps`` iterations, then down to
     max_lr / div_factor / final_div_factor at the last one, constant from there (Smith and Topin, arXiv 1708.07120).
 
-    With ``cycle_momentum`` the momentum goes the other way, from ``max_momentum`` down to ``base_momentum`` and back. That is
-    PyTorch's default; here the momentum is left alone unless asked.
+    With ``cycle_momentum`` the momentum moves the other way, from ``max_momentum`` down to ``base_momentum`` and back. That
+    is PyTorch's default; here the momentum stays constant by default.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class OneCycleLR(Schedule):
 
 
 class Warmup(Schedule):
-    """``schedule`` with its first ``total_iters`` learning rates reduced: times ``factor`` all along ("constant": He et al.
-    train 110 layers so, 0.01 for about 400 iterations), or times a factor that grows evenly from it to 1 ("linear").
+    """``schedule`` with its first ``total_iters`` learning rates reduced: multiplied by ``factor`` ("constant": He et al.
+    train 110 layers with 0.01 for about 400 iterations), or by a number that grows evenly from ``factor`` to 1 ("linear").
 
     The schedule is not delayed: its milestones count from the first iteration.
     """

@@ -26,7 +26,7 @@ OPTIONS = ("lr", "momentum", "weight_decay", "nesterov")
 
 
 class SGD:
-    """``params`` are tensors, or groups: dicts with "params" and the options in which a group differs from the rest.
+    """``params`` are tensors, or groups: dicts with "params" and the options that differ from the arguments.
 
     >>> optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     >>> optim.SGD([{"params": body}, {"params": head, "lr": 0.01}], lr=0.1)
@@ -34,7 +34,7 @@ class SGD:
     A learning rate may be a float32 array of shape () on the parameters' device, which schedules then write to: a step
     that was captured as a CUDA graph reads it anew at each replay.
 
-    Raises `UsageError` for values without meaning, for a tensor that takes no gradient, and for one given twice.
+    Raises `UsageError` for values out of range, for a tensor that does not require a gradient, and for one given twice.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class SGD:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def step(self, skip: Any = None) -> None:
-        """Update, in place, every parameter that has a gradient; nothing where ``skip`` (an int32 array of shape () on the
-        parameters' device) is not 0.
+        """Update every parameter that has a gradient, in place. Nothing changes if ``skip`` (an int32 array of shape () on
+        the parameters' device) is not 0.
 
         Raises `GraphError`, and changes nothing, if a graph that has not been walked backward needs a parameter's value.
         """
@@ -86,12 +86,12 @@ class SGD:
         return buffer
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Drop the gradients of all parameters: their ``.grad`` becomes None."""
         for parameter in self._parameters():
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The groups' options, and copies of the momentum arrays by the parameter's position over all groups."""
+        """The groups' options, and copies of the momentum arrays by the position of their parameter over all groups."""
         start, groups = 0, []
         for group in self.param_groups:
             positions = list(range(start, start + len(group["params"])))
@@ -101,7 +101,7 @@ class SGD:
         return {"param_groups": groups, "momentum_buffers": buffers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
+        """Restore what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
         parameters = self._parameters()
         groups, buffers = state["param_groups"], state["momentum_buffers"]
         sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]
@@ -120,7 +120,7 @@ class SGD:
 
 
 def _group(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A full group, checked."""
+    """A group with all its options, checked."""
     unknown = set(group) - {"params", *OPTIONS}
     if unknown or "params" not in group:
         raise UsageError(f'a group is a dict with "params" and any of {", ".join(OPTIONS)}; got {sorted(group)}')
@@ -142,7 +142,7 @@ def _group(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_lr(group: dict[str, Any], lr: float) -> None:
-    """Give a group another learning rate, in place where it is an array."""
+    """Set a group's learning rate, in place if it is an array."""
     if hasattr(group["lr"], "strides"):
         group["lr"][...] = lr
     else:
@@ -150,7 +150,7 @@ def set_lr(group: dict[str, Any], lr: float) -> None:
 
 
 def weight_decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for SGD: what is multiplied (weights of two dimensions or more) decays; biases and batch norm do not.
+    """Two groups for SGD: weights of two dimensions or more decay; biases and the parameters of batch norm do not.
 
     The paper's recipe decays everything; this is for recipes that do not.
     """
