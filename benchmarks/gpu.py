@@ -143,7 +143,7 @@ def bandwidth(one: Run) -> list[dict[str, Any]]:
     x, y = (channels_first(one.xp.asarray(rng.standard_normal((n, side, side, 32), np.float32))) for _ in range(2))
     weight, bias = one.xp.ones(32, "f4"), one.xp.zeros(32, "f4")
     k = one.kernels
-    z, mean, var = k.batch_norm(x, weight, bias, 1e-5, None, True)
+    z, mean, var = k.batch_norm(x, weight, bias, 1e-5, True)
 
     geometry = (side, side, 32, 3, 3, side, side, 1, 1, 1, 1, 1, 1)  # H W C KH KW OH OW, stride, padding, dilation
     image = x.transpose(0, 2, 3, 1)[: max(1, n // 9)]  # whose columns are as large as the other arrays
@@ -155,14 +155,10 @@ def bandwidth(one: Run) -> list[dict[str, Any]]:
     calls: list[tuple[str, int, Callable[[], Any]]] = [  # bytes that must cross the bus: batch norm needs two passes
         ("add_relu", 3 * size, lambda: k.add_relu(x, y)),
         ("relu_backward", 3 * size, lambda: k.relu_backward(x, y)),
-        ("batch_norm + relu", 3 * size, lambda: k.batch_norm(x, weight, bias, 1e-5, None, True)),
-        ("batch_norm + add + relu", 4 * size, lambda: k.batch_norm(x, weight, bias, 1e-5, y, True)),
-        ("batch_norm_backward", 5 * size, lambda: k.batch_norm_backward(y, x, None, weight, mean, var, 1e-5, True, False)),
-        (
-            "batch_norm_backward + relu",
-            7 * size,
-            lambda: k.batch_norm_backward(y, x, z, weight, mean, var, 1e-5, True, False),
-        ),
+        ("batch_norm + relu", 3 * size, lambda: k.batch_norm(x, weight, bias, 1e-5, True)),
+        ("batch_norm + add + relu", 4 * size, lambda: k.batch_norm_add_relu(x, y, weight, bias, 1e-5)),
+        ("batch_norm_backward", 5 * size, lambda: k.batch_norm_backward(y, x, None, weight, mean, var, 1e-5, True)),
+        ("batch_norm_backward + relu", 7 * size, lambda: k.batch_norm_backward(y, x, z, weight, mean, var, 1e-5, True)),
         ("im2col 3x3", image.nbytes + columns.nbytes, lambda: im2col._im2col(image, columns, 0, 32, geometry, macros)),
         ("global_avg_pool2d", size, lambda: k.global_avg_pool2d(x)),
     ]

@@ -122,17 +122,25 @@ def norms(batch: int) -> list[Case]:
 
         for joined in (False, True):
             title = f"bn {'add ' if joined else ''}relu {c} {h}x{h}"
-            args = (x, weight, bias, EPS, residual if joined else None, True)
-            cases.append(Case(title, "batch_norm", args, partial(forward, joined)))
-            args = (dy, x, y, weight, mean, var, EPS, True, joined)
-            cases.append(Case(f"{title} dx", "batch_norm_backward", args, partial(backward, joined)))
+            kernel = "batch_norm_add_relu" if joined else "batch_norm"
+            args = (x, residual, weight, bias, EPS) if joined else (x, weight, bias, EPS, True)
+            cases.append(Case(title, kernel, args, partial(forward, joined)))
+            args = (dy, x, y, weight, mean, var, EPS, True)
+            cases.append(Case(f"{title} dx", f"{kernel}_backward", args, partial(backward, joined)))
 
-        def inference(layout: Any, x: Any = x, v: Any = (mean, var, weight, bias)) -> Run:
-            tx, vectors = _t(x, layout), [_t(a) for a in v]
-            return lambda: F.relu_(F.batch_norm(tx, *vectors, False, 0.1, EPS))
+        def inference(joined: bool, layout: Any, x: Any = x, r: Any = residual, v: Any = (mean, var, weight, bias)) -> Run:
+            tx, tr_, vectors = _t(x, layout), _t(r, layout), [_t(a) for a in v]
 
-        args = (x, weight, bias, mean, var, EPS, None, True)
-        cases.append(Case(f"bn relu {c} {h}x{h} eval", "batch_norm_inference", args, inference))
+            def run() -> object:
+                z = F.batch_norm(tx, *vectors, False, 0.1, EPS)
+                return F.relu_(z.add_(tr_) if joined else z)
+
+            return run
+
+        args = (x, weight, bias, mean, var, EPS, True)
+        cases.append(Case(f"bn relu {c} {h}x{h} eval", "batch_norm_inference", args, partial(inference, False)))
+        args = (x, residual, weight, bias, mean, var, EPS)
+        cases.append(Case(f"bn add relu {c} {h}x{h} eval", "batch_norm_add_relu_inference", args, partial(inference, True)))
     return cases
 
 

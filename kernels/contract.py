@@ -73,48 +73,72 @@ class Linear(Protocol):
 
 
 class Norm(Protocol):
-    """z = weight * (x - mean) / sqrt(var + eps) + bias;  y = relu(z + residual), each part optional"""
+    """z = weight * (x - mean) / sqrt(var + eps) + bias, by channel;  y = relu(z) or z"""
 
     def batch_norm(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array,
-        eps: float,
-        residual: Array | None,
-        relu: bool,
-        running: tuple[Array, Array, float] | None = None,
+        self, x: Array, weight: Array, bias: Array, eps: float, relu: bool, running: tuple[Array, Array, float] | None = None
     ) -> tuple[Array, Array, Array]:
-        """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,). Two passes for the statistics.
+        """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,).
+
+        The variance is as exact as that of two passes, also where the mean is large beside it: E[x^2] - E[x]^2 is not.
 
         ``running``: the running mean and variance (C,), which move in place by the third, the momentum, towards those of
-        the batch of m elements a channel, whose biased variance becomes the unbiased one, var m / (m - 1).
+        the batch of m elements per channel, whose biased variance becomes the unbiased one, var m / (m - 1).
         """
 
     def batch_norm_inference(
-        self, x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
+        self, x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, relu: bool
     ) -> Array:
         """The same with given statistics -> y."""
 
     def batch_norm_backward(
-        self,
-        dy: Array,
-        x: Array,
-        y: Array | None,
-        weight: Array,
-        mean: Array,
-        var: Array,
-        eps: float,
-        training: bool,
-        residual: bool,
-    ) -> tuple[Array, Array, Array, Array | None]:
-        """dy -> dx, dweight (C,), dbias (C,), and with ``residual`` its cotangent (else None).
+        self, dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool
+    ) -> tuple[Array, Array, Array]:
+        """dy -> dx, dweight (C,), dbias (C,).
 
         ``y`` is the forward result if a ReLU was fused, whose cotangent is dz = dy * (y > 0), else None and dz = dy.
         With xhat = (x - mean) / sqrt(var + eps) and sums over N, H, W, of m elements each: dbias = sum dz,
         dweight = sum dz xhat, dx = weight / sqrt(var + eps) * (dz - (dbias + xhat dweight) / m) when ``training``,
         weight / sqrt(var + eps) * dz when not.
         """
+
+
+class Join(Protocol):
+    """The end of a residual block, z = relu(s) with s = x + y; and the shortcut that has no parameters."""
+
+    def add_relu(self, x: Array, y: Array) -> Array:
+        """max(x + y, 0): 3 arrays moved, where two kernels move 5. Its gradient is `relu_backward`."""
+
+    def batch_norm_add_relu(
+        self,
+        x: Array,
+        residual: Array,
+        weight: Array,
+        bias: Array,
+        eps: float,
+        running: tuple[Array, Array, float] | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Training: z = relu(s) with s = batch_norm(x) + residual, and the batch's mean and biased variance, as
+        `batch_norm`: one pass over memory for the three steps.
+        """
+
+    def batch_norm_add_relu_inference(
+        self, x: Array, residual: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float
+    ) -> Array:
+        """The same with given statistics -> z."""
+
+    def batch_norm_add_relu_backward(
+        self, dz: Array, x: Array, z: Array, weight: Array, mean: Array, var: Array, eps: float, training: bool
+    ) -> tuple[Array, Array, Array, Array]:
+        """dz -> dx, dweight, dbias, ds with ds = dz * (z > 0), the cotangent of the sum s, which the residual receives as it
+        is; dx, dweight and dbias as `batch_norm_backward` has them from ds.
+        """
+
+    def subsample_pad(self, x: Array, out_channels: int, stride: int) -> Array:
+        """x[:, :, ::stride, ::stride], with zero channels: (out_channels - C) // 2 before, the rest behind."""
+
+    def subsample_pad_backward(self, dy: Array, x_shape: Shape, stride: int) -> Array:
+        """-> dx, zero wherever x was not read."""
 
 
 class Elementwise(Protocol):
@@ -132,9 +156,6 @@ class Elementwise(Protocol):
     def relu6_backward(self, dy: Array, y: Array) -> Array:
         """dy * (0 < y < 6)"""
 
-    def add_relu(self, x: Array, y: Array) -> Array:
-        """max(x + y, 0), the join that ends a residual block: 3 arrays moved, where two kernels move 5."""
-
     def cast(self, x: Array, dtype: Any) -> Array:
         """x in another floating-point dtype, rounded to nearest; what is too large for it becomes an infinity."""
 
@@ -143,7 +164,7 @@ class Elementwise(Protocol):
 
 
 class Pool(Protocol):
-    """Pooling."""
+    """Pooling: one number from each window, or from each map."""
 
     def max_pool2d(self, x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
         """-> y, and for each of its elements which of the window's KH * KW places held it (int, the first of equals)."""
@@ -164,12 +185,6 @@ class Pool(Protocol):
 
     def global_avg_pool2d_backward(self, dy: Array, x_shape: Shape) -> Array:
         """dy (N, C) -> dx (N, C, H, W)."""
-
-    def subsample_pad(self, x: Array, out_channels: int, stride: int) -> Array:
-        """x[:, :, ::stride, ::stride], with zero channels: (out_channels - C) // 2 before, the rest behind."""
-
-    def subsample_pad_backward(self, dy: Array, x_shape: Shape, stride: int) -> Array:
-        """-> dx, zero wherever x was not read."""
 
 
 class Loss(Protocol):
@@ -232,7 +247,7 @@ class Augment(Protocol):
         """
 
 
-class Kernels(Conv, Linear, Norm, Elementwise, Pool, Loss, Update, Augment, Protocol):
+class Kernels(Conv, Linear, Norm, Join, Elementwise, Pool, Loss, Update, Augment, Protocol):
     """All kernels."""
 
 

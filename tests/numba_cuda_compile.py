@@ -49,8 +49,10 @@ for dtype in sys.argv[1:]:
     kernels.conv2d_backward_input(y, w, x.shape, *geometry)
     kernels.conv2d_backward_weight(y, x, w.shape, *geometry)
     kernels.linear(new(3, 4), new(5, 4), new(5))
-    kernels.batch_norm(x, c, c, 1e-5, x, True, (c, c, 0.1))
-    kernels.batch_norm_backward(x, x, x, c, c, c, 1e-5, True, True)
+    kernels.batch_norm(x, c, c, 1e-5, True, (c, c, 0.1))
+    kernels.batch_norm_backward(x, x, x, c, c, c, 1e-5, True)
+    kernels.batch_norm_add_relu(x, x, c, c, 1e-5, (c, c, 0.1))
+    kernels.batch_norm_add_relu_backward(x, x, x, c, c, c, 1e-5, True)
     kernels.relu(x)
     kernels.relu6(x)
     for name in ("relu_backward", "relu6_backward", "add_relu", "accumulate"):

@@ -44,11 +44,10 @@ CHECKS = {
     "batch_norm": (
         k.check_batch_norm,
         [
-            ((n, c, 3, 1), training, residual, relu)
+            ((n, c, 3, 1), training, kind)
             for n, c in ((1, 1), (5, 3), (9, 2))
             for training in (True, False)
-            for residual in (False, True)
-            for relu in (False, True)
+            for kind in k.NORMS
         ],
     ),
     "pool": (k.check_pool, [((2, 3, 5, 4), (3, 2), (2, 1), (1, 1)), ((1, 1, 6, 6), (3, 3), (2, 2), (1, 1), True)]),
@@ -123,8 +122,8 @@ def test_the_mean_of_the_losses_and_its_gradient_are_the_references(smoothing):
 def test_running_statistics_move_towards_the_batchs():
     x, weight, bias, *theirs = k.draw(2, 5, 1, 2), *(k.draw(5) for _ in range(4))
     mine = [a.copy() for a in theirs]
-    numba_cuda.batch_norm(x, weight, bias, 1e-5, None, True, (*mine, 0.1))
-    reference.batch_norm(x, weight, bias, 1e-5, None, True, (*theirs, 0.1))
+    numba_cuda.batch_norm(x, weight, bias, 1e-5, True, (*mine, 0.1))
+    reference.batch_norm(x, weight, bias, 1e-5, True, (*theirs, 0.1))
     for got, want in zip(mine, theirs, strict=True):
         k.close(got, want)
 
@@ -164,7 +163,7 @@ def test_arrays_without_elements_are_no_trouble():
 
 def test_a_large_mean_costs_the_variance_no_digits():
     x, one = (1e4 + rng.standard_normal((8, 2, 4, 4))).astype(np.float32), np.ones(2, np.float32)
-    _, _, var = numba_cuda.batch_norm(x, one, one, 1e-5, None, False)
+    _, _, var = numba_cuda.batch_norm(x, one, one, 1e-5, False)
     np.testing.assert_allclose(var, x.var(axis=(0, 2, 3), dtype=float), rtol=1e-3)
 
 

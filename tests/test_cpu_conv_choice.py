@@ -117,8 +117,8 @@ for k, stride, groups in ((3, 1, 1), (3, 2, 1), (1, 1, 1), (3, 1, 16), (3, 2, 16
     dx = cpu.conv2d_backward_input(y, w, x.shape, *geometry)
     cpu.conv2d_backward_input(y, w, x.shape, *geometry, dx)
     cpu.conv2d_backward_weight(y, x, w.shape, *geometry)
-y, mean, var = cpu.batch_norm(x, vector, vector, 1e-5, x, True, (vector.copy(), vector.copy(), 0.1))
-cpu.batch_norm_backward(x, x, y, vector, mean, var, 1e-5, True, True)
+y, mean, var = cpu.batch_norm_add_relu(x, x, vector, vector, 1e-5, (vector.copy(), vector.copy(), 0.1))
+cpu.batch_norm_add_relu_backward(x, x, y, vector, mean, var, 1e-5, True)
 print(compiled)
 """
 

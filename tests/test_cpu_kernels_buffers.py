@@ -15,7 +15,7 @@ import tinyres as tr
 
 pytest.importorskip("numba", reason="Numba is not installed")
 from tinyres.kernels import arrays
-from tinyres.kernels.cpu import buffers, norm, runtime
+from tinyres.kernels.cpu import buffers, join, runtime
 
 SHAPE = (3, 1000)  # of a size class that nothing else here uses
 
@@ -156,8 +156,8 @@ def test_a_steady_step_causes_no_page_faults():
     def faults(steps):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(steps):
-            y, mean, var = norm.batch_norm(x, one, one, 1e-5, x, True)
-            norm.batch_norm_backward(y, x, y, one, mean, var, 1e-5, True, True)
+            y, mean, var = join.batch_norm_add_relu(x, x, one, one, 1e-5)
+            join.batch_norm_add_relu_backward(y, x, y, one, mean, var, 1e-5, True)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     faults(3)
@@ -169,8 +169,8 @@ def test_a_steady_step_causes_no_page_faults():
 
 def bits(x):
     one = np.ones(x.shape[1], np.float32)
-    y, mean, var = norm.batch_norm(x, one, one, 1e-5, x, True)
-    gradients = norm.batch_norm_backward(x, x, y, one, mean, var, 1e-5, True, True)
+    y, mean, var = join.batch_norm_add_relu(x, x, one, one, 1e-5)
+    gradients = join.batch_norm_add_relu_backward(x, x, y, one, mean, var, 1e-5, True)
     return b"".join(a.tobytes() for a in (y, mean, var, *gradients))
 
 
@@ -235,13 +235,13 @@ def test_every_index_runs_once_and_has_scratch_of_its_own(monkeypatch, mark):
 
 SCRIPT = """
 import os, sys, threading, numpy as np, tinyres as tr
-from tinyres.kernels.cpu import norm
+from tinyres.kernels.cpu import join
 x = np.random.default_rng(0).standard_normal((32, 16, 16, 16)).astype("f4")
 one = np.ones(16, "f4")
-want = norm.batch_norm(x, one, one, 1e-5, x, True)[0].tobytes()
+want = join.batch_norm_add_relu(x, x, one, one, 1e-5)[0].tobytes()
 child = os.fork()
 if child == 0:
-    same = norm.batch_norm(x, one, one, 1e-5, x, True)[0].tobytes() == want
+    same = join.batch_norm_add_relu(x, x, one, one, 1e-5)[0].tobytes() == want
     helpers = [t for t in threading.enumerate() if t.name.startswith("tinyres-kernels")]
     os._exit(0 if same and len(helpers) == 1 else 3)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -62,18 +62,26 @@ def constants(x):
     return weight, bias, mean, np.exp(var)
 
 
-def train(residual, relu):
-    return lambda k, x, r, _: k.batch_norm(x, *constants(x)[:2], EPS, r if residual else None, relu)
+def train(relu):
+    return lambda k, x, *_: k.batch_norm(x, *constants(x)[:2], EPS, relu)
 
 
-def inference(residual, relu):
-    return lambda k, x, r, _: k.batch_norm_inference(x, *constants(x), EPS, r if residual else None, relu)
+def inference(relu):
+    return lambda k, x, *_: k.batch_norm_inference(x, *constants(x), EPS, relu)
 
 
-def norm_backward(training, residual, relu):
+def norm_backward(training, relu):
     def run(k, x, y, dy):
         weight, _, mean, var = constants(x)
-        return k.batch_norm_backward(dy, x, y if relu else None, weight, mean, var, EPS, training, residual)
+        return k.batch_norm_backward(dy, x, y if relu else None, weight, mean, var, EPS, training)
+
+    return run
+
+
+def join_backward(training):
+    def run(k, x, z, dz):
+        weight, _, mean, var = constants(x)
+        return k.batch_norm_add_relu_backward(dz, x, z, weight, mean, var, EPS, training)
 
     return run
 
@@ -105,9 +113,12 @@ def global_pool(k, x, *_):
 
 booleans = (False, True)
 NORMS = {
-    **{f"batch_norm {r} {u}": train(r, u) for r, u in itertools.product(booleans, booleans)},
-    **{f"inference {r} {u}": inference(r, u) for r, u in itertools.product(booleans, booleans)},
-    **{f"backward {t} {r} {u}": norm_backward(t, r, u) for t, r, u in itertools.product(*[booleans] * 3)},
+    **{f"batch_norm {relu}": train(relu) for relu in booleans},
+    **{f"inference {relu}": inference(relu) for relu in booleans},
+    **{f"backward {t} {relu}": norm_backward(t, relu) for t, relu in itertools.product(booleans, booleans)},
+    "join": lambda k, x, r, _: k.batch_norm_add_relu(x, r, *constants(x)[:2], EPS),
+    "join inference": lambda k, x, r, _: k.batch_norm_add_relu_inference(x, r, *constants(x), EPS),
+    **{f"join backward {t}": join_backward(t) for t in booleans},
 }
 OTHERS = {
     "relu": lambda k, x, *_: k.relu(x),
@@ -143,7 +154,7 @@ def test_batch_norm_is_right_at_the_edges_of_its_shares(name, fenced, monkeypatc
             check(NORMS[name], [draw(i, (pixels, channels, 1, 1)) for i in range(3)])
 
 
-@pytest.mark.parametrize("name", ["batch_norm True True", "backward True True True", *list(OTHERS)[:5]])
+@pytest.mark.parametrize("name", ["join", "join backward True", *list(OTHERS)[:5]])
 def test_a_kernel_is_right_over_many_shares(name, fenced):
     share = runtime.CHUNK
     for pixels in (share - 1, share, share + 1, 3 * share + 5):
@@ -238,7 +249,7 @@ def test_results_are_new_arrays():
 
 def statistics(x):
     one = np.ones(x.shape[1], x.dtype)
-    return cpu.batch_norm(x, one, one, EPS, None, False)[1:]
+    return cpu.batch_norm(x, one, one, EPS, False)[1:]
 
 
 @pytest.mark.parametrize("mean", [0, 1, 1000, -30000])
@@ -313,10 +324,10 @@ def test_what_no_kernel_does_is_refused_before_anything_is_computed():
         lambda: cpu.add_relu(x, y),
         lambda: cpu.relu(x.astype(np.float16)),
         lambda: cpu.add_relu(x, x[0]),
-        lambda: cpu.batch_norm(x, one, one, EPS, y, True),
-        lambda: cpu.batch_norm(empty, one, one, EPS, None, True),
-        lambda: cpu.batch_norm(x, one, one, EPS, None, True, (*np.ones((2, 6), np.float32)[:, ::2], 0.1)),
-        lambda: cpu.batch_norm(x, one, one, EPS, None, True, (one, one.astype(float), 0.1)),
+        lambda: cpu.batch_norm_add_relu(x, y, one, one, EPS),
+        lambda: cpu.batch_norm(empty, one, one, EPS, True),
+        lambda: cpu.batch_norm(x, one, one, EPS, True, (*np.ones((2, 6), np.float32)[:, ::2], 0.1)),
+        lambda: cpu.batch_norm(x, one, one, EPS, True, (one, one.astype(float), 0.1)),
         lambda: cpu.crop_flip(x, np.zeros((2, 2), int), np.zeros(2, bool), 4, one[:, None, None], one[:, None, None]),
     ):
         with pytest.raises(Unsupported):
@@ -364,8 +375,8 @@ def test_crop_flip_runs_beside_the_other_kernels():
 
     thread = threading.Thread(target=prepare)
     thread.start()
-    first = train(True, True)(cpu, x, x, None)[0]
-    same = all((train(True, True)(cpu, x, x, None)[0] == first).all() for _ in range(50))
+    first = NORMS["join"](cpu, x, x, None)[0]
+    same = all((NORMS["join"](cpu, x, x, None)[0] == first).all() for _ in range(50))
     stop.set()
     thread.join()
     assert same and not wrong

@@ -17,6 +17,7 @@ import test_ops_kernels as kernels
 from backends import BACKENDS
 from cuda_sources import SOURCE, sources
 
+from tinyres.kernels import cuda
 from tinyres.kernels.cuda import launch
 from tinyres.kernels.cuda.sources import KernelFault
 
@@ -33,9 +34,9 @@ def mutant(name, file, old, new, check):
     MUTANTS[name] = (file, old, new), check
 
 
-def of(module, check, *arguments):
-    """A check of test_ops_kernels, on a module of wrappers."""
-    return lambda: check(importlib.import_module(f"tinyres.kernels.cuda.{module}"), *arguments)
+def of(check, *arguments):
+    """A check of test_ops_kernels, on the kernels in CUDA C++."""
+    return lambda: check(cuda, *arguments)
 
 
 def fails(check, monkeypatch):
@@ -236,12 +237,12 @@ def check_nan_in_norm():
     norm = importlib.import_module("tinyres.kernels.cuda.norm")
     x, one = np.ones((2, 3, 2, 2), "f4"), np.ones(3, "f4")
     x[1, 2, 0, 1] = np.nan
-    y = norm.batch_norm_inference(x, one, one, one, one, 1e-5, None, True)
+    y = norm.batch_norm_inference(x, one, one, one, one, 1e-5, True)
     assert np.isnan(y[1, 2, 0, 1]) and np.isnan(y).sum() == 1
 
 
-NORM = of("norm", kernels.check_batch_norm, (3, 5, 7, 9), True, True, True)
-PLAIN_NORM = of("norm", kernels.check_batch_norm, (5, 8, 6, 7), True, False, False)
+NORM = of(kernels.check_batch_norm, (3, 5, 7, 9), True, "join")
+PLAIN_NORM = of(kernels.check_batch_norm, (5, 8, 6, 7))
 mutant(
     "batch norm: nobody waits in the tree",
     "norm.cu",
@@ -254,7 +255,7 @@ mutant(
     "norm.cu",
     "const int rest = (rows + 1) / 2;",
     "const int rest = rows / 2;",
-    of("norm", kernels.check_batch_norm, (4, 3, 20, 20)),
+    of(kernels.check_batch_norm, (4, 3, 20, 20)),
 )
 mutant("batch norm: moments that nobody has set", "norm.cu", "    Moments all;\n    all.clear();", "    Moments all;", NORM)
 mutant(
@@ -262,7 +263,7 @@ mutant(
     "norm.cu",
     "one.n = min(share, rows - part * share);",
     "one.n = share;",
-    of("norm", kernels.check_batch_norm, (9, 2, 16, 9)),
+    of(kernels.check_batch_norm, (9, 2, 16, 9)),
 )
 mutant(
     "batch norm: xhat left out",
@@ -284,13 +285,13 @@ mutant(
     "norm.cu",
     "    all = over_rows(all, shared);\n    if (column >= columns) return;\n    for",
     "    all = over_rows(all, shared);\n    for",
-    of("norm", kernels.check_batch_norm, (2, 35, 2, 3)),
+    of(kernels.check_batch_norm, (2, 35, 2, 3)),
 )
 
 
 # --- pooling ---------------------------------------------------------------------------------------------------------
 
-POOL = of("pool", kernels.check_pool, (2, 3, 6, 7), (3, 3), (2, 2), (1, 1))
+POOL = of(kernels.check_pool, (2, 3, 6, 7), (3, 3), (2, 2), (1, 1))
 mutant(
     "pooling: one window too many",
     "pool.cu",
@@ -301,7 +302,7 @@ mutant(
 mutant(
     "pooling: the first window is rounded down", "pool.cu", "(before + stride - 1) / stride : 0", "before / stride : 0", POOL
 )
-SHORTCUT = of("pool", kernels.check_shortcut, (2, 5, 9, 8), 7, 2)
+SHORTCUT = of(kernels.check_shortcut, (2, 5, 9, 8), 7, 2)
 mutant(
     "global pooling: nobody waits in the tree",
     "pool.cu",
@@ -319,7 +320,7 @@ mutant(
 
 # --- linear ----------------------------------------------------------------------------------------------------------
 
-LINEAR = of("linear", kernels.check_linear, 33, 70, 10)
+LINEAR = of(kernels.check_linear, 33, 70, 10)
 mutant(
     "linear: nobody waits for the tiles", "linear.cu", "        __syncthreads();  // the tiles are complete\n", "", LINEAR
 )
@@ -477,7 +478,7 @@ mutant(
 
 # --- loss, update ----------------------------------------------------------------------------------------------------
 
-LOSS = of("loss", kernels.check_loss, 3, 33, 0.1)
+LOSS = of(kernels.check_loss, 3, 33, 0.1)
 mutant("loss: the maximum is not taken away", "loss.cu", "sum += exp(x[i] - most);", "sum += exp(x[i]);", LOSS)
 mutant(
     "loss: a shuffle that reaches half a warp",
@@ -491,7 +492,7 @@ mutant("loss: no smoothing in the gradient", "loss.cu", "if (smoothing) d -= ACC
 
 
 def update(momentum, nesterov):
-    return of("update", kernels.check_update, momentum, nesterov, (33, 1025))
+    return of(kernels.check_update, momentum, nesterov, (33, 1025))
 
 
 def check_unscale():
@@ -618,7 +619,7 @@ mutant("tensor cores: the last four of a row are all pixels", WEIGHT, "i < pixel
 
 
 def check_crop_flip():
-    for kernel in (of("augment", kernels.check_crop_flip, 3, 9, 2), augmentation.check_batches):
+    for kernel in (of(kernels.check_crop_flip, 3, 9, 2), augmentation.check_batches):
         kernel()
 
 

@@ -11,7 +11,7 @@ import pytest
 from backends import BACKENDS
 from cases import LAYOUTS
 
-from tinyres.kernels import reference
+from tinyres.kernels import cuda, reference
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import norm
 
@@ -72,31 +72,46 @@ def close(got, want, tolerance, dtype):
     np.testing.assert_allclose(got.astype(float), want, rtol=0, atol=tolerance * max(1, np.abs(want).max(initial=0)))
 
 
-def check(shape, dtype="float32", training=True, residual=True, relu=True, offset=0.0):
+def forward(kernels, kind, x, other, weight, bias):
+    if kind == "join":
+        return kernels.batch_norm_add_relu(x, other, weight, bias, EPS)
+    return kernels.batch_norm(x, weight, bias, EPS, kind == "relu")
+
+
+def inference(kernels, kind, x, other, *vectors):
+    if kind == "join":
+        return kernels.batch_norm_add_relu_inference(x, other, *vectors, EPS)
+    return kernels.batch_norm_inference(x, *vectors, EPS, kind == "relu")
+
+
+def backward(kernels, kind, dy, x, y, weight, mean, var, training):
+    if kind == "join":
+        return kernels.batch_norm_add_relu_backward(dy, x, y, weight, mean, var, EPS, training)
+    return kernels.batch_norm_backward(dy, x, y if kind == "relu" else None, weight, mean, var, EPS, training)
+
+
+def check(shape, dtype="float32", training=True, kind="join", offset=0.0):
     x, other, dy, weight, bias = drawn(shape, dtype, offset)
-    joined, (image, vector) = other if residual else None, tolerances(dtype)
+    image, vector = tolerances(dtype)
     if training:
-        y, mean, var = norm.batch_norm(x, weight, bias, EPS, joined, relu)
-        exact, *statistics = reference.batch_norm(*wide(x, weight, bias), EPS, *wide(joined), relu)
+        y, mean, var = forward(cuda, kind, x, other, weight, bias)
+        exact, *statistics = forward(reference, kind, *wide(x, other, weight, bias))
         close(mean, statistics[0], vector, weight.dtype)
         close(var, statistics[1], vector, weight.dtype)
     else:
         mean, var = rng.standard_normal((2, shape[1])).astype(weight.dtype)
         var = np.exp(var)
-        y = norm.batch_norm_inference(x, weight, bias, mean, var, EPS, joined, relu)
-        exact = reference.batch_norm_inference(*wide(x, weight, bias, mean, var), EPS, *wide(joined), relu)
+        y = inference(cuda, kind, x, other, weight, bias, mean, var)
+        exact = inference(reference, kind, *wide(x, other, weight, bias, mean, var))
     close(y, exact, image, dtype)
     assert y.transpose(0, 2, 3, 1).flags.c_contiguous
-    masked = y if relu else None
-    got = norm.batch_norm_backward(dy, x, masked, weight, mean, var, EPS, training, residual)
-    want = reference.batch_norm_backward(*wide(dy, x, masked, weight, mean, var), EPS, training, residual)
+    got = backward(cuda, kind, dy, x, y, weight, mean, var, training)
+    want = backward(reference, kind, *wide(dy, x, y, weight, mean, var), training)
     close(got[0], want[0], 4 * image, dtype)
     close(got[1], want[1], 4 * vector, weight.dtype)
     close(got[2], want[2], 4 * vector, weight.dtype)
-    if residual:
+    if kind == "join":
         close(got[3], want[3], 0, dtype)
-    else:
-        assert got[3] is None
     return y, mean, var, *got[:3]
 
 
@@ -105,10 +120,10 @@ def test_a_batch_norm_with_all_its_parts_agrees_with_the_reference(shape):
     check(shape)
 
 
-@pytest.mark.parametrize("training, residual, relu", [*itertools.product([True, False], repeat=3)])
-def test_each_of_its_parts_is_optional(training, residual, relu):
+@pytest.mark.parametrize("training, kind", [*itertools.product([True, False], ["plain", "relu", "join"])])
+def test_each_of_its_parts_is_optional(training, kind):
     for shape in ((2, 8, 3, 5), (2, 5, 3, 3)):
-        check(shape, training=training, residual=residual, relu=relu)
+        check(shape, training=training, kind=kind)
 
 
 @pytest.mark.parametrize("order", ["1", "2", "3"])
@@ -127,7 +142,7 @@ def test_images_of_other_types(dtype):
 @pytest.mark.parametrize("offset", [1e3, -1e4])
 def test_a_large_mean_does_not_lose_the_variance(offset):
     x, _, _, weight, bias = drawn((3, 4, 30, 31), offset=offset)
-    y, mean, var = norm.batch_norm(x, weight, 0 * bias, EPS, None, False)
+    y, mean, var = cuda.batch_norm(x, weight, 0 * bias, EPS, False)
     np.testing.assert_allclose(mean, x.mean(axis=(0, 2, 3), dtype=float), rtol=1e-6)
     np.testing.assert_allclose(var, x.var(axis=(0, 2, 3), dtype=float), rtol=1e-4)
     np.testing.assert_allclose(y.var(axis=(0, 2, 3), dtype=float), np.square(weight), rtol=1e-3)
@@ -137,7 +152,7 @@ def test_parts_whose_means_are_far_apart_join_to_one_variance():
     """Images that differ from each other more than within: the variance is that between the parts."""
     x = (np.arange(12).reshape(12, 1, 1, 1) * 10 + rng.standard_normal((12, 4, 20, 20))).astype(np.float32)
     one = np.ones(4, np.float32)
-    _, mean, var = norm.batch_norm(x, one, one, EPS, None, False)
+    _, mean, var = cuda.batch_norm(x, one, one, EPS, False)
     close(mean, x.mean(axis=(0, 2, 3), dtype=float), 1e-6, "float32")
     close(var, x.var(axis=(0, 2, 3), dtype=float), 1e-6, "float32")
 
@@ -146,8 +161,8 @@ def test_two_runs_give_the_same_bits():
     x, other, dy, weight, bias = drawn((3, 35, 20, 20))
     results = []
     for _ in range(2):
-        y, mean, var = norm.batch_norm(x, weight, bias, EPS, other, True)
-        results.append((y, mean, var, *norm.batch_norm_backward(dy, x, y, weight, mean, var, EPS, True, True)))
+        y, mean, var = cuda.batch_norm_add_relu(x, other, weight, bias, EPS)
+        results.append((y, mean, var, *cuda.batch_norm_add_relu_backward(dy, x, y, weight, mean, var, EPS, True)))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
@@ -155,10 +170,10 @@ def test_two_runs_give_the_same_bits():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_arrays_may_lie_in_memory_in_any_way(layout):
     x, other, dy, weight, bias = (LAYOUTS[layout](a) for a in drawn((2, 8, 3, 5)))
-    y, mean, var = norm.batch_norm(x, weight, bias, EPS, other, True)
-    close(y, reference.batch_norm(*wide(x, weight, bias), EPS, *wide(other), True)[0], 1e-5, "float32")
-    got = norm.batch_norm_backward(dy, x, y, weight, mean, var, EPS, True, True)
-    want = reference.batch_norm_backward(*wide(dy, x, y, weight, mean, var), EPS, True, True)
+    y, mean, var = cuda.batch_norm_add_relu(x, other, weight, bias, EPS)
+    close(y, reference.batch_norm_add_relu(*wide(x, other, weight, bias), EPS)[0], 1e-5, "float32")
+    got = cuda.batch_norm_add_relu_backward(dy, x, y, weight, mean, var, EPS, True)
+    want = reference.batch_norm_add_relu_backward(*wide(dy, x, y, weight, mean, var), EPS, True)
     close(got[0], want[0], 4e-5, "float32")
 
 
@@ -166,28 +181,28 @@ def test_images_that_do_not_begin_at_a_whole_pack_are_read_one_by_one(launches):
     flat = rng.standard_normal(2 * 3 * 5 * 8 + 1).astype(np.float32)
     x = flat[1:].reshape(2, 3, 5, 8).transpose(0, 3, 1, 2)
     one = np.ones(8, np.float32)
-    y, _, _ = norm.batch_norm(x, one, one, EPS, None, False)
+    y, _, _ = cuda.batch_norm(x, one, one, EPS, False)
     assert [macros["WIDTH"] for _, macros in launches] == [1, 1]
-    close(y, reference.batch_norm(*wide(x, one, one), EPS, None, False)[0], 1e-5, "float32")
+    close(y, reference.batch_norm(*wide(x, one, one), EPS, False)[0], 1e-5, "float32")
 
 
 def test_a_nan_stays_in_its_channel_and_is_not_hidden_by_the_relu():
     x, other, dy, weight, bias = drawn((2, 8, 3, 5))
     x[1, 3, 2, 2] = other[0, 5, 0, 0] = np.nan
-    y, mean, _ = norm.batch_norm(x, weight, bias, EPS, other, True)
-    want = reference.batch_norm(x, weight, bias, EPS, other, True)[0]
+    y, mean, _ = cuda.batch_norm_add_relu(x, other, weight, bias, EPS)
+    want = reference.batch_norm_add_relu(x, other, weight, bias, EPS)[0]
     np.testing.assert_array_equal(np.isnan(y), np.isnan(want))
     assert np.isnan(y[:, 3]).all() and np.isnan(mean[3]) and np.isfinite(np.delete(mean, 3)).all()
     y = np.zeros_like(dy)
     dy[0, 2, 1, 1] = np.inf  # times 0 is NaN
-    got = norm.batch_norm_backward(dy, other, y, weight, 0 * bias, bias * bias, EPS, True, True)
+    got = cuda.batch_norm_add_relu_backward(dy, other, y, weight, 0 * bias, bias * bias, EPS, True)
     assert np.isnan(got[3][0, 2, 1, 1]) and np.isnan(got[0][:, 2]).all() and np.isnan(got[2][2])
 
 
 def test_forward_and_backward_are_two_launches_each(launches):
     x, other, dy, weight, bias = drawn((2, 16, 8, 8))
-    y, mean, var = norm.batch_norm(x, weight, bias, EPS, other, True)
-    norm.batch_norm_backward(dy, x, y, weight, mean, var, EPS, True, True)
+    y, mean, var = cuda.batch_norm_add_relu(x, other, weight, bias, EPS)
+    cuda.batch_norm_add_relu_backward(dy, x, y, weight, mean, var, EPS, True)
     assert [name for name, _ in launches] == [
         "batch_norm_statistics",
         "batch_norm_normalise",
@@ -202,8 +217,8 @@ def test_the_running_statistics_move_in_place(channels, dtype):
     x, _, _, weight, bias = drawn((3, channels, 2, 2), dtype)
     running = rng.standard_normal((2, channels)).astype(weight.dtype)
     want = [a.astype(float) for a in running]
-    reference.batch_norm(*wide(x, weight, bias), EPS, None, True, (*want, 0.1))
-    norm.batch_norm(x, weight, bias, EPS, None, True, (*running, 0.1))
+    reference.batch_norm(*wide(x, weight, bias), EPS, True, (*want, 0.1))
+    cuda.batch_norm(x, weight, bias, EPS, True, (*running, 0.1))
     for a, b in zip(running, want, strict=True):
         close(a, b, 1e-6 if dtype != "float64" else 1e-14, weight.dtype)
 
@@ -211,8 +226,8 @@ def test_the_running_statistics_move_in_place(channels, dtype):
 def test_an_empty_batch_can_be_normalised():
     one = np.ones(8, np.float32)
     x = np.zeros((0, 8, 3, 3), np.float32)
-    assert norm.batch_norm_inference(x, one, one, one, one, EPS, None, True).shape == x.shape
-    dx, dweight, dbias, _ = norm.batch_norm_backward(x, x, None, one, one, one, EPS, False, False)
+    assert cuda.batch_norm_inference(x, one, one, one, one, EPS, True).shape == x.shape
+    dx, dweight, dbias = cuda.batch_norm_backward(x, x, None, one, one, one, EPS, False)
     assert dx.shape == x.shape and not dweight.any() and not dbias.any()
 
 
@@ -221,8 +236,8 @@ def test_types_that_do_not_go_together_are_refused():
     wide_weight, wide_bias = wide(weight, bias)
     for wrong in ((x, wide_weight, wide_bias), (x, weight, wide_bias), (x.astype(int), weight, bias)):
         with pytest.raises(Unsupported):
-            norm.batch_norm(*wrong, EPS, None, False)
+            cuda.batch_norm(*wrong, EPS, False)
     with pytest.raises(Unsupported):
-        norm.batch_norm(x.astype(np.float16), weight, bias, EPS, x, False)
+        cuda.batch_norm_add_relu(x.astype(np.float16), x, weight, bias, EPS)
     with pytest.raises(Unsupported):
-        norm.batch_norm(x, weight, bias, EPS, None, False, (*np.zeros((2, 8), np.float32)[:, ::2], 0.1))
+        cuda.batch_norm(x, weight, bias, EPS, False, (*np.zeros((2, 8), np.float32)[:, ::2], 0.1))

@@ -9,7 +9,7 @@ import pytest
 from backends import BACKENDS
 from cases import LAYOUTS
 
-from tinyres.kernels import reference
+from tinyres.kernels import cuda, reference
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import pool
 
@@ -74,10 +74,10 @@ def check_maps(x):
 
 
 def check_shortcut(x, out_channels, stride):
-    y, exact = pool.subsample_pad(x, out_channels, stride), x.astype(float)
+    y, exact = cuda.subsample_pad(x, out_channels, stride), x.astype(float)
     np.testing.assert_array_equal(y.astype(float), reference.subsample_pad(exact, out_channels, stride))
     dy = draw(*y.shape, dtype=x.dtype)
-    dx = pool.subsample_pad_backward(dy, x.shape, stride)
+    dx = cuda.subsample_pad_backward(dy, x.shape, stride)
     np.testing.assert_array_equal(dx.astype(float), reference.subsample_pad_backward(dy.astype(float), x.shape, stride))
     assert y.dtype == dx.dtype == x.dtype
 
@@ -189,6 +189,6 @@ def test_two_runs_give_the_same_bits():
 
 def test_other_dtypes_are_refused():
     x = np.zeros((1, 4, 4, 4), np.int32)
-    for kernel, arguments in ((pool.avg_pool2d, WINDOWS[0]), (pool.global_avg_pool2d, ()), (pool.subsample_pad, (8, 2))):
+    for kernel, arguments in ((pool.avg_pool2d, WINDOWS[0]), (pool.global_avg_pool2d, ()), (cuda.subsample_pad, (8, 2))):
         with pytest.raises(Unsupported):
             kernel(x, *arguments)

@@ -53,12 +53,12 @@ def device(*arrays):
 def block(k, x, w, one, zero, labels):
     """A residual block, a classifier and their gradients: every result, in order."""
     y = k.conv2d(x, w, *GEOMETRY)
-    z, mean, var = k.batch_norm(y, one, zero, 1e-5, x, True)
+    z, mean, var = k.batch_norm_add_relu(y, x, one, zero, 1e-5)
     logits = k.global_avg_pool2d(z)
     loss, log_probs = k.cross_entropy_mean(logits, labels, 0.1)
     dlogits = k.cross_entropy_mean_backward(cupy.ones((), "f4"), log_probs, labels, 0.1)
     dz = k.global_avg_pool2d_backward(dlogits, z.shape)
-    dy, done, dzero, dresidual = k.batch_norm_backward(dz, y, z, one, mean, var, 1e-5, True, True)
+    dy, done, dzero, dresidual = k.batch_norm_add_relu_backward(dz, y, z, one, mean, var, 1e-5, True)
     dw = k.conv2d_backward_weight(dy, x, w.shape, *GEOMETRY)
     dx = k.conv2d_backward_input(dy, w, x.shape, *GEOMETRY, dresidual)
     return y, z, mean, var, logits, loss, dz, dy, done, dzero, dw, dx

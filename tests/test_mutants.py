@@ -150,13 +150,13 @@ def join_that_forgets_the_shortcut(patch):
 def wrong_batch_norm(patch, change):
     right = reference.batch_norm_backward
 
-    def backward(dy, x, y, weight, mean, var, eps, training, residual):
-        dx, dweight, dbias, joined = right(dy, x, y, weight, mean, var, eps, training, residual)
+    def backward(dy, x, y, weight, mean, var, eps, training):
+        dx, dweight, dbias = right(dy, x, y, weight, mean, var, eps, training)
         column = (slice(None), None, None)
         rstd = (1 / np.sqrt(var + eps))[column]
         xhat, m = (x - mean[column]) * rstd, x.size // len(mean)
         parts = {"xhat": xhat * dweight[column] / m, "mean": dbias[column] / m}
-        return dx + weight[column] * rstd * parts[change], dweight, dbias, joined
+        return dx + weight[column] * rstd * parts[change], dweight, dbias
 
     replace(patch, "batch_norm_backward", backward)
 
@@ -176,12 +176,13 @@ def batch_norm_without_the_mean_term(patch):
 
 @mutant(case("batch_norm[3,4,5,2]-eval"), slope("batch_norm_relu[6,4]-eval"))
 def batch_norm_backward_of_training_in_evaluation(patch):
-    replace(patch, "batch_norm_backward", lambda *a: reference.batch_norm_backward(*a[:7], True, a[8]))
+    replace(patch, "batch_norm_backward", lambda *a: reference.batch_norm_backward(*a[:7], True))
 
 
 @mutant(case("batch_norm_add_relu[3,4,5,2]-train"), slope("batch_norm_add_relu[6,4]-eval"))
 def batch_norm_residual_without_the_relu_mask(patch):
-    replace(patch, "batch_norm_backward", lambda dy, *a: (*reference.batch_norm_backward(dy, *a)[:3], dy if a[-1] else None))
+    right = reference.batch_norm_add_relu_backward
+    replace(patch, "batch_norm_add_relu_backward", lambda dz, *a: (*right(dz, *a)[:3], dz))
 
 
 @mutant(tensors.test_running_statistics_move_in_place_in_training_only)

@@ -83,14 +83,21 @@ def check_added_input_gradient(kernels, x_shape, w_shape, stride=(1, 1), padding
     close(into, before + dx, 4)
 
 
-def check_batch_norm(kernels, shape, training=True, residual=False, relu=False):
+NORMS = ("plain", "relu", "join")  # a batch norm alone, with the ReLU behind it, with addition and ReLU
+
+
+def check_batch_norm(kernels, shape, training=True, kind="plain"):
     c, eps = shape[1], 1e-5
     x, weight, bias = draw(*shape), 1 + 0.1 * draw(c), draw(c)
-    r = draw(*shape) if residual else None
+    r = draw(*shape) if kind == "join" else None
     if training:
         running, m = [draw(c), np.exp(draw(c))], x.size // c
         before = [a.copy() for a in running]
-        y, mean, var = kernels.batch_norm(x, weight, bias, eps, r, relu, (*running, 0.25) if m > 1 else None)
+        moving = (*running, 0.25) if m > 1 else None
+        if kind == "join":
+            y, mean, var = kernels.batch_norm_add_relu(x, r, weight, bias, eps, moving)
+        else:
+            y, mean, var = kernels.batch_norm(x, weight, bias, eps, kind == "relu", moving)
         exact = x.astype(float)
         close(mean, exact.mean(axis=(0, 2, 3)))
         close(var, exact.var(axis=(0, 2, 3)))
@@ -99,19 +106,24 @@ def check_batch_norm(kernels, shape, training=True, residual=False, relu=False):
             close(running[1], 0.75 * before[1] + 0.25 * exact.var(axis=(0, 2, 3), ddof=1))
     else:
         mean, var = draw(c), np.exp(draw(c))
-        y = kernels.batch_norm_inference(x, weight, bias, mean, var, eps, r, relu)
-    close(y, naive.batch_norm(x.astype(float), weight, bias, mean.astype(float), var.astype(float), eps, r, relu), 10)
+        if kind == "join":
+            y = kernels.batch_norm_add_relu_inference(x, r, weight, bias, mean, var, eps)
+        else:
+            y = kernels.batch_norm_inference(x, weight, bias, mean, var, eps, kind == "relu")
+    exact = x.astype(float), weight, bias, mean.astype(float), var.astype(float)
+    close(y, naive.batch_norm(*exact, eps, r, kind != "plain"), 10)
     dy = draw(*shape)
-    dz = dy * (y > 0) if relu else dy
-    got = kernels.batch_norm_backward(dy, x, y if relu else None, weight, mean, var, eps, training, residual)
+    dz = dy if kind == "plain" else dy * (y > 0)
+    if kind == "join":
+        *got, ds = kernels.batch_norm_add_relu_backward(dy, x, y, weight, mean, var, eps, training)
+        np.testing.assert_array_equal(ds, dz)
+    else:
+        got = kernels.batch_norm_backward(dy, x, y if kind == "relu" else None, weight, mean, var, eps, training)
     want = naive.batch_norm_backward(
         dz.astype(float), x.astype(float), weight, mean.astype(float), var.astype(float), eps, training
     )
-    for a, b in zip(got[:3], want, strict=True):
+    for a, b in zip(got, want, strict=True):
         close(a, b, 20)
-    assert (got[3] is None) == (not residual)
-    if residual:
-        np.testing.assert_array_equal(got[3], dz)
 
 
 def check_pool(kernels, shape, kernel, stride, padding, ties=False):
@@ -219,16 +231,8 @@ CHECKS = {
     ),
     "batch_norm channels": (check_batch_norm, [((2, c, 2, 3),) for c in EDGES]),
     "batch_norm images": (check_batch_norm, [((n, 3, 1, 2),) for n in EDGES]),
-    "batch_norm blocks": (check_batch_norm, [((3, 16, 40, 40), True, True, True), ((9, 16, 32, 32), False, True, True)]),
-    "batch_norm kinds": (
-        check_batch_norm,
-        [
-            ((4, 5, 3, 3), training, residual, relu)
-            for training in (True, False)
-            for residual in (False, True)
-            for relu in (False, True)
-        ],
-    ),
+    "batch_norm blocks": (check_batch_norm, [((3, 16, 40, 40), True, "join"), ((9, 16, 32, 32), False, "join")]),
+    "batch_norm kinds": (check_batch_norm, [((4, 5, 3, 3), training, kind) for training in (True, False) for kind in NORMS]),
     "pool": (
         check_pool,
         [
@@ -326,7 +330,7 @@ def test_results_lie_channels_last():
     for y in (
         reference.conv2d(x, w, (1, 1), (1, 1), (1, 1), 1),
         reference.conv2d_backward_input(draw(2, 4, 6, 6), w, x.shape, (1, 1), (1, 1), (1, 1), 1),
-        reference.batch_norm(x, draw(3), draw(3), 1e-5, None, True)[0],
+        reference.batch_norm(x, draw(3), draw(3), 1e-5, True)[0],
         reference.max_pool2d(x, (2, 2), (2, 2), (0, 0))[0],
         reference.avg_pool2d(x, (2, 2), (2, 2), (0, 0)),
         reference.subsample_pad(x, 8, 2),
@@ -340,7 +344,7 @@ def test_a_sum_over_a_long_column_keeps_its_precision(channels):
     """A batch norm of (N, C) sums N numbers one below the other."""
     x = (100 + rng.standard_normal((100_000, channels, 1, 1))).astype(np.float32)
     one = np.ones(channels, np.float32)
-    _, mean, var = reference.batch_norm(x, one, one, 1e-5, None, False)
+    _, mean, var = reference.batch_norm(x, one, one, 1e-5, False)
     np.testing.assert_allclose(mean, x.mean(axis=(0, 2, 3), dtype=float), rtol=1e-5)
     np.testing.assert_allclose(var, x.var(axis=(0, 2, 3), dtype=float), rtol=1e-5)
 
@@ -348,7 +352,7 @@ def test_a_sum_over_a_long_column_keeps_its_precision(channels):
 def test_batch_norm_has_no_cancellation_where_the_mean_is_large():
     x = (1e4 + rng.standard_normal((8, 2, 8, 8))).astype(np.float32)
     one = np.ones(2, np.float32)
-    y, _, var = reference.batch_norm(x, one, 0 * one, 1e-5, None, False)
+    y, _, var = reference.batch_norm(x, one, 0 * one, 1e-5, False)
     np.testing.assert_allclose(var, x.var(axis=(0, 2, 3), dtype=float), rtol=1e-3)
     np.testing.assert_allclose(y.var(axis=(0, 2, 3)), 1, rtol=1e-3)
 
@@ -368,7 +372,7 @@ def test_a_kernel_result_does_not_depend_on_the_number_of_threads():
         "a = (1, 1), (1, 1), (1, 1), 1\n"
         "out = [r.conv2d(x, w, *a), r.conv2d_backward_input(dy, w, x.shape, *a),\n"
         "       r.conv2d_backward_weight(dy, x, w.shape, *a),\n"
-        "       *r.batch_norm(x, w[0, :, 0, 0], w[0, :, 0, 0], 1e-5, dy, True), r.relu(x)]\n"
+        "       *r.batch_norm_add_relu(x, dy, w[0, :, 0, 0], w[0, :, 0, 0], 1e-5), r.relu(x)]\n"
         "print(hashlib.sha256(b''.join(np.ascontiguousarray(o).tobytes() for o in out)).hexdigest())\n"
     )
     root = str(Path(tr.__file__).parent.parent)
@@ -388,8 +392,8 @@ def test_a_result_is_not_overwritten_by_later_calls(backend):
     def results():
         kernels, geometry = dispatch.current(), ((1, 1), (1, 1), (1, 1), 1)
         y = kernels.conv2d(x, w, *geometry)
-        z, mean, var = kernels.batch_norm(y, c, c, 1e-5, x, True)
-        dx, _, _, residual = kernels.batch_norm_backward(x, y, z, c, mean, var, 1e-5, True, True)
+        z, mean, var = kernels.batch_norm_add_relu(y, x, c, c, 1e-5)
+        dx, _, _, residual = kernels.batch_norm_add_relu_backward(x, y, z, c, mean, var, 1e-5, True)
         yield from (y, z, dx, residual, kernels.relu(x), kernels.add_relu(x, y))
         yield kernels.conv2d_backward_input(x, w, x.shape, *geometry)
         yield kernels.max_pool2d(x, (2, 2), (2, 2), (0, 0))[0]

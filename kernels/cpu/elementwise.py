@@ -1,4 +1,4 @@
-"""ReLU, ReLU6 and the residual join: one pass over memory, by any number of threads.
+"""ReLU, ReLU6, their gradients and the sum of cotangents: one pass over memory, by any number of threads.
 
 Comparisons are written so that a NaN, for which all of them are false, comes out as itself. Masks are multiplied, as the
 reference does it: a NaN or an infinity in a cotangent does not vanish where the mask is 0.
@@ -17,23 +17,19 @@ Array = Any
 
 
 def relu(x: Array) -> Array:
-    return _map(_relu, x)
+    return map_elements(_relu, x)
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
-    return _map(_relu_backward, dy, y)
+    return map_elements(_relu_backward, dy, y)
 
 
 def relu6(x: Array) -> Array:
-    return _map(_relu6, x)
+    return map_elements(_relu6, x)
 
 
 def relu6_backward(dy: Array, y: Array) -> Array:
-    return _map(_relu6_backward, dy, y)
-
-
-def add_relu(x: Array, y: Array) -> Array:
-    return _map(_add_relu, x, y)
+    return map_elements(_relu6_backward, dy, y)
 
 
 cast = convert  # the reference's own: NumPy is no slower
@@ -52,7 +48,8 @@ def accumulate(total: Array, x: Array) -> None:
     _accumulate(chunks(total.size), [total, x], [total.size])
 
 
-def _map(kernel: Kernel, *inputs: Array) -> Array:
+def map_elements(kernel: Kernel, *inputs: Array) -> Array:
+    """What ``kernel`` makes of arrays of one shape."""
     check(*inputs)
     if any(a.shape != inputs[0].shape for a in inputs):
         raise Unsupported("arrays of different shapes")
@@ -93,14 +90,6 @@ def _relu6_backward(a: Any, index: int, scratch: Any) -> None:
     dx, dy, y, size = a[0], a[1], a[2], numbers(a)[3]
     for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
         dx[i] = dy[i] * ((y[i] > 0) & (y[i] < 6))
-
-
-@Kernel
-def _add_relu(a: Any, index: int, scratch: Any) -> None:
-    z, x, y, size = a[0], a[1], a[2], numbers(a)[3]
-    for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
-        total = x[i] + y[i]
-        z[i] = 0 if total <= 0 else total
 
 
 @Kernel

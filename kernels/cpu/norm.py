@@ -1,4 +1,5 @@
-"""Batch normalisation in two passes over memory each way, fused with the addition and the ReLU that may follow.
+"""Batch normalisation in two passes over memory each way, fused with the ReLU that may follow, and in `join` with the
+addition before it.
 
 Memory is a row of P pixels of C channels. A constant of each channel is repeated to a *table* of about 256 elements, and
 a row of that period is worked on at once: the inner loops are then long and contiguous whatever C is. The kernels go
@@ -32,18 +33,35 @@ GUESS = 4  # rows that the guess is made from
 
 
 def batch_norm(
+    x: Array, weight: Array, bias: Array, eps: float, relu: bool, running: tuple[Array, Array, float] | None = None
+) -> tuple[Array, Array, Array]:
+    return forward(x, None, weight, bias, eps, relu, running)
+
+
+def batch_norm_inference(x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, relu: bool) -> Array:
+    return inference(x, None, weight, bias, mean, var, eps, relu)
+
+
+def batch_norm_backward(
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool
+) -> tuple[Array, Array, Array]:
+    return backward(dy, x, y, weight, mean, var, eps, training, False)[:3]
+
+
+def forward(
     x: Array,
+    residual: Array | None,
     weight: Array,
     bias: Array,
     eps: float,
-    residual: Array | None,
     relu: bool,
-    running: tuple[Array, Array, float] | None = None,
+    running: tuple[Array, Array, float] | None,
 ) -> tuple[Array, Array, Array]:
+    """`batch_norm`; with a residual, `batch_norm_add_relu`."""
     *moving, momentum = running or (None, None, 0.0)
     if not all(a is None or (a.flags.c_contiguous and a.flags.writeable) for a in moving):
         raise Unsupported("running statistics that are read-only or have gaps between them")
-    flat, rows = _prepare(x, weight, bias, residual, *moving)
+    flat, rows = _prepare(x, residual, weight, bias, *moving)
     mean, var, tables = np.empty(rows.channels, x.dtype), np.empty(rows.channels, x.dtype), rows.tables(3, x.dtype)
     parts = np.empty((2, rows.shares, rows.channels))
     means = address(parts)
@@ -56,24 +74,26 @@ def batch_norm(
     return _normalise(flat, rows, tables, residual, relu), mean, var
 
 
-def batch_norm_inference(
-    x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
+def inference(
+    x: Array, residual: Array | None, weight: Array, bias: Array, mean: Array, var: Array, eps: float, relu: bool
 ) -> Array:
-    flat, rows = _prepare(x, weight, bias, residual, mean, var)
+    """`batch_norm_inference`; with a residual, `batch_norm_add_relu_inference`."""
+    flat, rows = _prepare(x, residual, weight, bias, mean, var)
     tables = rows.tables(3, x.dtype)
     weight, bias, mean, var = map(np.ascontiguousarray, (weight, bias, mean, var))
     _fill_tables(1, [tables, weight, bias, mean, var], rows.sizes, [eps])
     return _normalise(flat, rows, tables, residual, relu)
 
 
-def batch_norm_backward(
-    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, residual: bool
+def backward(
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, keeps: bool
 ) -> tuple[Array, Array, Array, Array | None]:
+    """`batch_norm_backward`; with ``keeps``, also dy * (y > 0), and so it is `batch_norm_add_relu_backward`."""
     flat, rows = _prepare(x, dy, y, weight, mean, var)
     dz, y = channels_last(dy), None if y is None else channels_last(y)
     weight, mean, var = map(np.ascontiguousarray, (weight, mean, var))
     dx = buffers.empty_images(x.shape, x.dtype)
-    masked = buffers.empty_images(x.shape, x.dtype) if residual and y is not None else None
+    masked = buffers.empty_images(x.shape, x.dtype) if keeps else None
     parts = np.empty((2, rows.shares, rows.channels))
     sums = address(parts)
     products = sums + parts.nbytes // 2
@@ -83,7 +103,7 @@ def batch_norm_backward(
     if masked is not None:
         dz, y = masked, None
     _write_gradient(rows.shares, [dx, dz, flat, y, tables], [*rows.sizes, rows.shares, training])
-    return dx, dweight, dbias, (masked if masked is not None else dy) if residual else None
+    return dx, dweight, dbias, masked
 
 
 class _Rows:
@@ -242,7 +262,7 @@ def _write(a: Any, index: int, scratch: Any) -> None:
         if joined:
             for i in range(length):
                 z = (x[row + i] - mean[i]) * slope[i] + bias[i] + residual[row + i]
-                y[row + i] = 0 if relu and z <= 0 else z
+                y[row + i] = 0 if z <= 0 else z
         else:
             for i in range(length):
                 z = (x[row + i] - mean[i]) * slope[i] + bias[i]
@@ -251,7 +271,7 @@ def _write(a: Any, index: int, scratch: Any) -> None:
 
 @Kernel
 def _sum_gradients(a: Any, index: int, scratch: Any) -> None:
-    """sum dz and sum dz (x - mean) of one share; dz itself is written where the residual needs it."""
+    """sum dz and sum dz (x - mean) of one share; dz itself is written too where `join` needs it."""
     n = numbers(a)
     dy, x, y, masked, size, channels, period, share = a[0], a[1], a[2], a[3], n[5], n[6], n[7], n[8]
     has_relu, keeps = n[2] != 0, n[3] != 0

@@ -1,6 +1,4 @@
-"""Pooling, and the shortcut that has no parameters. An index is an image; inner loops run along the channels, which lie
-side by side in memory.
-"""
+"""Pooling. An index is an image; inner loops run along the channels, which lie side by side in memory."""
 
 import math
 from typing import Any
@@ -62,22 +60,6 @@ def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     dx = buffers.empty_images(x_shape, dy.dtype)
     n, c, h, w = x_shape
     _global_avg_pool_backward(n, [dx, np.ascontiguousarray(dy)], [c, h * w])
-    return dx
-
-
-def subsample_pad(x: Array, out_channels: int, stride: int) -> Array:
-    check(x)
-    n, c, h, w = x.shape
-    y = buffers.empty_images((n, out_channels, -(-h // stride), -(-w // stride)), x.dtype)
-    _subsample(n, [y, channels_last(x)], [h, w, c, out_channels, stride])
-    return y
-
-
-def subsample_pad_backward(dy: Array, x_shape: Shape, stride: int) -> Array:
-    check(dy)
-    n, c, h, w = x_shape
-    dx = buffers.empty_images(x_shape, dy.dtype)
-    _subsample_backward(n, [dx, channels_last(dy)], [h, w, c, dy.shape[1], stride])
     return dx
 
 
@@ -188,37 +170,3 @@ def _global_avg_pool_backward(a: Any, index: int, scratch: Any) -> None:
         pixel = at(dx, i * c)
         for k in range(c):
             pixel[k] = dy[k] / pixels
-
-
-@Kernel
-def _subsample(a: Any, index: int, scratch: Any) -> None:
-    n = numbers(a)
-    h, w, c, out_channels, stride = n[2], n[3], n[4], n[5], n[6]
-    oh, ow, before = -(-h // stride), -(-w // stride), (out_channels - c) // 2
-    for i in range(oh):
-        for j in range(ow):
-            y = at(a[0], ((index * oh + i) * ow + j) * out_channels)
-            x = at(a[1], ((index * h + i * stride) * w + j * stride) * c)
-            for k in range(before):
-                y[k] = 0
-            for k in range(c):
-                y[before + k] = x[k]
-            for k in range(before + c, out_channels):
-                y[k] = 0
-
-
-@Kernel
-def _subsample_backward(a: Any, index: int, scratch: Any) -> None:
-    n = numbers(a)
-    h, w, c, out_channels, stride = n[2], n[3], n[4], n[5], n[6]
-    oh, ow, before = -(-h // stride), -(-w // stride), (out_channels - c) // 2
-    for i in range(h):
-        for j in range(w):
-            dx = at(a[0], ((index * h + i) * w + j) * c)
-            if i % stride == 0 and j % stride == 0:
-                dy = at(a[1], ((index * oh + i // stride) * ow + j // stride) * out_channels)
-                for k in range(c):
-                    dx[k] = dy[before + k]
-            else:
-                for k in range(c):
-                    dx[k] = 0

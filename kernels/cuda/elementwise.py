@@ -1,4 +1,4 @@
-"""ReLU, ReLU6, the join, and the sum of cotangents: `src/elementwise.cu`."""
+"""ReLU, ReLU6, their gradients, and the sum of cotangents: `src/elementwise.cu`."""
 
 from typing import Any
 
@@ -16,30 +16,27 @@ def _map(name: str, *operands: Any) -> Any:
     return operands[-1]
 
 
-def _new(name: str, *arrays: Any) -> Any:
+def map_new(name: str, *arrays: Any) -> Any:
+    """What the kernel makes of arrays of one shape."""
     c_type(*arrays)
     operands = [in_memory(a) for a in arrays]
     return as_seen(_map(name, *operands, empty(operands[0], operands[0].shape)))
 
 
 def relu(x: Any) -> Any:
-    return _new("relu", x)
+    return map_new("relu", x)
 
 
 def relu_backward(dy: Any, y: Any) -> Any:
-    return _new("relu_backward", dy, y)
+    return map_new("relu_backward", dy, y)
 
 
 def relu6(x: Any) -> Any:
-    return _new("relu6", x)
+    return map_new("relu6", x)
 
 
 def relu6_backward(dy: Any, y: Any) -> Any:
-    return _new("relu6_backward", dy, y)
-
-
-def add_relu(x: Any, y: Any) -> Any:
-    return _new("add_relu", x, y)
+    return map_new("relu6_backward", dy, y)
 
 
 def accumulate(total: Any, x: Any) -> None:

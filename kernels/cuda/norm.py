@@ -1,12 +1,12 @@
-"""Batch norm: `src/norm.cu`, where the passes are explained."""
+"""Batch norm, and for `join` with an addition before the ReLU: `src/norm.cu`, where the passes are explained."""
 
 from typing import Any
 
+from tinyres.kernels.arrays import Array, ceil_div
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import address, as_seen, c_type, empty, in_memory
 from tinyres.kernels.cuda.launch import Kernel, kernel
 
-Array = Any
 THREADS = 512  # of a block, at most: as in the source
 TILE = 32  # columns of a block, at most
 STATISTICS_ROWS = 8  # that a thread of the first kernels reads at a time, and one part holds at least of each thread
@@ -17,14 +17,31 @@ BACKWARD_BLOCKS = 132  # the same: one fits
 
 
 def batch_norm(
+    x: Array, weight: Array, bias: Array, eps: float, relu: bool, running: tuple[Array, Array, float] | None = None
+) -> tuple[Array, Array, Array]:
+    return forward(x, None, weight, bias, eps, relu, running)
+
+
+def batch_norm_inference(x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, relu: bool) -> Array:
+    return inference(x, None, weight, bias, mean, var, eps, relu)
+
+
+def batch_norm_backward(
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool
+) -> tuple[Array, Array, Array]:
+    return backward(dy, x, y, weight, mean, var, eps, training, False)[:3]
+
+
+def forward(
     x: Array,
+    residual: Array | None,
     weight: Array,
     bias: Array,
     eps: float,
-    residual: Array | None,
     relu: bool,
-    running: tuple[Array, Array, float] | None = None,
+    running: tuple[Array, Array, float] | None,
 ) -> tuple[Array, Array, Array]:
+    """`batch_norm`; with a residual, `batch_norm_add_relu`."""
     running = running or (None, None, 0.0)
     if not all(a is None or a.flags.c_contiguous for a in running[:2]):
         raise Unsupported("running statistics with gaps between them")
@@ -53,22 +70,24 @@ def batch_norm(
     return as_seen(y), mean, var
 
 
-def batch_norm_inference(
-    x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
+def inference(
+    x: Array, residual: Array | None, weight: Array, bias: Array, mean: Array, var: Array, eps: float, relu: bool
 ) -> Array:
+    """`batch_norm_inference`; with a residual, `batch_norm_add_relu_inference`."""
     plan, inside, joined, vectors = _prepare((x, residual), (mean, var, weight, bias))
     y = empty(inside, inside.shape)
     plan.second("batch_norm_inference", FORWARD_BLOCKS, inside, *vectors, joined, y, eps, plan.rows, plan.columns, relu)
     return as_seen(y)
 
 
-def batch_norm_backward(
-    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, residual: bool
+def backward(
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, keeps: bool
 ) -> tuple[Array, Array, Array, Array | None]:
+    """`batch_norm_backward`; with ``keeps``, also dy * (y > 0), and so it is `batch_norm_add_relu_backward`."""
     plan, *images, (scale, centre, spread) = _prepare((dy, x, y), (weight, mean, var))
     d, inside, result = images
     dx, dweight, dbias = empty(d, d.shape), empty(weight, weight.shape), empty(weight, weight.shape)
-    dz, parts = empty(d, d.shape) if residual and result is not None else None, plan.new_parts(weight)
+    dz, parts = empty(d, d.shape) if keeps else None, plan.new_parts(weight)
     plan.first("batch_norm_backward_sums", d, inside, result, centre, dz, parts, plan.rows, plan.share, plan.columns)
     if dz is not None:
         d, result = dz, None
@@ -91,8 +110,7 @@ def batch_norm_backward(
         plan.columns,
         training,
     )
-    joined = dy if dz is None else as_seen(dz)  # without a ReLU dz is dy
-    return as_seen(dx), dweight, dbias, joined if residual else None
+    return as_seen(dx), dweight, dbias, None if dz is None else as_seen(dz)
 
 
 class _Plan:
@@ -105,12 +123,12 @@ class _Plan:
         self.width = pack if aligned and channels % pack == 0 else 1
         self.macros = {"REAL": real, "VECTOR": vector, "WIDTH": self.width}
         self.rows, self.columns = x.size // max(channels, 1), channels // self.width
-        self.tiles = max(1, -(-self.columns // TILE))
-        wide = max(1, -(-self.columns // self.tiles))
+        self.tiles = max(1, ceil_div(self.columns, TILE))
+        wide = max(1, ceil_div(self.columns, self.tiles))
         self.block = (wide, THREADS // wide)
         most = max(1, PARTS // self.tiles)
-        self.share = max(-(-self.rows // most), STATISTICS_ROWS * self.block[1])
-        self.parts = max(1, -(-self.rows // self.share))
+        self.share = max(ceil_div(self.rows, most), STATISTICS_ROWS * self.block[1])
+        self.parts = max(1, ceil_div(self.rows, self.share))
         sums = 8 if vector == "double" else 4
         self.shared = self.block[0] * self.block[1] * (2 * self.width + 1) * sums  # a Moments or a Sums a thread
 
@@ -121,7 +139,7 @@ class _Plan:
         self._kernel(name)((self.parts, self.tiles), self.block, *arguments, shared=self.shared)
 
     def second(self, name: str, most: int, *arguments: Any) -> None:
-        blocks = max(1, min(-(-self.rows // (ROWS * self.block[1])), most // self.tiles))
+        blocks = max(1, min(ceil_div(self.rows, ROWS * self.block[1]), most // self.tiles))
         self._kernel(name)((blocks, self.tiles), self.block, *arguments, shared=self.shared)
 
     def _kernel(self, name: str) -> Kernel:

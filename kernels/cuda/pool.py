@@ -1,4 +1,4 @@
-"""Pooling, and the shortcut that has no parameters: `src/pool.cu`."""
+"""Pooling: `src/pool.cu`."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
 def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     if index.dtype.name not in PLACES:
         raise Unsupported(f"places of dtype {index.dtype}")
-    dx = _new_images(dy, x_shape)
+    dx = new_images(dy, x_shape)
     operands = (in_memory(dy), in_memory(index), dx)
     _map("max_pool2d_backward", operands, dx, _geometry(x_shape, kernel, stride, padding), PLACES[index.dtype.name])
     return as_seen(dx)
@@ -40,7 +40,7 @@ def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
 
 
 def avg_pool2d_backward(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
-    dx = _new_images(dy, x_shape)
+    dx = new_images(dy, x_shape)
     _map("avg_pool2d_backward", (in_memory(dy), dx), dx, _geometry(x_shape, kernel, stride, padding))
     return as_seen(dx)
 
@@ -49,7 +49,7 @@ def global_avg_pool2d(x: Array) -> Array:
     n, c, h, w = x.shape
     x = in_memory(x)
     y = empty(x, (n, c))
-    width = _width((x, y), c)
+    width = width_of((x, y), c)
     columns, macros = c // width, {"REAL": c_type(x), "WIDTH": width, "PLACE": "uint8_t"}
     if y.size:
         tiles = -(-columns // TILE)
@@ -61,34 +61,13 @@ def global_avg_pool2d(x: Array) -> Array:
 
 
 def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
-    dx, dy = _new_images(dy, x_shape), in_memory(dy)
-    width = _width((dy, dx), x_shape[1])
-    _launch("global_avg_pool2d_backward", (dy, dx), dx, width, (x_shape[2] * x_shape[3], x_shape[1] // width))
+    dx, dy = new_images(dy, x_shape), in_memory(dy)
+    width = width_of((dy, dx), x_shape[1])
+    launch_pool("global_avg_pool2d_backward", (dy, dx), dx, width, (x_shape[2] * x_shape[3], x_shape[1] // width))
     return as_seen(dx)
 
 
-def subsample_pad(x: Array, out_channels: int, stride: int) -> Array:
-    x = in_memory(x)
-    y = empty(x, (len(x), -(-x.shape[1] // stride), -(-x.shape[2] // stride), out_channels))
-    _subsample("subsample_pad", x, y, x.shape, y.shape, stride)
-    return as_seen(y)
-
-
-def subsample_pad_backward(dy: Array, x_shape: Shape, stride: int) -> Array:
-    dx, dy = _new_images(dy, x_shape), in_memory(dy)
-    _subsample("subsample_pad_backward", dy, dx, dx.shape, dy.shape, stride)
-    return as_seen(dx)
-
-
-def _subsample(name: str, source: Array, out: Array, wide: Shape, narrow: Shape, stride: int) -> None:
-    """``wide`` is the shape of x, ``narrow`` that of y, both (N, H, W, C)."""
-    before = (narrow[3] - wide[3]) // 2
-    width = _width((source, out), wide[3], narrow[3], before)
-    sizes = (*wide[1:3], wide[3] // width, *narrow[1:3], narrow[3] // width, before // width, stride)
-    _launch(name, (source, out), out, width, sizes)
-
-
-def _new_images(like: Array, shape: Shape) -> Array:
+def new_images(like: Array, shape: Shape) -> Array:
     """An undefined (N, H, W, C) array for images of an (N, C, H, W) shape."""
     n, c, h, w = shape
     return empty(like, (n, h, w, c))
@@ -100,7 +79,7 @@ def _geometry(x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> tupl
     return (*x_shape[2:], *out, *kernel, *stride, *padding)
 
 
-def _width(arrays: tuple[Array, ...], *channels: int) -> int:
+def width_of(arrays: tuple[Array, ...], *channels: int) -> int:
     """How many channels a thread reads at once: 16 bytes of them where all of ``channels`` are whole packs."""
     pack = 16 // arrays[0].itemsize
     aligned = not any(address(a) % 16 for a in arrays)
@@ -109,11 +88,11 @@ def _width(arrays: tuple[Array, ...], *channels: int) -> int:
 
 def _map(name: str, operands: tuple[Array, ...], out: Array, geometry: tuple[int, ...], place: str = "uint8_t") -> None:
     """Runs a kernel of windows over the elements of ``out``."""
-    width = _width(operands, out.shape[-1])
-    _launch(name, operands, out, width, (*geometry[:2], out.shape[-1] // width, *geometry[2:]), place)
+    width = width_of(operands, out.shape[-1])
+    launch_pool(name, operands, out, width, (*geometry[:2], out.shape[-1] // width, *geometry[2:]), place)
 
 
-def _launch(
+def launch_pool(
     name: str, operands: tuple[Array, ...], out: Array, width: int, sizes: tuple[int, ...], place: str = "uint8_t"
 ) -> None:
     macros, groups = {"REAL": c_type(operands[0], out), "WIDTH": width, "PLACE": place}, out.size // width

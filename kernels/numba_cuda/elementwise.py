@@ -1,4 +1,4 @@
-"""ReLU, ReLU6, the join, and the sum of cotangents.
+"""ReLU, ReLU6, their gradients, and the sum of cotangents.
 
 One thread an element: thread i takes elements i, i + t, i + 2t ... where t is the number of all threads. Neighbours read
 neighbouring memory, which a GPU fetches in one piece. There is one operation or two to an element, so the bytes moved
@@ -51,23 +51,13 @@ def relu6_backward_kernel(dy, y, dx):
 
 
 @Kernel
-def add_relu_kernel(x, y, z):
-    """z = max(x + y, 0), the join that ends a residual block.  12 bytes an element; x + y and then a ReLU would move 20."""
-    for i in range(cuda.grid(1), z.size, cuda.gridsize(1)):
-        total = x[i] + y[i]
-        z[i] = total
-        if total <= 0:
-            z[i] = 0
-
-
-@Kernel
 def accumulate_kernel(x, total):
     """total += x: where the cotangents of a block's two branches meet.  12 bytes an element."""
     for i in range(cuda.grid(1), total.size, cuda.gridsize(1)):
         total[i] += x[i]
 
 
-def _map(kernel: Kernel, *arrays: Any) -> Any:
+def map_elements(kernel: Kernel, *arrays: Any) -> Any:
     """The kernel's result on arrays of one shape, whose elements it meets in the order of memory."""
     check(*arrays)
     inputs = [in_memory(a) for a in arrays]
@@ -77,23 +67,19 @@ def _map(kernel: Kernel, *arrays: Any) -> Any:
 
 
 def relu(x: Any) -> Any:
-    return _map(relu_kernel, x)
+    return map_elements(relu_kernel, x)
 
 
 def relu_backward(dy: Any, y: Any) -> Any:
-    return _map(relu_backward_kernel, dy, y)
+    return map_elements(relu_backward_kernel, dy, y)
 
 
 def relu6(x: Any) -> Any:
-    return _map(relu6_kernel, x)
+    return map_elements(relu6_kernel, x)
 
 
 def relu6_backward(dy: Any, y: Any) -> Any:
-    return _map(relu6_backward_kernel, dy, y)
-
-
-def add_relu(x: Any, y: Any) -> Any:
-    return _map(add_relu_kernel, x, y)
+    return map_elements(relu6_backward_kernel, dy, y)
 
 
 cast = convert  # the reference's own: kernels here take arrays of one dtype

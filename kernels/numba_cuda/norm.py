@@ -1,13 +1,12 @@
-"""Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the addition and the ReLU that may follow.
+"""Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the ReLU that may follow.
 
 Images are seen as a matrix x (M, C) of M = N * H * W pixels: a channel is a column. Sums over a column are taken in
 pieces, many blocks at once, and then over the pieces, each time as a tree (see `matmul.sum_rows_kernel`).
 """
 
 import math
-from typing import Any
 
-from tinyres.kernels.arrays import channels_first, channels_last
+from tinyres.kernels.arrays import Array, ceil_div, channels_first, channels_last
 from tinyres.kernels.numba_cuda.matmul import COLUMNS, ROWS, sum_grid, sum_rows
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, SIMULATED, Kernel, blocks, check, cuda, empty
 
@@ -76,29 +75,27 @@ def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):
 
 
 @Kernel
-def normalise_kernel(x, weight, bias, mean, var, eps, residual, add, relu, y):
-    """y = weight (x - mean) / sqrt(var + eps) + bias, with ``add`` plus the residual, with ``relu`` then max(., 0).
+def normalise_kernel(x, weight, bias, mean, var, eps, relu, y):
+    """y = weight (x - mean) / sqrt(var + eps) + bias, with ``relu`` then max(., 0).
 
-    A thread an element. In one pass 8 M C bytes (12 with a residual); three passes for the three steps would move 28.
+    A thread an element. In one pass 8 M C bytes; two passes for the two steps would move 16.
     """
     columns = x.shape[1]
     for e in range(cuda.grid(1), x.shape[0] * columns, cuda.gridsize(1)):
         row, c = e // columns, e % columns
         slope = weight[c] / REAL(math.sqrt(var[c] + REAL(eps)))
         z = (x[row, c] - mean[c]) * slope + bias[c]
-        if add:
-            z += residual[row, c]
         if relu and z <= 0:
             z = REAL(0)
         y[row, c] = z
 
 
 @Kernel
-def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx, dz, keep):
+def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx):
     """dx = weight / sqrt(var + eps) (dz - (sum dz + xhat sum dz xhat) / m) in training, where the batch's own mean and
-    variance hang on x, else weight / sqrt(var + eps) dz.  sums (2, C) holds both sums; with ``keep``, dz is written too.
+    variance hang on x, else weight / sqrt(var + eps) dz.  sums (2, C) holds both sums; dz as in `sum_gradients_kernel`.
 
-    A thread an element.  12 M C bytes, and 4 more for each of y and dz.
+    A thread an element.  12 M C bytes, and 4 more with a ReLU, for y.
     """
     rows, columns = x.shape
     for e in range(cuda.grid(1), rows * columns, cuda.gridsize(1)):
@@ -106,8 +103,6 @@ def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx, 
         d = dy[row, c]
         if relu:
             d *= y[row, c] > 0
-        if keep:
-            dz[row, c] = d
         std = REAL(math.sqrt(var[c] + REAL(eps)))
         if training:
             xhat = (x[row, c] - mean[c]) / std
@@ -124,63 +119,57 @@ def running_kernel(running_mean, running_var, mean, var, momentum, m):
 
 
 def batch_norm(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    eps: float,
-    residual: Any | None,
-    relu: bool,
-    running: tuple[Any, Any, float] | None = None,
-) -> tuple[Any, Any, Any]:
-    check(x, weight, bias, residual, *(running or ())[:2])
-    pixels = _pixels(x)
+    x: Array, weight: Array, bias: Array, eps: float, relu: bool, running: tuple[Array, Array, float] | None = None
+) -> tuple[Array, Array, Array]:
+    check(x, weight, bias)
+    mean, var = statistics(x, running)
+    return batch_norm_inference(x, weight, bias, mean, var, eps, relu), mean, var
+
+
+def statistics(x: Array, running: tuple[Array, Array, float] | None) -> tuple[Array, Array]:
+    """The mean and the biased variance of each channel; the running ones move in place."""
+    check(x, *(running or ())[:2])
+    pixels = pixels_of(x)
     m, c = pixels.shape
     mean = sum_rows(sum_rows(pixels, _length(m)), PIECES, m).reshape(c)
-    squares = empty(pixels, -(-m // _length(m)), c)
+    squares = empty(pixels, ceil_div(m, _length(m)), c)
     sum_squares_kernel[sum_grid(*squares.shape)](pixels, mean, _length(m), squares)
     var = sum_rows(squares, PIECES, m).reshape(c)
     if running:
         running_kernel[blocks(c), BLOCK](running[0], running[1], mean, var, running[2], m)
-    return batch_norm_inference(x, weight, bias, mean, var, eps, residual, relu), mean, var
+    return mean, var
 
 
-def batch_norm_inference(
-    x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float, residual: Any | None, relu: bool
-) -> Any:
-    check(x, weight, bias, mean, var, residual)
-    y, pixels = empty(x, *channels_last(x).shape), _pixels(x)
-    other = pixels if residual is None else _pixels(residual)
-    normalise_kernel[blocks(y.size), BLOCK](
-        pixels, weight, bias, mean, var, eps, other, residual is not None, relu, y.reshape(pixels.shape)
-    )
+def batch_norm_inference(x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, relu: bool) -> Array:
+    check(x, weight, bias, mean, var)
+    y, pixels = empty(x, *channels_last(x).shape), pixels_of(x)
+    normalise_kernel[blocks(y.size), BLOCK](pixels, weight, bias, mean, var, eps, relu, y.reshape(pixels.shape))
     return channels_first(y)
 
 
 def batch_norm_backward(
-    dy: Any, x: Any, y: Any | None, weight: Any, mean: Any, var: Any, eps: float, training: bool, residual: bool
-) -> tuple[Any, Any, Any, Any | None]:
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool
+) -> tuple[Array, Array, Array]:
     check(dy, x, y, weight, mean, var)
-    relu, keep, d, pixels = y is not None, residual and y is not None, _pixels(dy), _pixels(x)
+    relu, d, pixels = y is not None, pixels_of(dy), pixels_of(x)
     m, c = pixels.shape
-    output = pixels if y is None else _pixels(y)
-    pieces = empty(d, max(1, -(-m // _length(m))), 2, c)
+    output = pixels if y is None else pixels_of(y)
+    pieces = empty(d, max(1, ceil_div(m, _length(m))), 2, c)
     grid, block = sum_grid(len(pieces), c)
     sum_gradients_kernel[grid, block](d, output, relu, pixels, mean, var, eps, _length(m), pieces)
     sums = sum_rows(pieces.reshape(len(pieces), 2 * c), len(pieces)).reshape(2, c)
     dx = empty(d, *channels_last(x).shape)
-    dz = empty(d, *dx.shape) if keep else dx  # (without ``keep``, it is not written)
     gradient_kernel[blocks(dx.size), BLOCK](
-        d, output, relu, pixels, weight, mean, var, eps, sums, training, dx.reshape(m, c), dz.reshape(m, c), keep
+        d, output, relu, pixels, weight, mean, var, eps, sums, training, dx.reshape(m, c)
     )
-    joined = (channels_first(dz) if keep else dy) if residual else None
-    return channels_first(dx), sums[1], sums[0], joined
+    return channels_first(dx), sums[1], sums[0]
 
 
-def _pixels(x: Any) -> Any:
+def pixels_of(x: Array) -> Array:
     """x (N, C, H, W) as (N * H * W, C)"""
     return channels_last(x).reshape(-1, x.shape[1])
 
 
 def _length(m: int) -> int:
     """How many rows make up a piece of m."""
-    return max(1, -(-m // PIECES))
+    return max(1, ceil_div(m, PIECES))

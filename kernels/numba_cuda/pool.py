@@ -1,4 +1,4 @@
-"""Pooling, and the shortcut that has no parameters: subsampling with zero channels.
+"""Pooling: the largest or the mean of each window, and the mean of a whole map.
 
 One thread an element of the result, which gathers what it needs: the forward passes over a window, the backward passes over
 the windows that cover a pixel. So no two threads write to one place, and a sum has one order.
@@ -104,35 +104,6 @@ def spread_kernel(dy, dx):
         dx[n, p, c] = dy[n, c] / REAL(pixels)
 
 
-@Kernel
-def subsample_kernel(x, y, before, stride):
-    """y[n, i, j, before + c] = x[n, i s, j s, c], and 0 in channels that x has not.
-
-    4 bytes an element of y, and of x as far as it is read.
-    """
-    rows, columns, channels = y.shape[1], y.shape[2], y.shape[3]
-    for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
-        c, j, i = e % channels, e // channels % columns, e // (channels * columns) % rows
-        n = e // (channels * columns * rows)
-        if c >= before and c < before + x.shape[3]:
-            y[n, i, j, c] = x[n, i * stride, j * stride, c - before]
-        else:
-            y[n, i, j, c] = 0
-
-
-@Kernel
-def subsample_backward_kernel(dy, dx, before, stride):
-    """dx[n, h, w, c] = dy[n, h / s, w / s, before + c] where both divide, else 0."""
-    height, width, channels = dx.shape[1], dx.shape[2], dx.shape[3]
-    for e in range(cuda.grid(1), dx.shape[0] * height * width * channels, cuda.gridsize(1)):
-        c, w, h = e % channels, e // channels % width, e // (channels * width) % height
-        n = e // (channels * width * height)
-        if h % stride == 0 and w % stride == 0:
-            dx[n, h, w, c] = dy[n, h // stride, w // stride, before + c]
-        else:
-            dx[n, h, w, c] = 0
-
-
 def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, Any]:
     check(x)
     y = _windows(x, kernel, stride, padding)
@@ -143,7 +114,7 @@ def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, 
 
 def max_pool2d_backward(dy: Any, index: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
     check(dy)
-    dx = _image(dy, x_shape)
+    dx = new_image(dy, x_shape)
     max_pool_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), channels_last(index), dx, kernel, stride, padding)
     return channels_first(dx)
 
@@ -157,7 +128,7 @@ def avg_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
 
 def avg_pool2d_backward(dy: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
     check(dy)
-    dx = _image(dy, x_shape)
+    dx = new_image(dy, x_shape)
     avg_pool_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), dx, kernel, stride, padding)
     return channels_first(dx)
 
@@ -172,23 +143,8 @@ def global_avg_pool2d(x: Any) -> Any:
 def global_avg_pool2d_backward(dy: Any, x_shape: Shape) -> Any:
     check(dy)
     n, c, h, w = x_shape
-    dx = _image(dy, x_shape)
+    dx = new_image(dy, x_shape)
     spread_kernel[blocks(dx.size), BLOCK](dy, dx.reshape(n, h * w, c))
-    return channels_first(dx)
-
-
-def subsample_pad(x: Any, out_channels: int, stride: int) -> Any:
-    check(x)
-    n, c, h, w = x.shape
-    y = empty(x, n, -(-h // stride), -(-w // stride), out_channels)
-    subsample_kernel[blocks(y.size), BLOCK](channels_last(x), y, (out_channels - c) // 2, stride)
-    return channels_first(y)
-
-
-def subsample_pad_backward(dy: Any, x_shape: Shape, stride: int) -> Any:
-    check(dy)
-    dx = _image(dy, x_shape)
-    subsample_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), dx, (dy.shape[1] - x_shape[1]) // 2, stride)
     return channels_first(dx)
 
 
@@ -198,6 +154,6 @@ def _windows(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
     return empty(x, x.shape[0], h, w, x.shape[1])
 
 
-def _image(like: Any, x_shape: Shape) -> Any:
+def new_image(like: Any, x_shape: Shape) -> Any:
     n, c, h, w = x_shape
     return empty(like, n, h, w, c)

@@ -1,4 +1,4 @@
-"""ReLU, ReLU6 and the residual join, each one pass over memory in blocks of images.
+"""ReLU, ReLU6 and their gradients, each one pass over memory in blocks of images; and the sum of cotangents.
 
 `np.maximum` keeps a NaN, so a NaN stays visible on its way through a network.
 """
@@ -14,31 +14,22 @@ from tinyres.kernels.reference.mixed import mixed
 
 @mixed
 def relu(x: Any) -> Any:
-    return _map(lambda y, x: np.maximum(x, 0, out=y), x)
+    return map_blocks(lambda y, x: np.maximum(x, 0, out=y), x)
 
 
 @mixed
 def relu_backward(dy: Any, y: Any) -> Any:
-    return _map(lambda dx, dy, y: np.multiply(dy, y > 0, out=dx), dy, y)
+    return map_blocks(lambda dx, dy, y: np.multiply(dy, y > 0, out=dx), dy, y)
 
 
 @mixed
 def relu6(x: Any) -> Any:
-    return _map(lambda y, x: np.minimum(np.maximum(x, 0, out=y), 6, out=y), x)
+    return map_blocks(lambda y, x: np.minimum(np.maximum(x, 0, out=y), 6, out=y), x)
 
 
 @mixed
 def relu6_backward(dy: Any, y: Any) -> Any:
-    return _map(lambda dx, dy, y: np.multiply(dy, (y > 0) & (y < 6), out=dx), dy, y)
-
-
-@mixed
-def add_relu(x: Any, y: Any) -> Any:
-    def join(z: Any, x: Any, y: Any) -> None:
-        np.add(x, y, out=z)
-        np.maximum(z, 0, out=z)
-
-    return _map(join, x, y)
+    return map_blocks(lambda dx, dy, y: np.multiply(dy, (y > 0) & (y < 6), out=dx), dy, y)
 
 
 cast = convert
@@ -48,7 +39,7 @@ def accumulate(total: Any, x: Any) -> None:
     np.add(total, x, out=total)
 
 
-def _map(write: Callable[..., Any], *inputs: Any) -> Any:
+def map_blocks(write: Callable[..., Any], *inputs: Any) -> Any:
     """A new array, laid out as the first input, that ``write(out, *inputs)`` fills block by block."""
     first = inputs[0]
     out = array_module(first).empty_like(first)

@@ -23,12 +23,15 @@ IMAGES: dict[str, tuple[int, ...]] = {
     "linear_backward_weight": (),
     "batch_norm": (0,),
     "batch_norm_inference": (0,),
-    "batch_norm_backward": (0, 3),
+    "batch_norm_backward": (0,),
     "relu": (0,),
     "relu_backward": (0,),
     "relu6": (0,),
     "relu6_backward": (0,),
     "add_relu": (0,),
+    "batch_norm_add_relu": (0,),
+    "batch_norm_add_relu_inference": (0,),
+    "batch_norm_add_relu_backward": (0, 3),
     "max_pool2d": (0,),
     "max_pool2d_backward": (0,),
     "avg_pool2d": (0,),
@@ -50,6 +53,6 @@ def mixed(kernel: Callable[..., Any]) -> Callable[..., Any]:
         results = kernel(*(convert(a, np.float32) if hasattr(a, "dtype") and is_half(a.dtype) else a for a in args))
         if not isinstance(results, tuple):
             return convert(results, dtype) if images else results
-        return tuple(convert(r, dtype) if i in images and r is not None else r for i, r in enumerate(results))
+        return tuple(convert(r, dtype) if i in images else r for i, r in enumerate(results))
 
     return run

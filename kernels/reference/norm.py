@@ -1,4 +1,4 @@
-"""Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the addition and the ReLU that may follow.
+"""Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the ReLU that may follow.
 
 Arrays are viewed as (N, H, W*C) rows, and a vector of C channels is repeated W times to match: NumPy then runs along
 long rows instead of stopping every C elements. Sums are taken per block of about 65,536 elements in the arrays' own
@@ -10,20 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import array_module, channels_first, channels_last, for_blocks
+from tinyres.kernels.arrays import Array, array_module, channels_first, channels_last, for_blocks
 from tinyres.kernels.reference.mixed import mixed
 
 
 @mixed
 def batch_norm(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    eps: float,
-    residual: Any | None,
-    relu: bool,
-    running: tuple[Any, Any, float] | None = None,
-) -> tuple[Any, Any, Any]:
+    x: Array, weight: Array, bias: Array, eps: float, relu: bool, running: tuple[Array, Array, float] | None = None
+) -> tuple[Array, Array, Array]:
+    mean, var = statistics(x, running)
+    return normalise(x, weight, bias, mean, var, eps, None, relu), mean, var
+
+
+@mixed
+def batch_norm_inference(x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, relu: bool) -> Array:
+    return normalise(x, weight, bias, mean, var, eps, None, relu)
+
+
+def statistics(x: Array, running: tuple[Array, Array, float] | None) -> tuple[Array, Array]:
+    """The mean and the biased variance of each channel; the running ones move in place."""
     rows, count = _Rows(x), x.size // x.shape[1]
     mean = (rows.sum(lambda part: part(x)) / count).astype(x.dtype)
     mean_row = rows.repeat(mean)
@@ -38,13 +43,13 @@ def batch_norm(
         running_mean, running_var, momentum = running
         running_mean += momentum * (mean - running_mean)
         running_var += momentum * (var * (count / (count - 1)) - running_var)
-    return batch_norm_inference(x, weight, bias, mean, var, eps, residual, relu), mean, var
+    return mean, var
 
 
-@mixed
-def batch_norm_inference(
-    x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float, residual: Any | None, relu: bool
-) -> Any:
+def normalise(
+    x: Array, weight: Array, bias: Array, mean: Array, var: Array, eps: float, residual: Array | None, relu: bool
+) -> Array:
+    """weight (x - mean) / sqrt(var + eps) + bias, then what may follow: the residual is added, the ReLU applied."""
     rows = _Rows(x)
     slope = weight / np.sqrt(var + x.dtype.type(eps))
     slope_row, mean_row, bias_row = rows.repeat(slope), rows.repeat(mean), rows.repeat(bias)
@@ -63,18 +68,14 @@ def batch_norm_inference(
 
 @mixed
 def batch_norm_backward(
-    dy: Any, x: Any, y: Any | None, weight: Any, mean: Any, var: Any, eps: float, training: bool, residual: bool
-) -> tuple[Any, Any, Any, Any | None]:
+    dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool
+) -> tuple[Array, Array, Array]:
     rows, m = _Rows(x), x.size // x.shape[1]
     rstd = 1 / np.sqrt(var + x.dtype.type(eps))
     mean_row, rstd_row = rows.repeat(mean), rows.repeat(rstd)
-    dz = dy
-    if residual and y is not None:  # the cotangent of the sum, which the residual receives as it is
-        dz = rows.map(lambda out, part: np.multiply(part(dy), part(y) > 0, out=out))
-        y = None
 
     def dz_of(part: Any) -> Any:
-        return part(dz) if y is None else part(dz) * (part(y) > 0)
+        return part(dy) if y is None else part(dy) * (part(y) > 0)
 
     def times_xhat(part: Any) -> Any:
         xhat = part(x) - mean_row
@@ -99,7 +100,7 @@ def batch_norm_backward(
             np.multiply(dz_of(part), slope_row, out=dx)
 
     dx = rows.map(write)
-    return dx, dweight.astype(x.dtype), dbias.astype(x.dtype), dz if residual else None
+    return dx, dweight.astype(x.dtype), dbias.astype(x.dtype)
 
 
 class _Rows:

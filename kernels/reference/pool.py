@@ -1,4 +1,4 @@
-"""Pooling, and the shortcut that has no parameters: subsampling with zero channels."""
+"""Pooling: the largest or the mean of each window, and the mean of a whole map."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -57,26 +57,6 @@ def global_avg_pool2d_backward(dy: Any, x_shape: Shape) -> Any:
     dx = array_module(dy).empty((n, h, w, c), dy.dtype)
     dx[...] = (dy / dy.dtype.type(h * w))[:, None, None, :]
     return channels_first(dx)
-
-
-def subsample_pad(x: Any, out_channels: int, stride: int) -> Any:
-    taken = x[:, :, ::stride, ::stride].transpose(0, 2, 3, 1)
-    y = array_module(x).zeros((*taken.shape[:3], out_channels), x.dtype)
-    y[..., _kept(x.shape[1], out_channels)] = taken
-    return channels_first(y)
-
-
-def subsample_pad_backward(dy: Any, x_shape: Shape, stride: int) -> Any:
-    n, c, h, w = x_shape
-    dx = array_module(dy).zeros((n, h, w, c), dy.dtype)
-    dx[:, ::stride, ::stride] = dy.transpose(0, 2, 3, 1)[..., _kept(c, dy.shape[1])]
-    return channels_first(dx)
-
-
-def _kept(channels: int, out_channels: int) -> slice:
-    """Where the channels of x stand in y."""
-    before = (out_channels - channels) // 2
-    return slice(before, before + channels)
 
 
 def _pad(x: Any, padding: Pair, value: float) -> Any:

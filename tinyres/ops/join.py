@@ -76,10 +76,11 @@ class BatchNormAddReLU(Function):
         check_batch_norm("batch_norm_add_relu", x, weight, bias, running_mean, running_var, training, residual)
         if training:
             running = running_mean, running_var, momentum
-            z, mean, var = ctx.kernels.batch_norm(as_maps(x), weight, bias, eps, as_maps(residual), True, running)
+            z, mean, var = ctx.kernels.batch_norm_add_relu(as_maps(x), as_maps(residual), weight, bias, eps, running)
         else:
             mean, var = frozen(ctx, running_mean, running_var)
-            z = ctx.kernels.batch_norm_inference(as_maps(x), weight, bias, mean, var, eps, as_maps(residual), True)
+            joined = as_maps(x), as_maps(residual)
+            z = ctx.kernels.batch_norm_add_relu_inference(*joined, weight, bias, mean, var, eps)
         z = in_shape(z, x.shape)
         ctx.save(x, z, weight, mean, var)
         ctx.eps, ctx.training = eps, training
@@ -88,8 +89,8 @@ class BatchNormAddReLU(Function):
     @staticmethod
     def backward(ctx: Node, dz: Array) -> Cotangents:
         x, z, weight, mean, var = ctx.saved
-        dx, dweight, dbias, ds = ctx.kernels.batch_norm_backward(
-            as_maps(dz), as_maps(x), as_maps(z), weight, mean, var, ctx.eps, ctx.training, True
+        dx, dweight, dbias, ds = ctx.kernels.batch_norm_add_relu_backward(
+            as_maps(dz), as_maps(x), as_maps(z), weight, mean, var, ctx.eps, ctx.training
         )
         return in_shape(dx, dz.shape), in_shape(ds, dz.shape), dweight, dbias
 

@@ -42,10 +42,10 @@ class BatchNorm(Function):
         check_batch_norm("batch_norm", x, weight, bias, running_mean, running_var, training)
         if training:
             running = running_mean, running_var, momentum
-            y, mean, var = ctx.kernels.batch_norm(as_maps(x), weight, bias, eps, None, relu, running)
+            y, mean, var = ctx.kernels.batch_norm(as_maps(x), weight, bias, eps, relu, running)
         else:
             mean, var = frozen(ctx, running_mean, running_var)
-            y = ctx.kernels.batch_norm_inference(as_maps(x), weight, bias, mean, var, eps, None, relu)
+            y = ctx.kernels.batch_norm_inference(as_maps(x), weight, bias, mean, var, eps, relu)
         y = in_shape(y, x.shape)
         ctx.save(x, y if relu else None, weight, mean, var)
         ctx.eps, ctx.training = eps, training
@@ -54,8 +54,8 @@ class BatchNorm(Function):
     @staticmethod
     def backward(ctx: Node, dy: Array) -> Cotangents:
         x, y, weight, mean, var = ctx.saved
-        dx, dweight, dbias, _ = ctx.kernels.batch_norm_backward(
-            as_maps(dy), as_maps(x), None if y is None else as_maps(y), weight, mean, var, ctx.eps, ctx.training, False
+        dx, dweight, dbias = ctx.kernels.batch_norm_backward(
+            as_maps(dy), as_maps(x), None if y is None else as_maps(y), weight, mean, var, ctx.eps, ctx.training
         )
         return in_shape(dx, dy.shape), dweight, dbias
 
