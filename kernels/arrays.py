@@ -11,6 +11,7 @@ import numpy as np
 
 Array: TypeAlias = np.ndarray  # or CuPy's, which has the same methods
 Pair = tuple[int, int]
+Shape = tuple[int, ...]
 
 
 class BackendError(ValueError):

@@ -6,9 +6,9 @@ unless it says so. In mixed precision, images and their cotangents are float16 o
 parameters, statistics, gradients of parameters, logits and losses stay float32, and sums are computed in float32.
 
 Images are (N, C, H, W) to the caller, whatever their memory looks like. Results are new arrays, laid out channels-last:
-the (N, C, H, W) view of a contiguous (N, H, W, C) array (only the reference's elementwise kernels keep the layout that they
-are given). ``stride``, ``padding``, ``dilation`` and pooling windows are (height, width) pairs. Arguments have been
-checked by the caller.
+the (N, C, H, W) view of a contiguous (N, H, W, C) array (the reference's elementwise kernels keep the layout that they are
+given; `naive` lets NumPy choose). ``stride``, ``padding``, ``dilation`` and pooling windows are (height, width) pairs.
+Arguments have been checked by the caller.
 
 Costs: with M = N * OH * OW output pixels, a convolution takes 2 M F C KH KW / groups floating-point operations, and so
 does each of its gradients; an elementwise kernel moves its arrays once each.
@@ -19,9 +19,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tinyres.kernels.arrays import Array, Pair
-
-Shape = tuple[int, ...]
+from tinyres.kernels.arrays import Array, Pair, Shape
 
 
 class Unsupported(Exception):

@@ -22,6 +22,7 @@ from tinyres.kernels.contract import NAMES, Unsupported
 
 BACKENDS = {
     "numpy": "tinyres.kernels.reference",  # NumPy: the reference, on any machine
+    "naive": "tinyres.kernels.naive",  # the definitions in loops: tiny arrays, to read and to break on purpose
     "numba": "tinyres.kernels.cpu",  # SIMD code compiled for this machine's CPU by Numba, on all cores
     "cupy": "tinyres.kernels.cuda.on_gpu",  # CUDA C++ kernels on an NVIDIA GPU
     "cuda-emulated": "tinyres.kernels.cuda.on_host",  # the same, compiled for the CPU: slow, to test and read

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import naive
+import definitions
 import numpy as np
 
 import tinyres.functional as F
+from tinyres.kernels import naive
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def arithmetic() -> list[Case]:
     ]
     for a, b in products:
         f = lambda a, b: a @ b  # noqa: E731
-        cases.append(Case(f"matmul{list(a)}{list(b)}", f, naive.matmul, (a, b), lambda t, x, y: x @ y))
+        cases.append(Case(f"matmul{list(a)}{list(b)}", f, definitions.matmul, (a, b), lambda t, x, y: x @ y))
     return cases
 
 
@@ -201,16 +202,16 @@ def shapes() -> list[Case]:
 def elementwise() -> list[Case]:
     images = (2, 3, 4, 5)
     return [
-        Case("relu", F.relu, naive.relu_, (images,), lambda t, x: t.relu(x)),
-        Case("relu-0d", F.relu, naive.relu_, ((),), lambda t, x: t.relu(x)),
-        Case("relu-method", lambda x: x.relu(), naive.relu_, ((3, 4),), lambda t, x: t.relu(x)),
+        Case("relu", F.relu, naive.relu, (images,), lambda t, x: t.relu(x)),
+        Case("relu-0d", F.relu, naive.relu, ((),), lambda t, x: t.relu(x)),
+        Case("relu-method", lambda x: x.relu(), naive.relu, ((3, 4),), lambda t, x: t.relu(x)),
         Case("relu6", F.relu6, naive.relu6, (images,), lambda t, x: t.nn.functional.relu6(x), "wide"),
-        Case("add_relu", F.add_relu, lambda x, y: naive.relu_(x + y), (images, images), lambda t, x, y: t.relu(x + y)),
-        Case("add_relu-2d", F.add_relu, lambda x, y: naive.relu_(x + y), ((3, 4), (3, 4)), lambda t, x, y: t.relu(x + y)),
+        Case("add_relu", F.add_relu, naive.add_relu, (images, images), lambda t, x, y: t.relu(x + y)),
+        Case("add_relu-2d", F.add_relu, naive.add_relu, ((3, 4), (3, 4)), lambda t, x, y: t.relu(x + y)),
         Case(
             "add_relu-itself",
             lambda x: F.add_relu(x, x),
-            lambda x: naive.relu_(x + x),
+            lambda x: naive.add_relu(x, x),
             (images,),
             lambda t, x: t.relu(x + x),
         ),
@@ -222,11 +223,11 @@ def elementwise() -> list[Case]:
         ),
         Case("dropout-all", lambda x: F.dropout(x, 1.0, True, np.random.default_rng(7)), lambda x: 0 * x, (images,)),
         Case("dropout-eval", lambda x: F.dropout(x, 0.3, False) * 1, lambda x: x, (images,)),
-        Case("log_softmax", F.log_softmax, naive.log_softmax, ((3, 5),), lambda t, x: t.log_softmax(x, -1)),
+        Case("log_softmax", F.log_softmax, definitions.log_softmax, ((3, 5),), lambda t, x: t.log_softmax(x, -1)),
         Case(
             "log_softmax-0",
             lambda x: F.log_softmax(x, 0),
-            lambda x: naive.log_softmax(x, 0),
+            lambda x: definitions.log_softmax(x, 0),
             ((3, 5),),
             lambda t, x: t.log_softmax(x, 0),
             "wide",
@@ -234,7 +235,7 @@ def elementwise() -> list[Case]:
         Case(
             "log_softmax-3d",
             lambda x: F.log_softmax(x, 1),
-            lambda x: naive.log_softmax(x, 1),
+            lambda x: definitions.log_softmax(x, 1),
             ((2, 4, 3),),
             lambda t, x: t.log_softmax(x, 1),
         ),
@@ -250,7 +251,7 @@ def losses() -> list[Case]:
             Case(
                 f"cross_entropy-{smoothing}-{reduction}",
                 lambda x, o=options: F.cross_entropy(x, labels, **o),
-                lambda x, o=options: naive.cross_entropy(x, labels, **o),
+                lambda x, o=options: definitions.cross_entropy(x, labels, **o),
                 ((4, 5),),
                 lambda t, x, o=options: t.nn.functional.cross_entropy(x, t.from_numpy(labels), **o),
                 "wide",
@@ -261,8 +262,8 @@ def losses() -> list[Case]:
 
 def linear() -> list[Case]:
     return [
-        Case("linear", F.linear, naive.linear, ((4, 3), (5, 3), (5,)), lambda t, *a: t.nn.functional.linear(*a)),
-        Case("linear-nobias", F.linear, naive.linear, ((1, 7), (2, 7)), lambda t, *a: t.nn.functional.linear(*a)),
+        Case("linear", F.linear, definitions.linear, ((4, 3), (5, 3), (5,)), lambda t, *a: t.nn.functional.linear(*a)),
+        Case("linear-nobias", F.linear, definitions.linear, ((1, 7), (2, 7)), lambda t, *a: t.nn.functional.linear(*a)),
     ]
 
 
@@ -271,7 +272,7 @@ def conv(x, w, bias=False, **options) -> Case:
     return Case(
         name.replace(" ", ""),
         lambda *a: F.conv2d(*a, **options),
-        lambda *a: naive.conv2d(*a, **options),
+        lambda *a: definitions.conv2d(*a, **options),
         (x, w, w[:1]) if bias else (x, w),
         lambda t, *a: t.nn.functional.conv2d(*a, **options),
     )
@@ -333,21 +334,21 @@ def normalisation() -> list[Case]:
             Case(
                 f"batch_norm{end}",
                 lambda x, w, b, s=statistics, t=training: F.batch_norm(x, *s(x), w, b, t),
-                lambda x, w, b, g=given: naive.batch_norm(x, w, b, **g()),
+                lambda x, w, b, g=given: definitions.batch_norm(x, w, b, **g()),
                 (shape, *parameters),
                 other,
             ),
             Case(
                 f"batch_norm_relu{end}",
                 lambda x, w, b, s=statistics, t=training: F.batch_norm(x, *s(x), w, b, t, relu=True),
-                lambda x, w, b, g=given: naive.batch_norm(x, w, b, relu=True, **g()),
+                lambda x, w, b, g=given: naive.relu(definitions.batch_norm(x, w, b, **g())),
                 (shape, *parameters),
                 lambda t, x, w, b, other=other: t.relu(other(t, x, w, b)),
             ),
             Case(
                 f"batch_norm_add_relu{end}",
                 lambda x, r, w, b, s=statistics, t=training: F.batch_norm_add_relu(x, r, *s(x), w, b, t),
-                lambda x, r, w, b, g=given: naive.batch_norm(x, w, b, residual=r, relu=True, **g()),
+                lambda x, r, w, b, g=given: naive.add_relu(definitions.batch_norm(x, w, b, **g()), r),
                 (shape, shape, *parameters),
                 lambda t, x, r, w, b, other=other: t.relu(other(t, x, w, b) + r),
             ),
@@ -356,7 +357,7 @@ def normalisation() -> list[Case]:
         Case(
             "batch_norm-plain",
             lambda x: F.batch_norm(x, np.zeros(3, x.dtype), np.ones(3, x.dtype), training=True),
-            lambda x: naive.batch_norm(x, np.ones(3), np.zeros(3)),
+            lambda x: definitions.batch_norm(x, np.ones(3), np.zeros(3)),
             ((4, 3, 2, 2),),
             lambda t, x: t.nn.functional.batch_norm(x, None, None, training=True),
         )
@@ -381,7 +382,7 @@ def pooling() -> list[Case]:
     ]
     for kernel, stride, padding in windows:
         for name in ("max", "avg"):
-            ours, loops = getattr(F, f"{name}_pool2d"), getattr(naive, f"{name}_pool2d")
+            ours, loops = getattr(F, f"{name}_pool2d"), getattr(definitions, f"{name}_pool2d")
             options = (kernel, stride, padding)
             cases.append(
                 Case(

@@ -6,7 +6,6 @@ threads run forwards, backwards and in random order.
 
 import itertools
 
-import naive
 import numpy as np
 import pytest
 from backends import BACKENDS
@@ -14,7 +13,8 @@ from cases import LAYOUTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyres.kernels import reference
+from tinyres.kernels import naive, reference
+from tinyres.kernels.arrays import output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import conv_depthwise, conv_exact, im2col
 from tinyres.kernels.cuda.launch import kernel
@@ -75,7 +75,7 @@ def bfloat16():
 def drawn(shapes, dtype, weights=None):
     """x, w and the cotangent of y."""
     x_shape, w_shape, rest = shapes
-    size = naive.out_shape(x_shape, w_shape[2:], *rest[:3])
+    size = (output_size(x_shape[i + 2], w_shape[i + 2], *(pair[i] for pair in rest[:3])) for i in (0, 1))
     made = [rng.standard_normal(s) for s in (x_shape, w_shape, (x_shape[0], w_shape[0], *size))]
     return [a.astype(d) for a, d in zip(made, (dtype, weights or dtype, dtype), strict=True)]
 
@@ -90,8 +90,7 @@ def run(module, x, w, dy, rest):
 
 
 def loops(x, w, dy, rest):
-    x, w, dy = (a.astype(np.float64) for a in (x, w, dy))
-    return naive.conv2d(x, w, None, *rest), *naive.conv2d_backward(dy, x, w, *rest)
+    return run(naive, *(a.astype(np.float64) for a in (x, w, dy)), rest)
 
 
 def close(got, want, eps):

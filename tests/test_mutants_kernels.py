@@ -1,6 +1,5 @@
 """Wrong kernels, which the checks of the other files must notice: see mutants.py."""
 
-import naive
 import numpy as np
 import pytest
 import test_engine_backward as engine
@@ -9,6 +8,7 @@ from cases import BY_NAME
 from mutants import case, check_caught, kernel, registry, replace, slope
 
 from tinyres.kernels import reference
+from tinyres.kernels.naive.windows import crop, pad, windows
 
 mutant, MUTANTS = registry()
 
@@ -39,10 +39,10 @@ def input_gradient_that_overwrites_what_it_is_added_to(patch):
 @mutant(case(STRIDED), slope(STRIDED), kernel(kernel_checks.check_conv2d, (2, 2, 7, 7), (2, 2, 3, 3), (2, 2)))
 def col2im_that_assigns(patch):
     def backward(dy, w, x_shape, stride, padding, dilation, groups, into=None):
-        padded = naive.pad(np.zeros(x_shape, dy.dtype), padding)
-        for (i, j), (rows, columns) in naive.windows(x_shape, w.shape[2:], stride, padding, dilation):
-            padded[:, :, rows, columns] = np.einsum("nf,fcab->ncab", dy[:, :, i, j], w)
-        return naive.crop(padded, padding, x_shape).copy()
+        padded = pad(np.zeros(x_shape, dy.dtype), padding)
+        for i, j, window in windows(padded, w.shape[2:], stride, dilation):
+            window[...] = np.einsum("nf,fcab->ncab", dy[:, :, i, j], w)
+        return crop(padded, padding)
 
     replace(patch, "conv2d_backward_input", backward)
 
@@ -99,11 +99,11 @@ def maximum_shared_by_ties(patch):
 
     def backward(dy, index, x_shape, kernel, stride, padding):
         x, y = seen[id(index)]
-        padded, dx = naive.pad(x, padding, -np.inf), naive.pad(np.zeros_like(x), padding)
-        for (i, j), (rows, columns) in naive.windows(x_shape, kernel, stride, padding):
-            won = padded[:, :, rows, columns] == y[:, :, i, j, None, None]
-            dx[:, :, rows, columns] += won * dy[:, :, i, j, None, None]
-        return naive.crop(dx, padding, x_shape)
+        dx = pad(np.zeros_like(x), padding)
+        places = zip(windows(pad(x, padding, -np.inf), kernel, stride), windows(dx, kernel, stride), strict=True)
+        for (i, j, window), (_, _, dwindow) in places:
+            dwindow += (window == y[:, :, i, j, None, None]) * dy[:, :, i, j, None, None]
+        return crop(dx, padding)
 
     replace(patch, "max_pool2d", forward)
     replace(patch, "max_pool2d_backward", backward)

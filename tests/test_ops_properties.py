@@ -1,6 +1,6 @@
 """What holds for any shape, stride and view: drawn by hypothesis."""
 
-import naive
+import definitions
 import numpy as np
 import pytest
 from backends import BACKENDS, tolerance
@@ -51,12 +51,12 @@ def test_any_convolution_is_its_definition_and_its_gradients_are_its_adjoints(ca
     x_shape, w_shape, options = case
     x, w = tr.tensor(draw(seed, *x_shape), requires_grad=True), tr.tensor(draw(seed + 1, *w_shape), requires_grad=True)
     y = F.conv2d(x, w, **options)
-    np.testing.assert_allclose(y.data, naive.conv2d(x.data, w.data, **options), atol=1e-12)
+    np.testing.assert_allclose(y.data, definitions.conv2d(x.data, w.data, **options), atol=1e-12)
     dy = draw(seed + 2, *y.shape)
     dx, dw = gradients(y, dy, x, w)
     other_x, other_w = draw(seed + 3, *x_shape), draw(seed + 4, *w_shape)
-    np.testing.assert_allclose((dx * other_x).sum(), (dy * naive.conv2d(other_x, w.data, **options)).sum(), atol=1e-9)
-    np.testing.assert_allclose((dw * other_w).sum(), (dy * naive.conv2d(x.data, other_w, **options)).sum(), atol=1e-9)
+    np.testing.assert_allclose((dx * other_x).sum(), (dy * definitions.conv2d(other_x, w.data, **options)).sum(), atol=1e-9)
+    np.testing.assert_allclose((dw * other_w).sum(), (dy * definitions.conv2d(x.data, other_w, **options)).sum(), atol=1e-9)
 
 
 @st.composite
@@ -75,8 +75,8 @@ def test_any_pooling_is_its_definition(case, seed, ties):
     if ties:  # few different values: the first of equals gets the gradient
         a = np.round(a)
     for pool, loops, backward in (
-        (F.max_pool2d, naive.max_pool2d, lambda dy: naive.max_pool2d_backward(dy, a, *window)),
-        (F.avg_pool2d, naive.avg_pool2d, lambda dy: naive.avg_pool2d_backward(dy, shape, *window)),
+        (F.max_pool2d, definitions.max_pool2d, lambda dy: definitions.max_pool2d_backward(dy, a, *window)),
+        (F.avg_pool2d, definitions.avg_pool2d, lambda dy: definitions.avg_pool2d_backward(dy, shape, *window)),
     ):
         x = tr.tensor(a, requires_grad=True)
         y = pool(x, *window)
@@ -196,9 +196,9 @@ def test_nan_and_infinity_pass_through_rectifiers_and_joins(a, b):
 @given(images)
 def test_a_window_with_a_nan_has_no_maximum_and_no_mean(a):
     with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(F.max_pool2d(a, (3, 2)).data, naive.max_pool2d(a, (3, 2)))
-        np.testing.assert_array_equal(F.max_pool2d(a, 3, 2, 1).data, naive.max_pool2d(a, 3, 2, 1))
-        got, want = F.avg_pool2d(a, (3, 2)).data, naive.avg_pool2d(a, (3, 2))
+        np.testing.assert_array_equal(F.max_pool2d(a, (3, 2)).data, definitions.max_pool2d(a, (3, 2)))
+        np.testing.assert_array_equal(F.max_pool2d(a, 3, 2, 1).data, definitions.max_pool2d(a, 3, 2, 1))
+        got, want = F.avg_pool2d(a, (3, 2)).data, definitions.avg_pool2d(a, (3, 2))
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
         finite = np.isfinite(want)
         np.testing.assert_allclose(got[finite], want[finite], rtol=1e-5, atol=1e-5)
@@ -238,7 +238,7 @@ def test_cross_entropy_is_stable_for_any_shift_of_the_logits(n, k, smoothing, sh
     moved = tr.tensor(logits + shift, requires_grad=True)
     loss = F.cross_entropy(moved, labels, smoothing)
     loss.backward()
-    want = naive.cross_entropy(logits, labels, smoothing)
+    want = definitions.cross_entropy(logits, labels, smoothing)
     np.testing.assert_allclose(loss.data, want, atol=1e-8 * max(1, abs(want)))
     np.testing.assert_allclose(moved.grad, x.grad, atol=1e-8)
     np.testing.assert_allclose(x.grad.sum(axis=1), 0, atol=1e-12)  # probabilities and targets both sum to one

@@ -1,0 +1,55 @@
+"""The update of the parameters, and the scale of the loss that mixed precision needs: all in place."""
+
+import numpy as np
+
+from tinyres.kernels.arrays import Array
+
+
+def sgd(
+    params: list[Array],
+    grads: list[Array],
+    buffers: list[Array],
+    lr: float | Array,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    skip: Array | None = None,
+) -> None:
+    """g = grad + weight_decay p
+
+    without momentum     p -= lr g
+    with it              v = momentum v + g,   p -= lr v
+    nesterov             v = momentum v + g,   p -= lr (g + momentum v)
+
+    and nothing at all where ``skip`` is not 0.
+    """
+    if skip is not None and skip:
+        return
+    for k, p in enumerate(params):
+        g = grads[k] + weight_decay * p
+        if momentum:
+            buffers[k][...] = momentum * buffers[k] + g
+            g = g + momentum * buffers[k] if nesterov else buffers[k]
+        p -= lr * g
+
+
+def unscale(grads: list[Array], scale: Array) -> Array:
+    """grads /= scale; 1 if one of their elements is not finite, else 0."""
+    found = 0
+    for g in grads:
+        g /= scale
+        if not np.isfinite(g).all():
+            found = 1
+    return np.array(found, np.int32)
+
+
+def update_scale(scale: Array, good_steps: Array, found: Array, growth: float, backoff: float, interval: int) -> None:
+    """After an overflow the scale shrinks; after ``interval`` steps without one it grows."""
+    if found:
+        scale *= scale.dtype.type(backoff)
+        good_steps[...] = 0
+    else:
+        good_steps += 1
+        if good_steps == interval:
+            scale *= scale.dtype.type(growth)
+            good_steps[...] = 0
