@@ -40,7 +40,7 @@ def test_an_array_is_what_was_asked_for_and_aligned(shape, dtype):
 
 
 def test_images_lie_channels_last():
-    a = buffers.empty_images((2, 3, 4, 5))
+    a = buffers.empty_activations((2, 3, 4, 5))
     assert a.shape == (2, 3, 4, 5) and a.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
@@ -149,7 +149,7 @@ def test_threads_that_take_and_give_back_at_once_never_get_the_same_memory():
 
 def test_a_steady_step_causes_no_page_faults():
     resource = pytest.importorskip("resource", reason="this system does not count page faults")
-    x = buffers.empty_images((16, 16, 32, 32))
+    x = buffers.empty_activations((16, 16, 32, 32))
     x[...] = np.random.default_rng(0).standard_normal(x.shape)
     one = np.ones(16, np.float32)
 

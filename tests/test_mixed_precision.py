@@ -9,7 +9,7 @@ import tinyres.functional as F
 from tinyres import models, nn, optim
 from tinyres.errors import CheckpointError, GraphError, NonFiniteError, ShapeError, UsageError
 from tinyres.kernels import contract, dispatch, reference
-from tinyres.kernels.reference.mixed import IMAGES
+from tinyres.kernels.reference.mixed import ACTIVATIONS
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 needs the package ml_dtypes")
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -100,7 +100,7 @@ def test_the_reference_computes_in_float32_and_rounds_once():
     dw = reference.conv2d_backward_weight(x[:, :8], x, w.shape, *geometry)
     wide = [a.astype(np.float32) for a in (x[:, :8], x)]
     np.testing.assert_array_equal(dw, reference.conv2d_backward_weight(*wide, w.shape, *geometry))
-    assert set(IMAGES) <= set(contract.NAMES)
+    assert set(ACTIVATIONS) <= set(contract.NAMES)
 
 
 @half

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from tinyres.kernels.arrays import Array
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
-from tinyres.kernels.cpu.runtime import Kernel, address, at, check, numbers, pointer
-
-Array = Any
+from tinyres.kernels.cpu.runtime import Kernel, address, advance, check, numbers, pointer
 
 
 def crop_flip(images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
@@ -35,24 +34,24 @@ def crop_flip(images: Array, offsets: Array, flips: Array, pad: int, mean: Array
 def _crop_flip(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     channels, height, width, pad = n[3], n[4], n[5], n[6]
-    image = at(pointer(n[7], types.uint8), index * channels * height * width)
-    offset, flip = at(pointer(n[8], types.int64), 2 * index), pointer(n[9], types.uint8)[index]
+    image = advance(pointer(n[7], types.uint8), index * channels * height * width)
+    offset, flip = advance(pointer(n[8], types.int64), 2 * index), pointer(n[9], types.uint8)[index]
     down, right = offset[0] - pad, offset[1] - pad  # y[h, w] is the pixel [h + down, w + right], before the flip
     first, last = max(-right, 0), min(width - right, width)
     for c in range(channels):
         for h in range(height):
             place = (c * height + h) * width
-            y = at(a[0], index * channels * height * width + place)
+            y = advance(a[0], index * channels * height * width + place)
             if not 0 <= h + down < height:
                 for w in range(width):
                     y[w] = 0
                 continue
             source = place + down * width + right
-            pixels, mean, scale = at(image, source), at(a[1], source), at(a[2], source)
+            pixels, mean, scale = advance(image, source), advance(a[1], source), advance(a[2], source)
             for w in range(width):
                 y[w] = 0
             if flip:
-                back = at(y, width - 1)
+                back = advance(y, width - 1)
                 for w in range(first, last):
                     back[-w] = (pixels[w] / types.float32(255) - mean[w]) * scale[w]
             else:

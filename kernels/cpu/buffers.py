@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from tinyres.kernels.arrays import ceil_div
+
 PAGE = 4096
 _DATA = object.__basicsize__  # where in NumPy's struct of an array the address of its memory stands: behind Python's head
 HUGE = 1 << 21  # bytes from which huge pages pay
@@ -42,8 +44,8 @@ def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     return np.ndarray(shape, dtype, buffer=owner)
 
 
-def empty_images(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """The same for images (N, C, H, W): laid out channels-last."""
+def empty_activations(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """The same for activations (N, C, H, W): laid out channels-last."""
     n, c, h, w = shape
     return empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
@@ -87,7 +89,7 @@ def statistics() -> dict[str, int]:
 def _rounded(size: int) -> int:
     """Up to the next of eight steps between powers of two: sizes that are close share memory, at most 1/8 lies idle."""
     step = max(PAGE, 1 << max(size.bit_length() - 4, 0))
-    return max(-(-size // step), 1) * step
+    return max(ceil_div(size, step), 1) * step
 
 
 @functools.cache

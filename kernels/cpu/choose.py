@@ -7,7 +7,7 @@ which is "auto" (the choice below), "direct", "winograd2" or "winograd4". Winogr
 import functools
 import os
 
-from tinyres.kernels.arrays import BackendError, Pair
+from tinyres.kernels.arrays import BackendError, Pair, ceil_div
 
 ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
 PASSES = ("forward", "backward_input", "backward_weight")
@@ -59,7 +59,7 @@ def _cheapest(kind: str, n: int, c: int, f: int, size: Pair) -> str:
 
 
 # For each pair of channels, whatever the images are: packing or transforming its filter, or summing and transforming back
-# its gradient. In multiply-adds of vectors, of which a Zen 5 core does two in a cycle; measured there at 16 lanes.
+# its gradient. In multiply-adds of vectors, of which a Zen 5 core does two per cycle; measured there at 16 lanes.
 _ONCE = {"filter": {0: 58, 2: 25, 4: 40}, "gradient": {0: 100, 2: 80, 4: 190}}
 _TRANSFORM = {2: 180, 4: 400}  # the same for a vector of 16 channels of a tile: both its transforms, halved
 _FAR = 1 << 23  # bytes of transformed filters from which they take three times as long: they come from beyond the core
@@ -68,16 +68,16 @@ _FAR = 1 << 23  # bytes of transformed filters from which they take three times 
 def _cost(kind: str, m: int, n: int, c: int, f: int, size: Pair) -> float:
     """Estimated time in multiply-adds of vectors of 16 floats.
 
-    Direct: 9 C F a pixel. Winograd: (m + 2)^2 C F a tile, of which 8 are done at a time, and the transforms.
+    Direct: 9 C F per pixel. Winograd: (m + 2)^2 C F per tile, of which 8 are done at a time, and the transforms.
     """
-    cp, fp = -(-c // 16) * 16, -(-f // 16) * 16
+    cp, fp = ceil_div(c, 16) * 16, ceil_div(f, 16) * 16
     once = _ONCE["gradient" if kind == "backward_weight" else "filter"][m] * c * fp
     if m == 0:
         return n * size[0] * size[1] * 9 * c * fp / 16 / 0.8 + once
-    tiles = n * -(-size[0] // m) * -(-size[1] // m)
+    tiles = n * ceil_div(size[0], m) * ceil_div(size[1], m)
     points = (m + 2) ** 2
     once *= 3 if 4 * points * c * fp > _FAR else 1
-    return -(-tiles // 8) * 8 * points * c * fp / 16 / 0.9 + tiles * _TRANSFORM[m] * (cp + fp) / 16 + once
+    return ceil_div(tiles, 8) * 8 * points * c * fp / 16 / 0.9 + tiles * _TRANSFORM[m] * (cp + fp) / 16 + once
 
 
 def _known(name: str, what: str) -> str:

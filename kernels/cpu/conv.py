@@ -1,6 +1,6 @@
 """The convolution kernels of the contract, on the CPU: checks, layouts, and the choice among the algorithms.
 
-Images are handed on as contiguous (N, H, W, C) arrays, copied only if they do not lie so, weights as an address and
+Activations are handed on as contiguous (N, H, W, C) arrays, copied only if they do not lie so, weights as an address and
 strides. `choose.algorithm` says which algorithm runs. What is left to the reference: float64, dilation, groups other
 than 1 or one for each channel, and Numba without its compiler (NUMBA_DISABLE_JIT).
 """
@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import Pair, added, channels_first, channels_last, output_size
+from tinyres.kernels.arrays import Array, Pair, Shape, added, channels_first, channels_last, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers, choose, conv_depthwise, conv_direct, runtime, simd, winograd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.elementwise import accumulate
 
-Shape = tuple[int, ...]
 
-
-def _check(a: Any, b: Any, w_shape: Shape, channels: int, dilation: Pair, groups: int) -> bool:
+def _check(a: Array, b: Array, w_shape: Shape, channels: int, dilation: Pair, groups: int) -> bool:
     """Raises `Unsupported`, or tells whether the convolution is depthwise."""
     if runtime.config.DISABLE_JIT:
         raise Unsupported("NUMBA_DISABLE_JIT is set")
@@ -36,7 +34,7 @@ def _check(a: Any, b: Any, w_shape: Shape, channels: int, dilation: Pair, groups
     return depthwise
 
 
-def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     """y, by Winograd, directly, or depthwise."""
     depthwise = _check(x, w, w.shape, x.shape[1], dilation, groups)
     lanes, x = simd.host_lanes(), channels_last(x)
@@ -61,7 +59,7 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, into: Any | None = None
+    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, into: Array | None = None
 ) -> Any:
     """dx: at stride 1 a convolution with the filters turned around, at others one for each class of pixels.
 
@@ -103,7 +101,9 @@ def conv2d_backward_input(
     return added(channels_first(dx), into, accumulate)
 
 
-def conv2d_backward_weight(dy: Any, x: Any, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d_backward_weight(
+    dy: Array, x: Array, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     """dw, in one contiguous (F, C / groups, KH, KW) array."""
     depthwise = _check(dy, x, w_shape, x.shape[1], dilation, groups)
     lanes, dy, x, kernel = simd.host_lanes(), channels_last(dy), channels_last(x), w_shape[2:]

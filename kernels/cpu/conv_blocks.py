@@ -46,7 +46,7 @@ def dot_block(
         x, x_row, x_pixel, w, y, y_pixel, rows, taps = args[3:]
         zero = constant(width, 0.0)
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(wide)] for _ in range(count)]
-        for slot in (slot for of_pixel in sums for slot in of_pixel):
+        for slot in (slot for pixel_sums in sums for slot in pixel_sums):
             builder.store(zero, slot)
         step = ir.Constant(I64, 4 * width * wide)
         with cgutils.for_range(builder, rows) as row:
@@ -109,19 +109,19 @@ def outer_block(
             for target, total in zip(targets[-1], sums[-1], strict=True):
                 builder.store(load(builder, width, target), total)
         with cgutils.for_range(builder, lines) as line:
-            a_on = builder.add(a, builder.mul(line.index, a_line))
-            b_on = builder.add(b, builder.mul(line.index, b_line))
+            a_row = builder.add(a, builder.mul(line.index, a_line))
+            b_row = builder.add(b, builder.mul(line.index, b_line))
             with cgutils.for_range(builder, count) as t:
-                a_now = builder.add(a_on, builder.mul(t.index, a_step))
-                b_now = builder.add(b_on, builder.mul(t.index, b_step))
+                a_now = builder.add(a_row, builder.mul(t.index, a_step))
+                b_now = builder.add(b_row, builder.mul(t.index, b_step))
                 factors = [load(builder, width, offset(builder, b_now, vector, v)) for v in range(wide)]
                 for (group, r), totals in zip(places, sums, strict=True):
-                    at = offset(builder, offset(builder, a_now, a_group, group), number, r)
-                    value = broadcast(builder, width, at)
+                    place = offset(builder, offset(builder, a_now, a_group, group), number, r)
+                    value = broadcast(builder, width, place)
                     for factor, total in zip(factors, totals, strict=True):
                         builder.store(fma(builder, value, factor, builder.load(total)), total)
-        for of_row, totals in zip(targets, sums, strict=True):
-            for target, total in zip(of_row, totals, strict=True):
+        for row_targets, totals in zip(targets, sums, strict=True):
+            for target, total in zip(row_targets, totals, strict=True):
                 store(builder, builder.load(total), target)
         return context.get_dummy_value()
 
@@ -163,17 +163,17 @@ def pad_rows(
     inside = max(0, min(w - skip, width - lead))
     for row in range(rows):
         i = first + row
-        to = target + row * width * pixel
+        start = target + row * width * pixel
         if i < 0 or i >= h:
-            clear(to, width * pixel)
+            clear(start, width * pixel)
             continue
-        clear(to, lead * pixel)
+        clear(start, lead * pixel)
         if c == channels:
-            copy(to + lead * pixel, source + (i * w + skip) * pixel, inside * pixel)
+            copy(start + lead * pixel, source + (i * w + skip) * pixel, inside * pixel)
         else:
             for j in range(inside):
-                copy(to + (lead + j) * pixel, source + 4 * (i * w + skip + j) * c, 4 * c)
-        clear(to + (lead + inside) * pixel, (width - lead - inside) * pixel)
+                copy(start + (lead + j) * pixel, source + 4 * (i * w + skip + j) * c, 4 * c)
+        clear(start + (lead + inside) * pixel, (width - lead - inside) * pixel)
 
 
 @njit
@@ -193,6 +193,6 @@ def add_pixels(
     """The same as `unpad`, but what is wanted is added to what stands there."""
     for i in range(rows):
         for j in range(pixels):
-            at, of = target + i * row + 4 * j * c, source + 4 * (i * width + j) * channels
+            there, here = target + i * row + 4 * j * c, source + 4 * (i * width + j) * channels
             for k in range(0, 4 * used, 4):
-                set_float(at + k, get_float(at + k) + get_float(of + k))
+                set_float(there + k, get_float(there + k) + get_float(here + k))

@@ -13,12 +13,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tinyres.kernels.arrays import Pair, threads
+from tinyres.kernels.arrays import Array, Pair, ceil_div, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import pad_rows, unpad
 from tinyres.kernels.cpu.conv_direct import input_classes
-from tinyres.kernels.cpu.simd import I64, constant, fma, load, offset, prefetch_read, prefetch_write, store, unpack
+from tinyres.kernels.cpu.simd import I64, constant, fma, load, offset, prefetch_read, prefetch_write, round_up, store, unpack
 
 PIXELS = 8  # output pixels at a time: independent sums that hide the latency of a multiply-add
 CACHE = 200_000  # bytes of padded input rows in a job
@@ -54,13 +54,13 @@ def tap_block(
         for slot in sums:
             builder.store(zero, slot)
         with cgutils.for_range(builder, rows) as row:
-            x_on = builder.add(x, builder.mul(row.index, x_row))
-            w_on = builder.add(w, builder.mul(builder.mul(row.index, taps), w_tap))
+            x_line = builder.add(x, builder.mul(row.index, x_row))
+            w_line = builder.add(w, builder.mul(builder.mul(row.index, taps), w_tap))
             with cgutils.for_range(builder, taps) as tap:
-                factor = load(builder, width, builder.add(w_on, builder.mul(tap.index, w_tap)))
-                at = builder.add(x_on, builder.mul(tap.index, x_tap))
+                factor = load(builder, width, builder.add(w_line, builder.mul(tap.index, w_tap)))
+                start = builder.add(x_line, builder.mul(tap.index, x_tap))
                 for p in range(count):
-                    value = load(builder, width, offset(builder, at, x_pixel, p))
+                    value = load(builder, width, offset(builder, start, x_pixel, p))
                     builder.store(fma(builder, value, factor, builder.load(sums[p])), sums[p])
         for p in range(count):
             store(builder, builder.load(sums[p]), offset(builder, y, y_pixel, p))
@@ -94,14 +94,14 @@ def product_sum(
             builder.store(zero, total)
 
         def add(t: Any, total: Any) -> None:
-            left = load(builder, width, builder.add(a_on, builder.mul(t, a_step)))
-            right = load(builder, width, builder.add(b_on, builder.mul(t, b_step)))
+            left = load(builder, width, builder.add(a_start, builder.mul(t, a_step)))
+            right = load(builder, width, builder.add(b_start, builder.mul(t, b_step)))
             builder.store(fma(builder, left, right, builder.load(total)), total)
 
         fours = builder.lshr(count, two)
         with cgutils.for_range(builder, lines) as line:
-            a_on = builder.add(a, builder.mul(line.index, a_line))
-            b_on = builder.add(b, builder.mul(line.index, b_line))
+            a_start = builder.add(a, builder.mul(line.index, a_line))
+            b_start = builder.add(b, builder.mul(line.index, b_line))
             with cgutils.for_range(builder, fours) as four:
                 for k, total in enumerate(totals):
                     add(builder.add(builder.shl(four.index, two), ir.Constant(I64, k)), total)
@@ -146,27 +146,27 @@ def _job(lanes: int) -> Any:
         ) = unpack(parameters, 23)
         image, first = index // strips, index % strips * strip
         rows = min(strip, oh - first)
-        of = x + 4 * image * h * width * c
-        pad_rows(scratch, across, cp, of, h, width, c, first * sh - top, left, (rows - 1) * sh + kh)
+        image_start = x + 4 * image * h * width * c
+        pad_rows(scratch, across, cp, image_start, h, width, c, first * sh - top, left, (rows - 1) * sh + kh)
         block, line, pixel = scratch + temporary, 4 * across * cp, 4 * cp
-        ahead = of + 4 * ((first + rows) * sh - top) * width * c  # memory fetches the next job's inputs meanwhile
+        ahead = image_start + 4 * ((first + rows) * sh - top) * width * c  # memory fetches the next job's inputs meanwhile
         size = min(4 * rows * sh * width * c, x + 4 * n * h * width * c - ahead)
         piece, pieces = 0, rows * (cp // lanes)
         for i in range(rows):
-            to_row = y + image * y_image + (first + i) * y_row
+            row_start = y + image * y_image + (first + i) * y_row
             for k in range(0, cp, lanes):
                 prefetch_read(ahead + size * piece // pieces, ahead + size * (piece + 1) // pieces)
                 piece += 1
                 if i + 1 < rows:
-                    prefetch_write(to_row + y_row + y_row * k // cp, to_row + y_row + y_row * (k + lanes) // cp)
+                    prefetch_write(row_start + y_row + y_row * k // cp, row_start + y_row + y_row * (k + lanes) // cp)
                 for j in range(0, ow, PIXELS):
                     source = scratch + i * sh * line + j * sw * pixel + 4 * k
-                    at = to_row + j * y_pixel + 4 * k
+                    place = row_start + j * y_pixel + 4 * k
                     whole = j + PIXELS <= ow and k + lanes <= c
-                    to, to_step = (at, y_pixel) if whole else (block, 4 * lanes)
-                    tap_block(lanes, PIXELS, source, line, sw * pixel, pixel, w + 4 * k, pixel, to, to_step, kh, kw)
+                    out, out_step = (place, y_pixel) if whole else (block, 4 * lanes)
+                    tap_block(lanes, PIXELS, source, line, sw * pixel, pixel, w + 4 * k, pixel, out, out_step, kh, kw)
                     if not whole:
-                        unpad(at, 0, y_pixel // 4, block, PIXELS, lanes, 1, min(PIXELS, ow - j), min(lanes, c - k))
+                        unpad(place, 0, y_pixel // 4, block, PIXELS, lanes, 1, min(PIXELS, ow - j), min(lanes, c - k))
 
     return simd.compiled_job(job)
 
@@ -176,7 +176,7 @@ def _weight_job(lanes: int) -> Any:
     """Job i: dw as (KH, KW, C rounded up), summed over one part of the blocks of output rows."""
 
     def job(parameters: int, index: int, scratch: int) -> None:
-        (x, dy, sums, n, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, strip, strips, across, dy_at, blocks, parts) = (
+        (x, dy, sums, n, h, width, c, cp, kh, kw, sh, sw, top, left, oh, ow, strip, strips, across, room, blocks, parts) = (
             unpack(parameters, 22)
         )
         sums += 4 * index * kh * kw * cp
@@ -184,13 +184,13 @@ def _weight_job(lanes: int) -> Any:
         for block in range(index * blocks // parts, (index + 1) * blocks // parts):
             image, first = block // strips, block % strips * strip
             rows = min(strip, oh - first)
-            of = x + 4 * image * h * width * c
-            pad_rows(scratch, across, cp, of, h, width, c, first * sh - top, left, (rows - 1) * sh + kh)
+            image_start = x + 4 * image * h * width * c
+            pad_rows(scratch, across, cp, image_start, h, width, c, first * sh - top, left, (rows - 1) * sh + kh)
             cotangents = dy + 4 * (image * oh + first) * ow * c
             if c != cp:
-                pad_rows(scratch + dy_at, ow, cp, dy + 4 * image * oh * ow * c, oh, ow, c, first, 0, rows)
-                cotangents = scratch + dy_at
-            x_next = of + 4 * ((first + rows) * sh - top) * width * c
+                pad_rows(scratch + room, ow, cp, dy + 4 * image * oh * ow * c, oh, ow, c, first, 0, rows)
+                cotangents = scratch + room
+            x_next = image_start + 4 * ((first + rows) * sh - top) * width * c
             x_bytes = min(4 * rows * sh * width * c, x + 4 * n * h * width * c - x_next)
             dy_next = dy + 4 * (image * oh + first + rows) * ow * c
             dy_bytes = min(4 * rows * ow * c, dy + 4 * n * oh * ow * c - dy_next)
@@ -201,30 +201,28 @@ def _weight_job(lanes: int) -> Any:
                     prefetch_read(dy_next + dy_bytes * piece // pieces, dy_next + dy_bytes * (piece + 1) // pieces)
                     piece += 1
                     a, b = scratch + tap // kw * line + tap % kw * pixel + k, cotangents + k
-                    to = sums + tap * pixel + k
-                    product_sum(lanes, a, sh * line, sw * pixel, b, ow * pixel, pixel, rows, ow, to)
+                    out = sums + tap * pixel + k
+                    product_sum(lanes, a, sh * line, sw * pixel, b, ow * pixel, pixel, rows, ow, out)
 
     return simd.compiled_job(job)
 
 
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def _strip(n: int, rows: int, row_bytes: int, cache: int) -> int:
+    return max(1, min(rows, cache // row_bytes, ceil_div(n * rows, 2 * threads())))
 
 
-def _strip(n: int, rows: int, bytes_a_row: int, cache: int) -> int:
-    return max(1, min(rows, cache // bytes_a_row, -(-n * rows // (2 * threads()))))
-
-
-def _run(x: Any, w: Any, stride: Pair, padding: Pair, size: Pair, y: int, y_steps: tuple[int, int, int], lanes: int) -> None:
+def _run(
+    x: Array, w: Array, stride: Pair, padding: Pair, size: Pair, y: int, y_steps: tuple[int, int, int], lanes: int
+) -> None:
     """As `conv_direct.correlate` for one class; w (C, KH, KW)."""
     (n, h, width, c), (kh, kw), (oh, ow) = x.shape, w.shape[1:], size
-    cp = _up(c, lanes)
+    cp = round_up(c, lanes)
     packed = buffers.empty((kh, kw, cp), np.float32)
     packed[..., :c] = w.transpose(1, 2, 0)
-    across = (_up(ow, PIXELS) - 1) * stride[1] + max(kw, 1)
+    across = (round_up(ow, PIXELS) - 1) * stride[1] + max(kw, 1)
     strip = _strip(n, oh, 4 * stride[0] * across * cp, CACHE)
-    strips = -(-oh // strip)
-    temporary = _up(4 * ((strip - 1) * stride[0] + max(kh, 1)) * across * cp, 64)
+    strips = ceil_div(oh, strip)
+    temporary = round_up(4 * ((strip - 1) * stride[0] + max(kh, 1)) * across * cp, 64)
     parameters = [
         address(x),
         address(packed),
@@ -249,12 +247,12 @@ def _run(x: Any, w: Any, stride: Pair, padding: Pair, size: Pair, y: int, y_step
     simd.run(_job(lanes), parameters, n * strips, temporary + 4 * PIXELS * lanes)
 
 
-def correlate(x: Any, w: Any, stride: Pair, padding: Pair, y: Any, lanes: int) -> None:
+def correlate(x: Array, w: Array, stride: Pair, padding: Pair, y: Array, lanes: int) -> None:
     """x (N, H, W, C), w (C, 1, KH, KW) -> y (N, OH, OW, C)."""
     _run(x, w[:, 0], stride, padding, y.shape[1:3], address(y), y.strides[:3], lanes)
 
 
-def correlate_back(dy: Any, w: Any, stride: Pair, padding: Pair, dx: Any, lanes: int) -> None:
+def correlate_back(dy: Array, w: Array, stride: Pair, padding: Pair, dx: Array, lanes: int) -> None:
     """dy (N, OH, OW, C), w (C, 1, KH, KW) -> dx (N, H, W, C), one convolution for each class of pixels."""
     _, height, width, _ = dx.shape
     lattice = (dx.strides[0], stride[0] * dx.strides[1], stride[1] * dx.strides[2])
@@ -263,19 +261,19 @@ def correlate_back(dy: Any, w: Any, stride: Pair, padding: Pair, dx: Any, lanes:
             taps = w[:, 0, last_down % stride[0] :: stride[0], last_across % stride[1] :: stride[1]]
             if not down or not across:
                 taps = taps[:, :0, :0]
-            to = address(dx) + row * dx.strides[1] + column * dx.strides[2]
-            _run(dy, taps[:, ::-1, ::-1], (1, 1), (top, left), (rows, columns), to, lattice, lanes)
+            start = address(dx) + row * dx.strides[1] + column * dx.strides[2]
+            _run(dy, taps[:, ::-1, ::-1], (1, 1), (top, left), (rows, columns), start, lattice, lanes)
 
 
-def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, lanes: int) -> Any:
+def weight_gradient(dy: Array, x: Array, kernel: Pair, stride: Pair, padding: Pair, lanes: int) -> Array:
     """dy (N, OH, OW, C), x (N, H, W, C) -> dw (C, 1, KH, KW)."""
     (n, h, width, c), (_, oh, ow, _), (kh, kw) = x.shape, dy.shape, kernel
-    cp = _up(c, lanes)
+    cp = round_up(c, lanes)
     across = (ow - 1) * stride[1] + kw
     strip = _strip(n, oh, 4 * (stride[0] * across + ow) * cp, WEIGHT_CACHE)
-    strips = -(-oh // strip)
+    strips = ceil_div(oh, strip)
     parts = min(n * strips, 2 * threads())
-    dy_at = _up(4 * ((strip - 1) * stride[0] + kh) * across * cp, 64)
+    room = round_up(4 * ((strip - 1) * stride[0] + kh) * across * cp, 64)
     sums = buffers.empty((parts, kh, kw, cp), np.float32)
     parameters = [
         address(x),
@@ -295,11 +293,11 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
         strip,
         strips,
         across,
-        dy_at,
+        room,
         n * strips,
         parts,
     ]
-    simd.run(_weight_job(lanes), parameters, parts, dy_at + 4 * strip * ow * cp)
+    simd.run(_weight_job(lanes), parameters, parts, room + 4 * strip * ow * cp)
     dw = buffers.empty((c, 1, kh, kw), np.float32)
     np.sum(sums[..., :c], axis=0, out=dw[:, 0].transpose(1, 2, 0))
     return dw

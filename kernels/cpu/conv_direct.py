@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyres.kernels.arrays import Pair, threads
+from tinyres.kernels.arrays import Array, Pair, ceil_div, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
-from tinyres.kernels.cpu.simd import copy, get_float, prefetch_read, prefetch_write, set_float, unpack
+from tinyres.kernels.cpu.simd import copy, get_float, prefetch_read, prefetch_write, round_up, set_float, unpack
 
 CACHE = 64_000  # bytes of padded input rows in a job
 WEIGHT_CACHE = 32_000  # the same and the rows of dy for the weight gradient
@@ -30,17 +30,17 @@ def _pack_job(lanes: int) -> Any:
     """Job i: the weights of input channel i, as (blocks of filters, KH, KW, C, filters of a block)."""
 
     def job(parameters: int, index: int, scratch: int) -> None:
-        w, to, kh, kw, c, f, fp, step_c, step_f, step_row, step_column = unpack(parameters, 11)
+        w, packed, kh, kw, c, f, fp, step_c, step_f, step_row, step_column = unpack(parameters, 11)
         for block in range(0, fp, 2 * lanes):
             wide = min(2 * lanes, fp - block)
-            start = to + 4 * (block * kh * kw * c + index * wide)
+            start = packed + 4 * (block * kh * kw * c + index * wide)
             for g in range(wide):
                 for row in range(kh):
                     for column in range(kw):
                         value = np.float32(0)
                         if block + g < f:
-                            at = w + index * step_c + row * step_row + column * step_column + (block + g) * step_f
-                            value = get_float(at)
+                            place = w + index * step_c + row * step_row + column * step_column + (block + g) * step_f
+                            value = get_float(place)
                         set_float(start + 4 * ((row * kw + column) * c * wide + g), value)
 
     return simd.compiled_job(job)
@@ -65,11 +65,11 @@ def _job(lanes: int) -> Any:
                 continue
             pad_rows(scratch, width, c, source, h, w, c, first * sh - top, left, (rows - 1) * sh + kh)
             for g in range(0, fp, 2 * lanes):
-                of = weights + packed + 4 * g * kh * kw * c
+                filters = weights + packed + 4 * g * kh * kw * c
                 wide = min(2 * lanes, fp - g)
                 block = pixels if wide > lanes else twice
                 for i in range(rows):
-                    to_row = y + corner + image * y_image + (first + i) * y_row
+                    row_start = y + corner + image * y_image + (first + i) * y_row
                     for j in range(0, ow, block):
                         if g == 0:  # memory fetches the next job's inputs and the next row's outputs meanwhile
                             ahead = source + 4 * ((first + rows) * sh - top + i * sh) * w * c
@@ -77,19 +77,19 @@ def _job(lanes: int) -> Any:
                             if ahead + part <= x + 4 * n * h * w * c:
                                 prefetch_read(ahead + part * j // ow, ahead + part * min(j + block, ow) // ow)
                             if i + 1 < rows:
-                                at = to_row + y_row
-                                prefetch_write(at + y_row * j // ow, at + y_row * min(j + block, ow) // ow)
-                        at = to_row + j * y_pixel + 4 * g
+                                place = row_start + y_row
+                                prefetch_write(place + y_row * j // ow, place + y_row * min(j + block, ow) // ow)
+                        place = row_start + j * y_pixel + 4 * g
                         whole = j + block <= ow and g + wide <= f
-                        to = at if whole else scratch + temporary
-                        to_step = y_pixel if whole else 4 * wide
+                        out = place if whole else scratch + temporary
+                        out_step = y_pixel if whole else 4 * wide
                         window = scratch + i * sh * line + j * step
                         if wide > lanes:
-                            dot_block(lanes, pixels, 2, window, line, step, of, to, to_step, kh, kw * c)
+                            dot_block(lanes, pixels, 2, window, line, step, filters, out, out_step, kh, kw * c)
                         else:
-                            dot_block(lanes, twice, 1, window, line, step, of, to, to_step, kh, kw * c)
+                            dot_block(lanes, twice, 1, window, line, step, filters, out, out_step, kh, kw * c)
                         if not whole:
-                            unpad(at, 0, y_pixel // 4, to, block, wide, 1, min(block, ow - j), min(wide, f - g))
+                            unpad(place, 0, y_pixel // 4, out, block, wide, 1, min(block, ow - j), min(wide, f - g))
 
     return simd.compiled_job(job)
 
@@ -103,7 +103,7 @@ def _weight_job(lanes: int, narrow: int) -> Any:
     high, twice = ROWS[lanes], 2 * ROWS[lanes]
 
     def job(parameters: int, index: int, scratch: int) -> None:
-        (x, dy, sums, n, h, w, c, kh, kp, sh, sw, top, left, oh, ow, f, fp, strip, strips, width, dy_at, blocks, parts) = (
+        (x, dy, sums, n, h, w, c, kh, kp, sh, sw, top, left, oh, ow, f, fp, strip, strips, width, room, blocks, parts) = (
             unpack(parameters, 23)
         )
         sums += 4 * index * kh * kp * fp
@@ -115,21 +115,21 @@ def _weight_job(lanes: int, narrow: int) -> Any:
             pad_rows(scratch, width, c, x + 4 * image * h * w * c, h, w, c, first * sh - top, left, (rows - 1) * sh + kh)
             cotangents = dy + 4 * (image * oh + first) * ow * f
             if f != fp:
-                pad_rows(scratch + dy_at, ow, fp, dy + 4 * image * oh * ow * f, oh, ow, f, first, 0, rows)
-                cotangents = scratch + dy_at
+                pad_rows(scratch + room, ow, fp, dy + 4 * image * oh * ow * f, oh, ow, f, first, 0, rows)
+                cotangents = scratch + room
             x_next = x + 4 * (image * h + (first + rows) * sh - top) * w * c  # fetched in as many pieces as there are loops
             x_bytes = min(4 * rows * sh * w * c, x + 4 * n * h * w * c - x_next)
             dy_next = dy + 4 * (image * oh + first + rows) * ow * f
             dy_bytes = min(4 * rows * ow * f, dy + 4 * n * oh * ow * f - dy_next)
-            piece, pieces = 0, kh * -(-fp // (2 * lanes)) * (kp // high)
+            piece, pieces = 0, kh * ceil_div(fp, 2 * lanes) * (kp // high)
             b_line, b_step = 4 * ow * fp, 4 * fp
             if narrow:  # the three rows of taps at once: 27 sums
                 for i in range(rows):
                     prefetch_read(x_next + x_bytes * i // rows, x_next + x_bytes * (i + 1) // rows)
                     prefetch_read(dy_next + dy_bytes * i // rows, dy_next + dy_bytes * (i + 1) // rows)
                     for g in range(0, fp, lanes):
-                        a, b, to = scratch + i * sh * line, cotangents + i * b_line + 4 * g, sums + 4 * g
-                        outer_block(lanes, 3, 9, 1, a, line, 0, step, b, 0, b_step, 1, ow, to, 4 * kp * fp, 4 * fp)
+                        a, b, target = scratch + i * sh * line, cotangents + i * b_line + 4 * g, sums + 4 * g
+                        outer_block(lanes, 3, 9, 1, a, line, 0, step, b, 0, b_step, 1, ow, target, 4 * kp * fp, 4 * fp)
                 continue
             for row in range(kh):
                 for g in range(0, fp, 2 * lanes):
@@ -140,16 +140,18 @@ def _weight_job(lanes: int, narrow: int) -> Any:
                             prefetch_read(x_next + x_bytes * piece // pieces, x_next + x_bytes * (piece + 1) // pieces)
                             prefetch_read(dy_next + dy_bytes * piece // pieces, dy_next + dy_bytes * (piece + 1) // pieces)
                             piece += 1
-                            a, to = scratch + row * line + 4 * k, out + 4 * k * fp
-                            outer_block(lanes, 1, high, 2, a, 0, sh * line, step, b, b_line, b_step, rows, ow, to, 0, 4 * fp)
+                            a, target = scratch + row * line + 4 * k, out + 4 * k * fp
+                            outer_block(
+                                lanes, 1, high, 2, a, 0, sh * line, step, b, b_line, b_step, rows, ow, target, 0, 4 * fp
+                            )
                     else:
                         for k in range(0, kp, twice):
                             prefetch_read(x_next + x_bytes * piece // pieces, x_next + x_bytes * (piece + 2) // pieces)
                             prefetch_read(dy_next + dy_bytes * piece // pieces, dy_next + dy_bytes * (piece + 2) // pieces)
                             piece += 2
-                            a, to = scratch + row * line + 4 * k, out + 4 * k * fp
+                            a, target = scratch + row * line + 4 * k, out + 4 * k * fp
                             outer_block(
-                                lanes, 1, twice, 1, a, 0, sh * line, step, b, b_line, b_step, rows, ow, to, 0, 4 * fp
+                                lanes, 1, twice, 1, a, 0, sh * line, step, b, b_line, b_step, rows, ow, target, 0, 4 * fp
                             )
 
     return simd.compiled_job(job)
@@ -162,23 +164,19 @@ def _weight_end_job(lanes: int) -> Any:
     def job(parameters: int, index: int, scratch: int) -> None:
         sums, dw, c, kh, kw, f, kp, fp, parts = unpack(parameters, 9)
         for k in range(c):
-            at = sums + 4 * (index // kw * kp + index % kw * c + k) * fp
+            place = sums + 4 * (index // kw * kp + index % kw * c + k) * fp
             for g in range(0, fp, lanes):
-                add_up(lanes, scratch, at + 4 * g, 4 * kh * kp * fp, parts)
+                add_up(lanes, scratch, place + 4 * g, 4 * kh * kp * fp, parts)
                 for lane in range(min(lanes, f - g)):
                     copy(dw + 4 * (((g + lane) * c + k) * kh * kw + index), scratch + 4 * lane, 4)
 
     return simd.compiled_job(job)
 
 
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _strip(n: int, rows: int, bytes_a_row: int, cache: int) -> int:
+def _strip(n: int, rows: int, row_bytes: int, cache: int) -> int:
     """Output rows in a job: what fits the cache, and fewer where few images would leave threads idle."""
-    enough = -(-n * rows // (2 * threads()))
-    return max(1, min(rows, cache // bytes_a_row, enough))
+    enough = ceil_div(n * rows, 2 * threads())
+    return max(1, min(rows, cache // row_bytes, enough))
 
 
 class Class(NamedTuple):
@@ -194,26 +192,26 @@ class Class(NamedTuple):
 
 
 def correlate(
-    x: Any, classes: list[Class], taps: Taps, stride: Pair, filters: int, y: int, y_steps: tuple[int, int, int], lanes: int
+    x: Array, classes: list[Class], taps: Taps, stride: Pair, filters: int, y: int, y_steps: tuple[int, int, int], lanes: int
 ) -> None:
     """x (N, H, W, C) contiguous -> all pixels of ``classes`` at the address ``y``. Images, rows and pixels of a class are
     ``y_steps`` bytes apart, ``taps`` are the strides of the weights.
     """
     n, h, width, c = x.shape
-    fp = _up(filters, lanes)
+    fp = round_up(filters, lanes)
     memory = simd.workspace(sum(4 * k.kernel[0] * k.kernel[1] * c * fp for k in classes))
-    table, at = [], 0
+    table, offset = [], 0
     for k in classes:
         kh, kw = k.kernel
-        numbers = [k.w, address(memory) + at, kh, kw, c, filters, fp, *taps]
+        numbers = [k.w, address(memory) + offset, kh, kw, c, filters, fp, *taps]
         simd.run(_pack_job(lanes), numbers, c, 0)
-        table += [kh, kw, *k.padding, *k.size, at, k.corner]
-        at += 4 * kh * kw * c * fp
+        table += [kh, kw, *k.padding, *k.size, offset, k.corner]
+        offset += 4 * kh * kw * c * fp
     oh, ow = (max(k.size[axis] for k in classes) for axis in (0, 1))
     kh, kw = (max(max(k.kernel[axis] for k in classes), 1) for axis in (0, 1))
-    across = (_up(ow, 2 * PIXELS[lanes]) - 1) * stride[1] + kw
+    across = (round_up(ow, 2 * PIXELS[lanes]) - 1) * stride[1] + kw
     strip = _strip(n, oh, 4 * stride[0] * across * c, CACHE)
-    temporary = _up(4 * ((strip - 1) * stride[0] + kh) * across * c, 64)
+    temporary = round_up(4 * ((strip - 1) * stride[0] + kh) * across * c, 64)
     parameters = [
         address(x),
         address(memory),
@@ -227,23 +225,23 @@ def correlate(
         fp,
         *y_steps,
         strip,
-        -(-oh // strip),
+        ceil_div(oh, strip),
         across,
         temporary,
         len(classes),
     ]
-    simd.run(_job(lanes), parameters + table, n * -(-oh // strip), temporary + 4 * 2 * PIXELS[lanes] * lanes)
+    simd.run(_job(lanes), parameters + table, n * ceil_div(oh, strip), temporary + 4 * 2 * PIXELS[lanes] * lanes)
 
 
-def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, lanes: int) -> Any:
+def weight_gradient(dy: Array, x: Array, kernel: Pair, stride: Pair, padding: Pair, lanes: int) -> Array:
     """dy (N, OH, OW, F), x (N, H, W, C), both contiguous -> dw (F, C, KH, KW)."""
     (n, h, width, c), (_, oh, ow, f), (kh, kw) = x.shape, dy.shape, kernel
-    fp, kp = _up(f, lanes), _up(kw * c, 2 * ROWS[lanes])
+    fp, kp = round_up(f, lanes), round_up(kw * c, 2 * ROWS[lanes])
     padded_width = (ow - 1) * stride[1] + kw
     strip = _strip(n, oh, 4 * (stride[0] * padded_width * c + ow * fp), WEIGHT_CACHE)
-    strips = -(-oh // strip)
+    strips = ceil_div(oh, strip)
     parts = min(n * strips, 2 * threads())
-    dy_at = _up(4 * (((strip - 1) * stride[0] + kh) * padded_width * c + kp), 64)  # blocks read up to kp floats of the last
+    room = round_up(4 * (((strip - 1) * stride[0] + kh) * padded_width * c + kp), 64)  # of x; kp may be read too far
     memory, dw = simd.workspace(4 * parts * kh * kp * fp), buffers.empty((f, c, kh, kw), np.float32)
     sums = address(memory)
     parameters = [
@@ -265,12 +263,12 @@ def weight_gradient(dy: Any, x: Any, kernel: Pair, stride: Pair, padding: Pair, 
         strip,
         strips,
         padded_width,
-        dy_at,
+        room,
         n * strips,
         parts,
     ]
     simd.run(
-        _weight_job(lanes, int((kh, kw, c) == (3, 3, 3) and lanes == 16)), parameters, parts, dy_at + 4 * strip * ow * fp
+        _weight_job(lanes, int((kh, kw, c) == (3, 3, 3) and lanes == 16)), parameters, parts, room + 4 * strip * ow * fp
     )
     simd.run(_weight_end_job(lanes), [sums, address(dw), c, kh, kw, f, kp, fp, parts], kh * kw, 4 * lanes)
     return dw
@@ -288,6 +286,6 @@ def input_classes(size: int, kernel: int, stride: int, padding: int) -> list[tup
     for r in range(min(stride, size)):
         a0 = (r + padding) % stride
         taps = len(range(a0, kernel, stride))
-        count, e = -(-(size - r) // stride), (r + padding - a0) // stride
+        count, e = ceil_div(size - r, stride), (r + padding - a0) // stride
         classes.append((r, count, taps, a0 + stride * (taps - 1), taps - 1 - e))
     return classes

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import channels_last, convert
+from tinyres.kernels.arrays import Array, channels_last, convert
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.runtime import CHUNK, Kernel, check, chunks, numbers
-
-Array = Any
 
 
 def relu(x: Array) -> Array:
@@ -55,7 +53,7 @@ def map_elements(kernel: Kernel, *inputs: Array) -> Array:
         raise Unsupported("arrays of different shapes")
     shape, dtype = inputs[0].shape, inputs[0].dtype
     if len(shape) == 4:
-        out = buffers.empty_images(shape, dtype)
+        out = buffers.empty_activations(shape, dtype)
         flat = [channels_last(a) for a in inputs]
     else:
         out = buffers.empty(shape, dtype)

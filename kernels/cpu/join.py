@@ -8,12 +8,10 @@ backward, ds is written where dz and z are read for the sums, and the second pas
 
 from typing import Any
 
-from tinyres.kernels.arrays import Array, ceil_div, channels_last
+from tinyres.kernels.arrays import Array, Shape, ceil_div, channels_last
 from tinyres.kernels.cpu import buffers, norm
 from tinyres.kernels.cpu.elementwise import map_elements
-from tinyres.kernels.cpu.runtime import CHUNK, Kernel, at, check, numbers
-
-Shape = tuple[int, ...]
+from tinyres.kernels.cpu.runtime import CHUNK, Kernel, advance, check, numbers
 
 
 def add_relu(x: Array, y: Array) -> Array:
@@ -41,7 +39,7 @@ def batch_norm_add_relu_backward(
 def subsample_pad(x: Array, out_channels: int, stride: int) -> Array:
     check(x)
     n, c, h, w = x.shape
-    y = buffers.empty_images((n, out_channels, ceil_div(h, stride), ceil_div(w, stride)), x.dtype)
+    y = buffers.empty_activations((n, out_channels, ceil_div(h, stride), ceil_div(w, stride)), x.dtype)
     _subsample(n, [y, channels_last(x)], [h, w, c, out_channels, stride])
     return y
 
@@ -49,7 +47,7 @@ def subsample_pad(x: Array, out_channels: int, stride: int) -> Array:
 def subsample_pad_backward(dy: Array, x_shape: Shape, stride: int) -> Array:
     check(dy)
     n, c, h, w = x_shape
-    dx = buffers.empty_images(x_shape, dy.dtype)
+    dx = buffers.empty_activations(x_shape, dy.dtype)
     _subsample_backward(n, [dx, channels_last(dy)], [h, w, c, dy.shape[1], stride])
     return dx
 
@@ -66,11 +64,11 @@ def _add_relu(a: Any, index: int, scratch: Any) -> None:
 def _subsample(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     h, w, c, out_channels, stride = n[2], n[3], n[4], n[5], n[6]
-    oh, ow, before = -(-h // stride), -(-w // stride), (out_channels - c) // 2
+    oh, ow, before = ceil_div(h, stride), ceil_div(w, stride), (out_channels - c) // 2
     for i in range(oh):
         for j in range(ow):
-            y = at(a[0], ((index * oh + i) * ow + j) * out_channels)
-            x = at(a[1], ((index * h + i * stride) * w + j * stride) * c)
+            y = advance(a[0], ((index * oh + i) * ow + j) * out_channels)
+            x = advance(a[1], ((index * h + i * stride) * w + j * stride) * c)
             for k in range(before):
                 y[k] = 0
             for k in range(c):
@@ -83,12 +81,12 @@ def _subsample(a: Any, index: int, scratch: Any) -> None:
 def _subsample_backward(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     h, w, c, out_channels, stride = n[2], n[3], n[4], n[5], n[6]
-    oh, ow, before = -(-h // stride), -(-w // stride), (out_channels - c) // 2
+    oh, ow, before = ceil_div(h, stride), ceil_div(w, stride), (out_channels - c) // 2
     for i in range(h):
         for j in range(w):
-            dx = at(a[0], ((index * h + i) * w + j) * c)
+            dx = advance(a[0], ((index * h + i) * w + j) * c)
             if i % stride == 0 and j % stride == 0:
-                dy = at(a[1], ((index * oh + i // stride) * ow + j // stride) * out_channels)
+                dy = advance(a[1], ((index * oh + i // stride) * ow + j // stride) * out_channels)
                 for k in range(c):
                     dx[k] = dy[before + k]
             else:

@@ -22,12 +22,11 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from tinyres.kernels.arrays import channels_last
+from tinyres.kernels.arrays import Array, ceil_div, channels_last
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
-from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, at, check, numbers, pointer, reals
+from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, numbers, pointer, reals
 
-Array = Any
 TABLE = 256  # elements of a table: small enough to fold quickly, long enough for a vector loop
 GUESS = 4  # rows that the guess is made from
 
@@ -92,8 +91,8 @@ def backward(
     flat, rows = _prepare(x, dy, y, weight, mean, var)
     dz, y = channels_last(dy), None if y is None else channels_last(y)
     weight, mean, var = map(np.ascontiguousarray, (weight, mean, var))
-    dx = buffers.empty_images(x.shape, x.dtype)
-    masked = buffers.empty_images(x.shape, x.dtype) if keeps else None
+    dx = buffers.empty_activations(x.shape, x.dtype)
+    masked = buffers.empty_activations(x.shape, x.dtype) if keeps else None
     parts = np.empty((2, rows.shares, rows.channels))
     sums = address(parts)
     products = sums + parts.nbytes // 2
@@ -107,13 +106,13 @@ def backward(
 
 
 class _Rows:
-    """How an image array is cut: ``sizes`` is (elements, channels, elements in a row, elements in a share)."""
+    """How an array of activations is cut: ``sizes`` is (elements, channels, elements in a row, elements in a share)."""
 
     def __init__(self, x: Array) -> None:
         self.channels = x.shape[1]
         self.period = self.channels * max(1, TABLE // self.channels)
         share = self.period * max(GUESS, CHUNK // self.period)
-        self.shares = -(-x.size // share)
+        self.shares = ceil_div(x.size, share)
         self.sizes = (x.size, self.channels, self.period, share)
 
     def tables(self, count: int, dtype: Any) -> Array:
@@ -130,7 +129,7 @@ def _prepare(x: Array, *others: Array | None) -> tuple[Array, _Rows]:
 def _normalise(x: Array, rows: _Rows, tables: Array, residual: Array | None, relu: bool) -> Array:
     """y from a channels-last x (N, H, W, C)."""
     n, h, w, c = x.shape
-    y = buffers.empty_images((n, c, h, w), x.dtype)
+    y = buffers.empty_activations((n, c, h, w), x.dtype)
     joined = None if residual is None else channels_last(residual)
     _write(rows.shares, [y, x, joined, tables], [*rows.sizes, rows.shares, joined is not None, relu])
     return y
@@ -146,7 +145,7 @@ def _repeat(table: Any, channels: int, period: int) -> None:
 
 @register_jitable
 def _fold(table: Any, channels: int, period: int, out: Any) -> None:
-    """The float64 sums by channel of a table."""
+    """The float64 sums of a table per channel."""
     for c in range(channels):
         out[c] = 0
     for start in range(0, period, channels):
@@ -166,9 +165,9 @@ def _statistics(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     x, size, channels, period, share = a[0], n[1], n[2], n[3], n[4]
     start, stop = index * share, min((index + 1) * share, size)
-    mean = at(pointer(n[5], types.float64), index * channels)
-    squares = at(pointer(n[6], types.float64), index * channels)
-    guess, sums, products = scratch, at(scratch, period), at(scratch, 2 * period)
+    mean = advance(pointer(n[5], types.float64), index * channels)
+    squares = advance(pointer(n[6], types.float64), index * channels)
+    guess, sums, products = scratch, advance(scratch, period), advance(scratch, 2 * period)
 
     known = min(start + GUESS * period, stop)
     _clear(sums, period)
@@ -239,7 +238,7 @@ def _fill_tables(a: Any, index: int, scratch: Any) -> None:
 @register_jitable
 def _fill(tables: Any, weight: Any, bias: Any, mean: Any, var: Any, channels: int, period: int, eps: float) -> None:
     """mean, weight / sqrt(var + eps) and bias, as tables."""
-    means, slopes, biases = tables, at(tables, period), at(tables, 2 * period)
+    means, slopes, biases = tables, advance(tables, period), advance(tables, 2 * period)
     for c in range(channels):
         means[c] = mean[c]
         slopes[c] = weight[c] / math.sqrt(var[c] + eps)
@@ -254,7 +253,7 @@ def _write(a: Any, index: int, scratch: Any) -> None:
     """y of one share. The shares that the statistics read last come first: they may still be in the cache."""
     n = numbers(a)
     y, x, residual, mean, size, period, share, shares = a[0], a[1], a[2], a[3], n[4], n[6], n[7], n[8]
-    slope, bias, joined, relu = at(mean, period), at(mean, 2 * period), n[9], n[10]
+    slope, bias, joined, relu = advance(mean, period), advance(mean, 2 * period), n[9], n[10]
     start = (shares - 1 - index) * share
     stop = min(start + share, size)
     for row in range(start, stop, period):
@@ -276,7 +275,7 @@ def _sum_gradients(a: Any, index: int, scratch: Any) -> None:
     dy, x, y, masked, size, channels, period, share = a[0], a[1], a[2], a[3], n[5], n[6], n[7], n[8]
     has_relu, keeps = n[2] != 0, n[3] != 0
     start, stop = index * share, min((index + 1) * share, size)
-    mean, sums, products = scratch, at(scratch, period), at(scratch, 2 * period)
+    mean, sums, products = scratch, advance(scratch, period), advance(scratch, 2 * period)
     for c in range(channels):
         mean[c] = a[4][c]
     _repeat(mean, channels, period)
@@ -299,8 +298,8 @@ def _sum_gradients(a: Any, index: int, scratch: Any) -> None:
             for i in range(length):
                 sums[i] += dy[row + i]
                 products[i] += dy[row + i] * (x[row + i] - mean[i])
-    _fold(sums, channels, period, at(pointer(n[9], types.float64), index * channels))
-    _fold(products, channels, period, at(pointer(n[10], types.float64), index * channels))
+    _fold(sums, channels, period, advance(pointer(n[9], types.float64), index * channels))
+    _fold(products, channels, period, advance(pointer(n[10], types.float64), index * channels))
 
 
 @Kernel
@@ -310,7 +309,7 @@ def _join_gradients(a: Any, index: int, scratch: Any) -> None:
     dweight, dbias, weight, mean, var = a[0], a[1], a[3], a[4], a[5]
     size, channels, period, shares, eps = n[6], n[7], n[8], n[10], reals(a)[13]
     sums, products = pointer(n[11], types.float64), pointer(n[12], types.float64)
-    means, slopes, offsets, factors = a[2], at(a[2], period), at(a[2], 2 * period), at(a[2], 3 * period)
+    means, slopes, offsets, factors = a[2], advance(a[2], period), advance(a[2], 2 * period), advance(a[2], 3 * period)
     for c in range(channels):
         total, product = 0.0, 0.0
         for i in range(shares):
@@ -334,7 +333,7 @@ def _write_gradient(a: Any, index: int, scratch: Any) -> None:
     """dx of one share, the last first."""
     n = numbers(a)
     dx, dz, x, y, mean, size, period, share, shares = a[0], a[1], a[2], a[3], a[4], n[5], n[7], n[8], n[9]
-    slope, offset, factor = at(mean, period), at(mean, 2 * period), at(mean, 3 * period)
+    slope, offset, factor = advance(mean, period), advance(mean, 2 * period), advance(mean, 3 * period)
     has_relu, training = n[3] != 0, n[10]
     start = (shares - 1 - index) * share
     stop = min(start + share, size)

@@ -6,26 +6,23 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from tinyres.kernels.arrays import Pair, channels_last, output_size
+from tinyres.kernels.arrays import Array, Pair, Shape, channels_last, output_size
 from tinyres.kernels.cpu import buffers
-from tinyres.kernels.cpu.runtime import Kernel, address, at, check, numbers, pointer
-
-Array = Any
-Shape = tuple[int, ...]
+from tinyres.kernels.cpu.runtime import Kernel, address, advance, check, numbers, pointer
 
 
 def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     check(x)
     sizes = _sizes(x.shape, kernel, stride, padding)
-    y = buffers.empty_images((*x.shape[:2], *sizes[3:5]), x.dtype)
-    index = buffers.empty_images(y.shape, np.int32)
+    y = buffers.empty_activations((*x.shape[:2], *sizes[3:5]), x.dtype)
+    index = buffers.empty_activations(y.shape, np.int32)
     _max_pool(len(x), [y, channels_last(x)], [*sizes, address(index)])
     return y, index
 
 
 def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(dy)
-    dx = buffers.empty_images(x_shape, dy.dtype)
+    dx = buffers.empty_activations(x_shape, dy.dtype)
     index = np.ascontiguousarray(channels_last(index), np.int32)
     _max_pool_backward(len(dx), [dx, channels_last(dy)], [*_sizes(x_shape, kernel, stride, padding), address(index)])
     return dx
@@ -34,14 +31,14 @@ def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, s
 def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(x)
     sizes = _sizes(x.shape, kernel, stride, padding)
-    y = buffers.empty_images((*x.shape[:2], *sizes[3:5]), x.dtype)
+    y = buffers.empty_activations((*x.shape[:2], *sizes[3:5]), x.dtype)
     _avg_pool(len(x), [y, channels_last(x)], sizes)
     return y
 
 
 def avg_pool2d_backward(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(dy)
-    dx = buffers.empty_images(x_shape, dy.dtype)
+    dx = buffers.empty_activations(x_shape, dy.dtype)
     _avg_pool_backward(len(dx), [dx, channels_last(dy)], _sizes(x_shape, kernel, stride, padding))
     return dx
 
@@ -57,7 +54,7 @@ def global_avg_pool2d(x: Array) -> Array:
 
 def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     check(dy)
-    dx = buffers.empty_images(x_shape, dy.dtype)
+    dx = buffers.empty_activations(x_shape, dy.dtype)
     n, c, h, w = x_shape
     _global_avg_pool_backward(n, [dx, np.ascontiguousarray(dy)], [c, h * w])
     return dx
@@ -73,17 +70,17 @@ def _sizes(x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> tuple[i
 def _max_pool(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     h, w, c, oh, ow, kh, kw, sh, sw, ph, pw = n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]
-    x = at(a[1], index * h * w * c)
+    x = advance(a[1], index * h * w * c)
     for i in range(oh):
         for j in range(ow):
             place = ((index * oh + i) * ow + j) * c
-            y, where = at(a[0], place), at(pointer(n[13], types.int32), place)
+            y, where = advance(a[0], place), advance(pointer(n[13], types.int32), place)
             for k in range(c):
                 y[k], where[k] = -math.inf, 0
             for tap in range(kh * kw):
                 row, column = i * sh - ph + tap // kw, j * sw - pw + tap % kw
                 if 0 <= row < h and 0 <= column < w:
-                    value = at(x, (row * w + column) * c)
+                    value = advance(x, (row * w + column) * c)
                     for k in range(c):
                         v, best = value[k], y[k]
                         better = (v > best) | ((v != v) & (best == best))  # a NaN wins over a number
@@ -95,17 +92,17 @@ def _max_pool(a: Any, index: int, scratch: Any) -> None:
 def _max_pool_backward(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     h, w, c, oh, ow, kh, kw, sh, sw, ph, pw = n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]
-    dx = at(a[0], index * h * w * c)
+    dx = advance(a[0], index * h * w * c)
     for i in range(h * w * c):
         dx[i] = 0
     for i in range(oh):
         for j in range(ow):
             place = ((index * oh + i) * ow + j) * c
-            dy, where = at(a[1], place), at(pointer(n[13], types.int32), place)
+            dy, where = advance(a[1], place), advance(pointer(n[13], types.int32), place)
             for tap in range(kh * kw):
                 row, column = i * sh - ph + tap // kw, j * sw - pw + tap % kw
                 if 0 <= row < h and 0 <= column < w:
-                    target = at(dx, (row * w + column) * c)
+                    target = advance(dx, (row * w + column) * c)
                     for k in range(c):
                         target[k] += dy[k] if where[k] == tap else 0
 
@@ -114,15 +111,15 @@ def _max_pool_backward(a: Any, index: int, scratch: Any) -> None:
 def _avg_pool(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     h, w, c, oh, ow, kh, kw, sh, sw, ph, pw = n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]
-    x = at(a[1], index * h * w * c)
+    x = advance(a[1], index * h * w * c)
     for i in range(oh):
         for j in range(ow):
-            y = at(a[0], ((index * oh + i) * ow + j) * c)
+            y = advance(a[0], ((index * oh + i) * ow + j) * c)
             for k in range(c):
                 y[k] = 0
             for row in range(max(i * sh - ph, 0), min(i * sh - ph + kh, h)):
                 for column in range(max(j * sw - pw, 0), min(j * sw - pw + kw, w)):
-                    value = at(x, (row * w + column) * c)
+                    value = advance(x, (row * w + column) * c)
                     for k in range(c):
                         y[k] += value[k]
             for k in range(c):
@@ -133,15 +130,15 @@ def _avg_pool(a: Any, index: int, scratch: Any) -> None:
 def _avg_pool_backward(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     h, w, c, oh, ow, kh, kw, sh, sw, ph, pw = n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12]
-    dx = at(a[0], index * h * w * c)
+    dx = advance(a[0], index * h * w * c)
     for i in range(h * w * c):
         dx[i] = 0
     for i in range(oh):
         for j in range(ow):
-            dy = at(a[1], ((index * oh + i) * ow + j) * c)
+            dy = advance(a[1], ((index * oh + i) * ow + j) * c)
             for row in range(max(i * sh - ph, 0), min(i * sh - ph + kh, h)):
                 for column in range(max(j * sw - pw, 0), min(j * sw - pw + kw, w)):
-                    target = at(dx, (row * w + column) * c)
+                    target = advance(dx, (row * w + column) * c)
                     for k in range(c):
                         target[k] += dy[k] / (kh * kw)
 
@@ -150,11 +147,15 @@ def _avg_pool_backward(a: Any, index: int, scratch: Any) -> None:
 def _global_avg_pool(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     c, pixels = n[2], n[3]
-    y, x, sums = at(a[0], index * c), at(a[1], index * pixels * c), at(pointer(n[4], types.float64), index * c)
+    y, x, sums = (
+        advance(a[0], index * c),
+        advance(a[1], index * pixels * c),
+        advance(pointer(n[4], types.float64), index * c),
+    )
     for k in range(c):
         sums[k] = 0
     for i in range(pixels):
-        pixel = at(x, i * c)
+        pixel = advance(x, i * c)
         for k in range(c):
             sums[k] += pixel[k]
     for k in range(c):
@@ -165,8 +166,8 @@ def _global_avg_pool(a: Any, index: int, scratch: Any) -> None:
 def _global_avg_pool_backward(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     c, pixels = n[2], n[3]
-    dx, dy = at(a[0], index * pixels * c), at(a[1], index * c)
+    dx, dy = advance(a[0], index * pixels * c), advance(a[1], index * c)
     for i in range(pixels):
-        pixel = at(dx, i * c)
+        pixel = advance(dx, i * c)
         for k in range(c):
             pixel[k] = dy[k] / pixels

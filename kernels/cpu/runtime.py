@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import register_jitable
 
-from tinyres.kernels.arrays import threads
+from tinyres.kernels.arrays import ceil_div, threads
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.buffers import address
@@ -40,6 +40,7 @@ DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 I64 = ir.IntType(64)
 intrinsic: Any = numba.extending.intrinsic  # (its own type makes callers pass the typing context)
 config: Any = numba.config
+register_jitable(ceil_div)  # compiled code may call it too
 
 
 # --- what jobs are written with --------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def pointer(typing: Any, address: Any, dtype: Any) -> Any:
 
 
 @intrinsic
-def at(typing: Any, base: Any, index: Any) -> Any:
+def advance(typing: Any, base: Any, index: Any) -> Any:
     """The pointer to ``base[index]``."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -231,12 +232,12 @@ if hasattr(os, "register_at_fork"):
 def spread(job: int, parameters: array, count: int, scratch_size: int = 0, parallel: bool = True) -> None:
     """Calls ``job(parameters, i, scratch)`` for i in range(count) and returns when all are done.
 
-    ``job`` is an address, ``parameters`` the table that it reads, ``scratch_size`` in bytes a thread; scratch comes aligned
-    to 64 bytes and with any content. Any thread may call this at any time. A helper that comes late finds nothing left to
-    take and touches only `progress`, which is kept alive for it.
+    ``job`` is an address, ``parameters`` the table that it reads, ``scratch_size`` in bytes per thread; scratch comes
+    aligned to 64 bytes and with any content. Any thread may call this at any time. A helper that comes late finds nothing
+    left to take and touches only `progress`, which is kept alive for it.
     """
     helpers = min(threads(), count // 2) - 1 if parallel else 0
-    size = -(-scratch_size // buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets
+    size = ceil_div(scratch_size, buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets
     scratch = buffers.scratch((max(helpers, 0) + 1) * size) if scratch_size else None
     own, table = address(scratch), parameters.buffer_info()[0]
     if helpers <= 0:
@@ -306,4 +307,4 @@ def check(*arrays: np.ndarray | None) -> None:
 
 def chunks(size: int) -> int:
     """In how many parts a kernel goes over ``size`` elements."""
-    return -(-size // CHUNK)
+    return ceil_div(size, CHUNK)

@@ -23,7 +23,7 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from tinyres.kernels.arrays import BackendError, threads
+from tinyres.kernels.arrays import BackendError, ceil_div, threads
 from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.runtime import spread
 
@@ -205,6 +205,11 @@ def set_float(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.intp, types.float32), emit
 
 
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple: ``number`` itself if it is one."""
+    return ceil_div(number, multiple) * multiple
+
+
 def workspace(size: int) -> np.ndarray:
     """Working memory of at least ``size`` bytes, of any content.
 
@@ -215,7 +220,7 @@ def workspace(size: int) -> np.ndarray:
 
 
 def run(job: Any, parameters: list[int], count: int, scratch_size: int) -> None:
-    """job(parameters, i, scratch) for i in 0 .. count - 1, over the threads. ``scratch_size`` is in bytes a thread; the
+    """job(parameters, i, scratch) for i in 0 .. count - 1, over the threads. ``scratch_size`` is in bytes per thread; the
     memory comes aligned to cache lines, in large pages, with whatever was in it.
     """
     if scratch_size:

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from tinyres.kernels.arrays import Array
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, at, check, chunks, numbers, pointer
+from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, chunks, numbers, pointer
 from tinyres.kernels.reference.update import unscale, update_scale  # noqa: F401  (the CPU has no 16 bits to be fast at)
-
-Array = Any
 
 
 def sgd(
@@ -48,7 +47,7 @@ def _sgd(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     count, ends, has_momentum, nesterov = n[1], pointer(n[2], types.int64), n[4], n[5]
     params = pointer(n[3], a)
-    grads, buffers = at(params, count), at(params, 2 * count)
+    grads, buffers = advance(params, count), advance(params, 2 * count)
     lr, momentum, weight_decay = a[0][0], a[0][1], a[0][2]
     start = 0  # of parameter k in the long array
     for k in range(count):

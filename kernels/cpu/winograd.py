@@ -6,11 +6,11 @@ A job takes some rows of tiles of an image, or a few small images, in three stag
 2. for each of the (m + 2)^2 points a matrix product V[point] (tiles, C) @ U[point] (C, F) -> M[point] (tiles, F);
 3. the tiles of M transformed back, to the output.
 
-U is the transformed weights, made once a call. Lanes are channels in 1 and 3, filters in 2. Costs for one output pixel:
+U is the transformed weights, made once per call. Lanes are channels in 1 and 3, filters in 2. Costs for one output pixel:
 2 (m + 2)^2 / m^2 C F floating-point operations in stage 2 (direct: 18 C F), about 9 C + 6 F in the others at m = 4, and
 4 C + 4 F bytes of memory, which is asked for ahead of its use, spread over stage 2. Measured on a Zen 5 core at 16 / 32 /
-64 channels, m = 4, cycles a tile: padding 65 / 125 / 320, stage 1 115 / 190 / 420, stage 2 400 / 1210 / 4760 (at the peak
-288 / 1152 / 4608), stage 3 90 / 150 / 490: 400 to 730 GFLOP/s a core, counted as direct convolution, of a peak of 238.
+64 channels, m = 4, cycles per tile: padding 65 / 125 / 320, stage 1 115 / 190 / 420, stage 2 400 / 1210 / 4760 (at the peak
+288 / 1152 / 4608), stage 3 90 / 150 / 490: 400 to 730 GFLOP/s per core, counted as direct convolution, of a peak of 238.
 
 The weight gradient adds, over tiles, the outer products of V and of dM = A dy A^T for each point, and transforms the sums.
 The input gradient is a convolution of dy with the filters turned by 180 degrees and F and C exchanged.
@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import Pair, threads
+from tinyres.kernels.arrays import Array, Pair, ceil_div, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_pixels, add_up, dot_block, outer_block, pad_rows, unpad
-from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, set_float, unpack
+from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, round_up, set_float, unpack
 from tinyres.kernels.cpu.winograd_math import transform
 
 CACHE = 150_000  # bytes of V and M in a job, beside U in a second-level cache of 1 MB
@@ -49,12 +49,12 @@ def _filter_job(lanes: int, m: int) -> Any:
             for lane in range(min(lanes, f - g)):
                 for row in range(3):
                     for column in range(3):
-                        at = w + index * step_c + row * step_row + column * step_column + (g + lane) * step_f
-                        set_float(scratch + 4 * ((3 * row + column) * lanes + lane), get_float(at))
+                        tap = w + index * step_c + row * step_row + column * step_column + (g + lane) * step_f
+                        set_float(scratch + 4 * ((3 * row + column) * lanes + lane), get_float(tap))
             block = g // (2 * lanes) * (2 * lanes)
             wide = min(2 * lanes, fp - block)
-            to = u + 4 * (block * c + index * wide + g - block)
-            transform(lanes, m, "filter", scratch, 12 * lanes, 4 * lanes, to, (m + 2) * u_step, u_step)
+            target = u + 4 * (block * c + index * wide + g - block)
+            transform(lanes, m, "filter", scratch, 12 * lanes, 4 * lanes, target, (m + 2) * u_step, u_step)
 
     return simd.compiled_job(job)
 
@@ -89,26 +89,26 @@ def _forward_job(lanes: int, m: int, add: bool) -> Any:
             fp,
             v_step,
             m_step,
-            v_at,
-            m_at,
+            v_offset,
+            m_offset,
             blocks,
             u_step,
         ) = unpack(parameters, 25)
         width = m * tw + 2
-        v, products = scratch + v_at, scratch + m_at
-        for block in range(index * blocks, min(index * blocks + blocks, -(-n // images) * strips)):
+        v, products = scratch + v_offset, scratch + m_offset
+        for block in range(index * blocks, min(index * blocks + blocks, ceil_div(n, images) * strips)):
             first_row = block % strips * strip
             rows = min(strip, th - first_row)
             first, last = block // strips * images, min(n, block // strips * images + images)
-            to = v
+            target = v
             for image in range(first, last):
                 pad_rows(scratch, width, cp, x + 4 * image * h * w * c, h, w, c, m * first_row - top, left, m * rows + 2)
                 for i in range(rows):
                     for j in range(tw):
                         tile = scratch + 4 * m * (i * width + j) * cp
                         for k in range(0, 4 * cp, 4 * lanes):
-                            transform(lanes, m, "input", tile + k, 4 * width * cp, 4 * cp, to + k, side * v_step, v_step)
-                        to += 4 * cp
+                            transform(lanes, m, "input", tile + k, 4 * width * cp, 4 * cp, target + k, side * v_step, v_step)
+                        target += 4 * cp
             tiles = (last - first) * rows * tw
             # while the products keep the core busy, memory fetches the next block's inputs and this block's outputs
             x_next = x + 4 * ((last - 1) * h + m * (first_row + rows)) * w * c
@@ -130,18 +130,22 @@ def _forward_job(lanes: int, m: int, add: bool) -> Any:
             for image in range(first, last):
                 for i in range(first_row, first_row + rows):
                     for j in range(tw):
-                        at = y + 4 * ((image * oh + m * i) * ow + m * j) * f
+                        place = y + 4 * ((image * oh + m * i) * ow + m * j) * f
                         high, wide = min(m, oh - m * i), min(m, ow - m * j)
                         for g in range(0, fp, lanes):
-                            of = source + 4 * g
+                            start = source + 4 * g
                             if high == m and wide == m and g + lanes <= f:
-                                transform(lanes, m, output, of, side * m_step, m_step, at + 4 * g, 4 * ow * f, 4 * f)
+                                transform(lanes, m, output, start, side * m_step, m_step, place + 4 * g, 4 * ow * f, 4 * f)
                             else:
-                                transform(lanes, m, "output", of, side * m_step, m_step, scratch, 4 * m * lanes, 4 * lanes)
+                                transform(
+                                    lanes, m, "output", start, side * m_step, m_step, scratch, 4 * m * lanes, 4 * lanes
+                                )
                                 if add:
-                                    add_pixels(at + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
+                                    add_pixels(
+                                        place + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g)
+                                    )
                                 else:
-                                    unpad(at + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
+                                    unpad(place + 4 * g, 4 * ow * f, f, scratch, m, lanes, high, wide, min(lanes, f - g))
                         source += 4 * fp
 
     return simd.compiled_job(job)
@@ -176,8 +180,8 @@ def _weight_job(lanes: int, m: int) -> Any:
             fp,
             v_step,
             m_step,
-            v_at,
-            m_at,
+            v_offset,
+            m_offset,
             splits,
             parts,
             blocks,
@@ -187,31 +191,31 @@ def _weight_job(lanes: int, m: int) -> Any:
         sums = du + 4 * index * points * cp * fs
         simd.clear(sums, 4 * points * cp * fs)
         width = m * tw + 2
-        v, cotangents = scratch + v_at, scratch + m_at
+        v, cotangents = scratch + v_offset, scratch + m_offset
         whole = m * th == oh and m * tw == ow and f0 + fs <= f  # then dy needs no padding
         for block in range(part * blocks // parts, (part + 1) * blocks // parts):
             first_row = block % strips * strip
             rows = min(strip, th - first_row)
             first, last = block // strips * images, min(n, block // strips * images + images)
-            to_v, to_m = v, cotangents
+            v_tile, m_tile = v, cotangents
             for image in range(first, last):
                 pad_rows(scratch, width, cp, x + 4 * image * h * w * c, h, w, c, m * first_row - top, left, m * rows + 2)
                 for i in range(rows):
                     for j in range(tw):
                         tile = scratch + 4 * m * (i * width + j) * cp
                         for k in range(0, 4 * cp, 4 * lanes):
-                            transform(lanes, m, "input", tile + k, 4 * width * cp, 4 * cp, to_v + k, side * v_step, v_step)
-                        to_v += 4 * cp
-                at, row, pixel = dy + 4 * ((image * oh + m * first_row) * ow * f + f0), 4 * ow * f, 4 * f
+                            transform(lanes, m, "input", tile + k, 4 * width * cp, 4 * cp, v_tile + k, side * v_step, v_step)
+                        v_tile += 4 * cp
+                start, row, pixel = dy + 4 * ((image * oh + m * first_row) * ow * f + f0), 4 * ow * f, 4 * f
                 if not whole:
                     pad_rows(scratch, m * tw, fp, dy + 4 * image * oh * ow * f, oh, ow, f, m * first_row, 0, m * rows)
-                    at, row, pixel = scratch + 4 * f0, 4 * m * tw * fp, 4 * fp
+                    start, row, pixel = scratch + 4 * f0, 4 * m * tw * fp, 4 * fp
                 for i in range(rows):
                     for j in range(tw):
-                        tile = at + m * (i * row + j * pixel)
+                        tile = start + m * (i * row + j * pixel)
                         for k in range(0, 4 * fs, 4 * lanes):
-                            transform(lanes, m, "output_cotangent", tile + k, row, pixel, to_m + k, side * m_step, m_step)
-                        to_m += 4 * fs
+                            transform(lanes, m, "output_cotangent", tile + k, row, pixel, m_tile + k, side * m_step, m_step)
+                        m_tile += 4 * fs
             tiles = (last - first) * rows * tw
             x_next = x + 4 * ((last - 1) * h + m * (first_row + rows)) * w * c
             x_bytes = min(4 * (last - first) * m * rows * w * c, x + 4 * n * h * w * c - x_next)
@@ -225,12 +229,16 @@ def _weight_job(lanes: int, m: int) -> Any:
                 for g in range(0, fs, 2 * lanes):
                     if fs - g >= 2 * lanes:
                         for k in range(0, cp, high):
-                            to = out + 4 * (k * fs + g)
-                            outer_block(lanes, 1, high, 2, a + 4 * k, 0, 0, 4 * cp, b + 4 * g, 0, row, 1, tiles, to, 0, row)
+                            target = out + 4 * (k * fs + g)
+                            outer_block(
+                                lanes, 1, high, 2, a + 4 * k, 0, 0, 4 * cp, b + 4 * g, 0, row, 1, tiles, target, 0, row
+                            )
                     else:
                         for k in range(0, cp, twice):
-                            to = out + 4 * (k * fs + g)
-                            outer_block(lanes, 1, twice, 1, a + 4 * k, 0, 0, 4 * cp, b + 4 * g, 0, row, 1, tiles, to, 0, row)
+                            target = out + 4 * (k * fs + g)
+                            outer_block(
+                                lanes, 1, twice, 1, a + 4 * k, 0, 0, 4 * cp, b + 4 * g, 0, row, 1, tiles, target, 0, row
+                            )
 
     return simd.compiled_job(job)
 
@@ -247,8 +255,8 @@ def _weight_end_job(lanes: int, m: int) -> Any:
         for g in range(0, fp, lanes):
             first = du + 4 * ((g // fs * points * cp + index) * fs + g % fs)
             for point in range(points):
-                at = first + 4 * point * cp * fs
-                add_up(lanes, total + 4 * point * lanes, at, 4 * splits * points * cp * fs, parts)
+                start = first + 4 * point * cp * fs
+                add_up(lanes, total + 4 * point * lanes, start, 4 * splits * points * cp * fs, parts)
             transform(lanes, m, "filter_cotangent", total, 4 * (m + 2) * lanes, 4 * lanes, result, 12 * lanes, 4 * lanes)
             for lane in range(min(lanes, f - g)):
                 for tap in range(9):
@@ -257,46 +265,42 @@ def _weight_end_job(lanes: int, m: int) -> Any:
     return simd.compiled_job(job)
 
 
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
 class _Blocks:
     """How the tiles of N maps are cut into blocks: some rows of tiles of one map, or a few small maps."""
 
     def __init__(self, n: int, size: Pair, m: int, lanes: int, cp: int, fp: int, widest: int, cache: int) -> None:
-        self.th, self.tw = -(-size[0] // m), -(-size[1] // m)
+        self.th, self.tw = ceil_div(size[0], m), ceil_div(size[1], m)
         wanted = max(8, cache // (4 * (m + 2) ** 2 * (cp + fp)))  # tiles
-        wanted = min(wanted, -(-n * self.th * self.tw // threads()))
+        wanted = min(wanted, ceil_div(n * self.th * self.tw, threads()))
         self.images = max(1, wanted // (self.th * self.tw))
         self.strip = min(self.th, max(1, wanted // self.tw)) if self.images == 1 else self.th
-        self.strips = -(-self.th // self.strip)
-        self.count = -(-n // self.images) * self.strips
-        tiles = _up(self.images * self.strip * self.tw, 2 * PIXELS[lanes])
+        self.strips = ceil_div(self.th, self.strip)
+        self.count = ceil_div(n, self.images) * self.strips
+        tiles = round_up(self.images * self.strip * self.tw, 2 * PIXELS[lanes])
         padded = 4 * (m * self.strip + 2) * (m * self.tw + 2) * widest
         # a step of an odd number of cache lines spreads the points of a tile over the sets of the first-level cache
         self.v_step, self.m_step = 4 * tiles * cp + 64, 4 * tiles * fp + 64
-        self.v_at = _up(max(padded, 4 * m * m * lanes), 64)
-        self.m_at = self.v_at + (m + 2) ** 2 * self.v_step
-        self.scratch = self.m_at + (m + 2) ** 2 * self.m_step
+        self.v_offset = round_up(max(padded, 4 * m * m * lanes), 64)
+        self.m_offset = self.v_offset + (m + 2) ** 2 * self.v_step
+        self.scratch = self.m_offset + (m + 2) ** 2 * self.m_step
 
 
 def convolve(
-    x: Any, w: Any, taps: Taps, filters: int, size: Pair, padding: Pair, m: int, lanes: int, into: Any | None = None
+    x: Array, w: Array, taps: Taps, filters: int, size: Pair, padding: Pair, m: int, lanes: int, into: Array | None = None
 ) -> Any:
     """x (N, H, W, C) contiguous -> y (N, OH, OW, F); ``w`` is the address of the first tap, ``taps`` their strides.
 
     ``into``, of the shape of y and contiguous, becomes into + y instead.
     """
     n, h, width, c = x.shape
-    cp, fp = _up(c, lanes), _up(filters, lanes)
+    cp, fp = round_up(c, lanes), round_up(filters, lanes)
     u_step = 4 * c * fp + 64
     memory = simd.workspace((m + 2) ** 2 * u_step)
     y = buffers.empty((n, *size, filters), np.float32) if into is None else into
     u = address(memory)
     simd.run(_filter_job(lanes, m), [w, u, u_step, c, filters, fp, *taps], c, 4 * 9 * lanes)
     b = _Blocks(n, size, m, lanes, cp, fp, cp, CACHE)
-    per_job = -(-b.count // (8 * threads()))
+    per_job = ceil_div(b.count, 8 * threads())
     parameters = [
         address(x),
         u,
@@ -317,19 +321,19 @@ def convolve(
         fp,
         b.v_step,
         b.m_step,
-        b.v_at,
-        b.m_at,
+        b.v_offset,
+        b.m_offset,
         per_job,
         u_step,
     ]
-    simd.run(_forward_job(lanes, m, into is not None), parameters, -(-b.count // per_job), b.scratch)
+    simd.run(_forward_job(lanes, m, into is not None), parameters, ceil_div(b.count, per_job), b.scratch)
     return y
 
 
-def weight_gradient(dy: Any, x: Any, padding: Pair, m: int, lanes: int) -> Any:
+def weight_gradient(dy: Array, x: Array, padding: Pair, m: int, lanes: int) -> Array:
     """dy (N, OH, OW, F), x (N, H, W, C), both contiguous -> dw (F, C, 3, 3)."""
     (n, h, width, c), (_, oh, ow, f) = x.shape, dy.shape
-    cp, fp = _up(c, 2 * ROWS[lanes]), _up(f, lanes)
+    cp, fp = round_up(c, 2 * ROWS[lanes]), round_up(f, lanes)
     splits = 1
     while 4 * (m + 2) ** 2 * cp * fp // splits > SUMS and fp // splits % (4 * lanes) == 0:
         splits *= 2
@@ -359,8 +363,8 @@ def weight_gradient(dy: Any, x: Any, padding: Pair, m: int, lanes: int) -> Any:
         fp,
         b.v_step,
         b.m_step,
-        b.v_at,
-        b.m_at,
+        b.v_offset,
+        b.m_offset,
         splits,
         parts,
         b.count,

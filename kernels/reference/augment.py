@@ -1,11 +1,9 @@
 """Random crop and flip of a batch of images, from bytes to normalised floats."""
 
-from typing import Any
-
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module
 
 
-def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale: Any) -> Any:
+def crop_flip(images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
     """Normalise, pad with zeros, crop back to the old size and mirror: uint8 (N, C, H, W) -> float32 (N, C, H, W).
 
     z is (images / 255 - mean) * scale with a border of ``pad`` zeros around it; for image n, (i, j) = offsets[n] and

@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import Pair, added, array_module, channels_first, channels_last, for_blocks, output_size
+from tinyres.kernels.arrays import (
+    Array,
+    Pair,
+    Shape,
+    added,
+    array_module,
+    ceil_div,
+    channels_first,
+    channels_last,
+    for_blocks,
+    output_size,
+)
 from tinyres.kernels.reference.elementwise import accumulate
 from tinyres.kernels.reference.mixed import mixed
 
@@ -18,7 +29,7 @@ BLOCK = 1 << 22  # bytes of columns at a time: enough that calls cost little, an
 
 
 @mixed
-def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     """y = x * w, as (N*OH*OW, KH*KW*C) @ (KH*KW*C, F) for each group of channels."""
     xp, f, size = array_module(x), w.shape[0], _output(x.shape, w.shape, stride, padding, dilation)
     x, matrices = channels_last(x), _matrices(w, groups)
@@ -38,22 +49,15 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any,
-    w: Any,
-    x_shape: tuple[int, ...],
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    into: Any | None = None,
-) -> Any:
+    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, into: Array | None = None
+) -> Array:
     return added(_conv2d_backward_input(dy, w, x_shape, stride, padding, dilation, groups), into, accumulate)
 
 
 @mixed
 def _conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     """dx. At stride 1 it is a convolution of dy with the filters flipped and F and C exchanged. At other strides each
     row of dy @ w^T is a window's cotangent, added to the pixels that it covers ("col2im").
     """
@@ -71,10 +75,10 @@ def _conv2d_backward_input(
     def work(block: slice) -> None:
         padded = xp.zeros((len(dy[block]), height + 2 * padding[0], width + 2 * padding[1], c), dy.dtype)
         for group, (cs, fs) in enumerate(_groups(c, f, groups)):
-            of_taps = matrices[group].reshape(*kernel, -1, f // groups)
+            tap_matrices = matrices[group].reshape(*kernel, -1, f // groups)
             rows = dy[block, ..., fs].reshape(-1, f // groups)
             for (a, b), (ys, xs) in _taps(kernel, size, stride, dilation):
-                padded[:, ys, xs, cs] += (rows @ of_taps[a, b].T).reshape(len(padded), *size, -1)
+                padded[:, ys, xs, cs] += (rows @ tap_matrices[a, b].T).reshape(len(padded), *size, -1)
         dx[block] = padded[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
 
     for_blocks(work, n, _block(xp, w.shape, size, dy))
@@ -83,14 +87,14 @@ def _conv2d_backward_input(
 
 @mixed
 def conv2d_backward_weight(
-    dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, x: Array, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     """dw = columns^T @ dy, summed over blocks of images in their order."""
     xp, f = array_module(x), w_shape[0]
     x, dy = channels_last(x), channels_last(dy)
     size = dy.shape[1:3]
 
-    def work(block: slice) -> Any:
+    def work(block: slice) -> Array:
         dw = xp.empty((f, *w_shape[2:], w_shape[1]), x.dtype)
         for cs, fs in _groups(x.shape[3], f, groups):
             columns = _columns(x[block, ..., cs], w_shape[2:], size, stride, padding, dilation)
@@ -102,15 +106,15 @@ def conv2d_backward_weight(
     return sum(parts, xp.zeros((f, *w_shape[2:], w_shape[1]), x.dtype)).transpose(0, 3, 1, 2)
 
 
-def _output(x_shape: tuple[int, ...], w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+def _output(x_shape: Shape, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     h, w = (output_size(x_shape[i + 2], w_shape[i + 2], stride[i], padding[i], dilation[i]) for i in (0, 1))
     return h, w
 
 
-def _block(xp: Any, w_shape: tuple[int, ...], size: Pair, x: Any) -> int:
+def _block(xp: Any, w_shape: Shape, size: Pair, x: Array) -> int:
     """How many images make up BLOCK bytes of columns, at most half of them; all of them on a GPU."""
     image = size[0] * size[1] * w_shape[1] * w_shape[2] * w_shape[3] * x.dtype.itemsize
-    return max(1, min(BLOCK // max(image, 1), -(-len(x) // 2))) if xp is np else max(1, len(x))
+    return max(1, min(BLOCK // max(image, 1), ceil_div(len(x), 2))) if xp is np else max(1, len(x))
 
 
 def _groups(c: int, f: int, groups: int) -> list[tuple[slice, slice]]:
@@ -119,13 +123,13 @@ def _groups(c: int, f: int, groups: int) -> list[tuple[slice, slice]]:
     return [(slice(g * cg, g * cg + cg), slice(g * fg, g * fg + fg)) for g in range(groups)]
 
 
-def _matrices(w: Any, groups: int) -> list[Any]:
+def _matrices(w: Array, groups: int) -> list[Array]:
     """The weights of each group as a (KH*KW*C/G, F/G) matrix."""
     xp, fg = array_module(w), w.shape[0] // groups
     return [xp.ascontiguousarray(w[g * fg : g * fg + fg].transpose(2, 3, 1, 0).reshape(-1, fg)) for g in range(groups)]
 
 
-def _columns(x: Any, kernel: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Any:
+def _columns(x: Array, kernel: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
     """x (N, H, W, C) -> the windows (N, OH, OW, KH, KW, C): a view that repeats elements, copied into rows.
 
     The taps of a window's row lie side by side in memory, so that KW*C elements are copied at a time.

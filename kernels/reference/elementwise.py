@@ -8,38 +8,38 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import array_module, convert, for_blocks
+from tinyres.kernels.arrays import Array, array_module, convert, for_blocks
 from tinyres.kernels.reference.mixed import mixed
 
 
 @mixed
-def relu(x: Any) -> Any:
+def relu(x: Array) -> Array:
     return map_blocks(lambda y, x: np.maximum(x, 0, out=y), x)
 
 
 @mixed
-def relu_backward(dy: Any, y: Any) -> Any:
+def relu_backward(dy: Array, y: Array) -> Array:
     return map_blocks(lambda dx, dy, y: np.multiply(dy, y > 0, out=dx), dy, y)
 
 
 @mixed
-def relu6(x: Any) -> Any:
+def relu6(x: Array) -> Array:
     return map_blocks(lambda y, x: np.minimum(np.maximum(x, 0, out=y), 6, out=y), x)
 
 
 @mixed
-def relu6_backward(dy: Any, y: Any) -> Any:
+def relu6_backward(dy: Array, y: Array) -> Array:
     return map_blocks(lambda dx, dy, y: np.multiply(dy, (y > 0) & (y < 6), out=dx), dy, y)
 
 
 cast = convert
 
 
-def accumulate(total: Any, x: Any) -> None:
+def accumulate(total: Array, x: Array) -> None:
     np.add(total, x, out=total)
 
 
-def map_blocks(write: Callable[..., Any], *inputs: Any) -> Any:
+def map_blocks(write: Callable[..., Any], *inputs: Array) -> Array:
     """A new array, laid out as the first input, that ``write(out, *inputs)`` fills block by block."""
     first = inputs[0]
     out = array_module(first).empty_like(first)

@@ -7,12 +7,10 @@ The sum passes its cotangent ds on as it is: to the batch norm, which ends the b
 
 import numpy as np
 
-from tinyres.kernels.arrays import Array, array_module, channels_first
+from tinyres.kernels.arrays import Array, Shape, array_module, channels_first
 from tinyres.kernels.reference.elementwise import map_blocks, relu_backward
 from tinyres.kernels.reference.mixed import mixed
 from tinyres.kernels.reference.norm import batch_norm_backward, normalise, statistics
-
-Shape = tuple[int, ...]
 
 
 @mixed

@@ -1,11 +1,9 @@
 """Cross-entropy of logits and integer labels, through a log-softmax that cannot overflow."""
 
-from typing import Any
-
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module
 
 
-def cross_entropy(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any, Any]:
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
     xp = array_module(logits)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probs = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
@@ -15,17 +13,17 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any
     return losses, log_probs
 
 
-def cross_entropy_mean(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any, Any]:
+def cross_entropy_mean(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
     losses, log_probs = cross_entropy(logits, labels, label_smoothing)
     return array_module(logits).asarray(losses.sum() / losses.dtype.type(len(losses))), log_probs
 
 
-def cross_entropy_mean_backward(dloss: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
+def cross_entropy_mean_backward(dloss: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
     dlosses = array_module(log_probs).broadcast_to(dloss / log_probs.dtype.type(len(labels)), labels.shape)
     return cross_entropy_backward(dlosses, log_probs, labels, label_smoothing)
 
 
-def cross_entropy_backward(dlosses: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
+def cross_entropy_backward(dlosses: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
     xp = array_module(log_probs)
     dlogits = xp.exp(log_probs)
     if label_smoothing:

@@ -1,7 +1,7 @@
-"""Mixed precision: images of 16 bits beside parameters of 32.
+"""Mixed precision: activations of 16 bits beside parameters of 32.
 
 The reference computes in float32. A call that is given float16 or bfloat16 arrays runs on float32 copies of them, and of
-its results those that are images, or cotangents of images, become 16 bits again; statistics, gradients of parameters and
+its results those that are activations, or their cotangents, become 16 bits again; statistics, gradients of parameters and
 logits stay float32.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from tinyres.kernels.arrays import convert, is_half
 
-# kernel -> which of its results are images. A kernel that is not named here has none, or only moves numbers
-# (subsample_pad), or adds two images in place (accumulate), which NumPy does in float32 and rounds once.
-IMAGES: dict[str, tuple[int, ...]] = {
+# kernel -> which of its results are activations. A kernel that is not named here has none, or only moves numbers
+# (subsample_pad), or adds two arrays in place (accumulate), which NumPy does in float32 and rounds once.
+ACTIVATIONS: dict[str, tuple[int, ...]] = {
     "conv2d": (0,),
     "conv2d_backward_input": (0,),
     "conv2d_backward_weight": (),
@@ -43,7 +43,7 @@ IMAGES: dict[str, tuple[int, ...]] = {
 
 def mixed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """``kernel``, for arrays of 16 bits too."""
-    images = IMAGES[kernel.__name__.lstrip("_")]
+    activations = ACTIVATIONS[kernel.__name__.lstrip("_")]
 
     @functools.wraps(kernel)
     def run(*args: Any) -> Any:
@@ -52,7 +52,7 @@ def mixed(kernel: Callable[..., Any]) -> Callable[..., Any]:
             return kernel(*args)
         results = kernel(*(convert(a, np.float32) if hasattr(a, "dtype") and is_half(a.dtype) else a for a in args))
         if not isinstance(results, tuple):
-            return convert(results, dtype) if images else results
-        return tuple(convert(r, dtype) if i in images else r for i, r in enumerate(results))
+            return convert(results, dtype) if activations else results
+        return tuple(convert(r, dtype) if i in activations else r for i, r in enumerate(results))
 
     return run

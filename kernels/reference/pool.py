@@ -1,18 +1,16 @@
 """Pooling: the largest or the mean of each window, and the mean of a whole map."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import Pair, array_module, channels_first, channels_last, output_size
+from tinyres.kernels.arrays import Array, Pair, Shape, array_module, channels_first, channels_last, output_size
 from tinyres.kernels.reference.mixed import mixed
-
-Shape = tuple[int, ...]
 
 
 @mixed
-def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, Any]:
+def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     xp = array_module(x)
     padded = _pad(channels_last(x), padding, -np.inf)
     y: Any = None
@@ -28,38 +26,38 @@ def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, 
 
 
 @mixed
-def max_pool2d_backward(dy: Any, index: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     dy, index = channels_last(dy), channels_last(index)
     return _scatter(dy, x_shape, kernel, stride, padding, lambda tap: dy * (index == tap))
 
 
 @mixed
-def avg_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     padded = _pad(channels_last(x), padding, 0)
     y = sum(padded[:, ys, xs] for _, (ys, xs) in _taps(x.shape, kernel, stride, padding))
     return channels_first(y / x.dtype.type(kernel[0] * kernel[1]))
 
 
 @mixed
-def avg_pool2d_backward(dy: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+def avg_pool2d_backward(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     share = channels_last(dy) / dy.dtype.type(kernel[0] * kernel[1])
     return _scatter(share, x_shape, kernel, stride, padding, lambda tap: share)
 
 
 @mixed
-def global_avg_pool2d(x: Any) -> Any:
+def global_avg_pool2d(x: Array) -> Array:
     return x.mean(axis=(2, 3))
 
 
 @mixed
-def global_avg_pool2d_backward(dy: Any, x_shape: Shape) -> Any:
+def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     n, c, h, w = x_shape
     dx = array_module(dy).empty((n, h, w, c), dy.dtype)
     dx[...] = (dy / dy.dtype.type(h * w))[:, None, None, :]
     return channels_first(dx)
 
 
-def _pad(x: Any, padding: Pair, value: float) -> Any:
+def _pad(x: Array, padding: Pair, value: float) -> Array:
     """x (N, H, W, C) with a margin."""
     if padding == (0, 0):
         return x
@@ -80,7 +78,7 @@ def _taps(x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Iterator
         yield tap, (reach[0][tap // kernel[1]], reach[1][tap % kernel[1]])
 
 
-def _scatter(dy: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair, share: Any) -> Any:
+def _scatter(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair, share: Callable[[int], Array]) -> Array:
     """Adds ``share(tap)`` to the pixels that each tap read."""
     n, c, h, w = x_shape
     padded = array_module(dy).zeros((n, h + 2 * padding[0], w + 2 * padding[1], c), dy.dtype)

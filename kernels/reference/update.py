@@ -1,19 +1,17 @@
 """Stochastic gradient descent with momentum and weight decay, and what mixed precision adds to it; all in place."""
 
-from typing import Any
-
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module
 
 
 def sgd(
-    params: list[Any],
-    grads: list[Any],
-    buffers: list[Any],
-    lr: Any,
+    params: list[Array],
+    grads: list[Array],
+    buffers: list[Array],
+    lr: float | Array,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
-    skip: Any = None,
+    skip: Array | None = None,
 ) -> None:
     if skip is not None and skip:
         return
@@ -28,7 +26,7 @@ def sgd(
         p -= lr * g
 
 
-def unscale(grads: list[Any], scale: Any) -> Any:
+def unscale(grads: list[Array], scale: Array) -> Array:
     xp, bad = array_module(scale), False
     for g in grads:
         g /= scale
@@ -36,7 +34,7 @@ def unscale(grads: list[Any], scale: Any) -> Any:
     return xp.asarray(bad, "i4")
 
 
-def update_scale(scale: Any, good_steps: Any, found: Any, growth: float, backoff: float, interval: int) -> None:
+def update_scale(scale: Array, good_steps: Array, found: Array, growth: float, backoff: float, interval: int) -> None:
     if found:
         scale *= scale.dtype.type(backoff)
         good_steps[...] = 0
