@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import tinyres
-from tinyres.cli import bench, data, evaluate, importing, info, summary, train
+from tinyres.cli import bench, data, evaluate, importing, info, summary, train, where
 from tinyres.errors import TinyresError, UsageError
 from tinyres.kernels.arrays import threads
 from tinyres.kernels.dispatch import BackendError
 
-COMMANDS = (train, evaluate, info, data, importing, summary, bench)
+COMMANDS = (train, evaluate, info, data, importing, summary, where, bench)
 
 
 class Parser(argparse.ArgumentParser):
