@@ -42,6 +42,11 @@ def supports(backend: str, name: str, dtype: str) -> bool:
     return not any(re.search(pattern, f"{name} {dtype}") for pattern in UNSUPPORTED.get(backend, ()))
 
 
+def sweep(*values: object) -> list[object]:
+    """Values of a parameter that add nothing unless kernels change: the plain run leaves them out."""
+    return [pytest.param(value, marks=pytest.mark.kernels) for value in values]
+
+
 @contextlib.contextmanager
 def running(backend: str) -> Iterator[None]:
     """The block runs on ``backend``, without fall-back."""

@@ -30,6 +30,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("case", "dtype", "layout"), RUNS, ids=str)
 def test_an_operation_gives_what_its_definition_gives(case, dtype, layout):
     with running("numba-cuda"):
@@ -196,6 +197,7 @@ class Net(tr.nn.Module):
         return self.fc(F.global_avg_pool2d(self.block2(self.block1(self.bn1(self.conv1(x), relu=True)))))
 
 
+@pytest.mark.kernels
 def test_two_steps_of_training_are_the_references():
     start, states = Net().double().state_dict(), []
     images, labels = rng.standard_normal((2, 3, 3, 8, 8)), rng.integers(0, 5, (2, 3))

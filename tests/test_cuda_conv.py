@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 import pytest
-from backends import BACKENDS
+from backends import BACKENDS, sweep
 from cases import LAYOUTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,7 +100,7 @@ def close(got, want, eps):
 
 
 @every_geometry
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, *sweep(1, 2)])
 def test_outputs_and_gradients_are_those_of_the_loops_in_any_order_of_threads(name, shapes, order, monkeypatch):
     monkeypatch.setenv("TINYRES_EMULATOR_ORDER", str(order))
     x, w, dy = drawn(shapes, np.float64 if order == 2 else np.float32)
@@ -114,7 +114,13 @@ def test_outputs_and_gradients_are_those_of_the_loops_in_any_order_of_threads(na
     [("im2col", PLAIN[4]), ("im2col", GROUPED[0]), ("depthwise", DEPTHWISE[0]), ("depthwise", DEPTHWISE[3])],
     ids=["columns", "groups", "each", "two-each"],
 )
-@pytest.mark.parametrize("images, weights", [("float16", "float32"), ("bfloat16", "float32"), ("float16", "float16")])
+@pytest.mark.parametrize(
+    "images, weights",
+    [
+        ("float16", "float32"),
+        *(pytest.param(*types, marks=pytest.mark.kernels) for types in (("bfloat16", "float32"), ("float16", "float16"))),
+    ],
+)
 def test_in_mixed_precision_images_are_rounded_once_and_gradients_of_weights_stay_float32(name, shapes, images, weights):
     dtype = bfloat16() if images == "bfloat16" else np.dtype(images)
     x, w, dy = drawn(shapes, dtype, weights)
@@ -140,6 +146,7 @@ def test_whatever_the_memory_of_the_arguments_looks_like(name, shapes):
         assert got[2].flags.c_contiguous
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name, shapes", [("exact", PLAIN[3]), ("depthwise", DEPTHWISE[0])])
 def test_arrays_that_do_not_start_at_a_multiple_of_16_bytes_are_read_one_by_one(name, shapes, monkeypatch):
     monkeypatch.delenv("TINYRES_EMULATOR")  # there, copies are aligned

@@ -5,7 +5,7 @@ is left is the rounding of float32 sums, and a wrong lane or a missing term cann
 import ml_dtypes
 import numpy as np
 import pytest
-from backends import BACKENDS
+from backends import BACKENDS, sweep
 from cases import LAYOUTS
 
 from tinyres.kernels import reference
@@ -16,6 +16,7 @@ from tinyres.kernels.cuda import conv_tensor
 __test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
 
 TYPES = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+every_type = pytest.mark.parametrize("name", ["float32", "float16", *sweep("bfloat16")])
 ROUNDING = {"float32": 0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of an element of an image, relative to it
 SUMS = 2e-6  # the rounding of float32 sums, relative to the largest
 SHAPES = [  # N, C, F, H, W, kernel, stride, padding
@@ -78,14 +79,14 @@ def check(shape, name):
         assert (np.abs(got.astype(np.float64) - want) <= allowed).all()  # (a NaN is no less either)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@every_type
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_all_passes_agree_with_the_reference_on_rounded_operands(shape, name):
     check(shape, name)
 
 
 @pytest.mark.parametrize("enough, parts", [(1, 1), (5, 2), (999, 4)])
-@pytest.mark.parametrize("name", TYPES)
+@every_type
 def test_warps_that_share_a_sum_and_blocks_that_share_the_pixels_add_up(name, enough, parts, monkeypatch):
     monkeypatch.setattr(conv_tensor, "ENOUGH", enough)
     assert conv_tensor._parts(2 * 17 * 20, 1) == parts
@@ -93,15 +94,15 @@ def test_warps_that_share_a_sum_and_blocks_that_share_the_pixels_add_up(name, en
     check((2, 40, 36, 17, 20, 3, 2, 1), name)
 
 
-@pytest.mark.parametrize("order", ["1", "2", "3"])
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("order", ["1", *sweep("2", "3")])
+@every_type
 def test_it_does_not_matter_which_threads_run_first(name, order, monkeypatch):
     monkeypatch.setenv("TINYRES_EMULATOR_ORDER", order)
     check((2, 16, 16, 6, 5, 3, 1, 1), name)
     check((1, 17, 33, 7, 6, 3, 2, 1), name)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@every_type
 def test_the_bits_do_not_depend_on_which_threads_run_first(name, monkeypatch):
     x, w, dy, geometry = drawn((2, 16, 32, 12, 12, 3, 1, 1), name)
     first = passes(conv_tensor, x, w, dy, geometry)
@@ -113,7 +114,7 @@ def test_the_bits_do_not_depend_on_which_threads_run_first(name, monkeypatch):
 @pytest.mark.parametrize(
     "shape", [(2, 16, 16, 7, 7, 3, 1, 1), (2, 32, 32, 8, 8, 3, 1, 1), (2, 17, 5, 8, 9, 3, 2, 0)], ids=str
 )
-@pytest.mark.parametrize("name", TYPES)
+@every_type
 def test_a_nan_reaches_the_windows_that_read_it_and_no_other(name, shape):
     x, w, dy, geometry = drawn(shape, name)
     x[0, 0, 2, -1] = dy[1, 1, 0, 0] = np.nan
@@ -143,7 +144,7 @@ def shifted(a):
     return view
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", ["float16", *sweep("float32", "bfloat16")])
 def test_arrays_that_do_not_start_at_a_multiple_of_16_bytes_are_read_one_by_one(name, monkeypatch):
     monkeypatch.delenv("TINYRES_EMULATOR")  # there, copies are aligned
     x, w, dy, geometry = drawn((2, 32, 32, 4, 4, 3, 1, 1), name)

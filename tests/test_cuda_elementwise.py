@@ -5,7 +5,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from backends import BACKENDS
+from backends import BACKENDS, sweep
 from cases import LAYOUTS
 
 from tinyres.kernels import contract, cuda
@@ -28,7 +28,7 @@ SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 6.0, -6.0, 5.9375, 1.0])
 rng = np.random.default_rng(17)
 
 
-@pytest.fixture(autouse=True, params=[0, 1, 2])
+@pytest.fixture(autouse=True, params=[0, *sweep(1, 2)])
 def checked(request, monkeypatch):
     monkeypatch.setenv("TINYRES_EMULATOR", "checked")
     monkeypatch.setenv("TINYRES_EMULATOR_ORDER", str(request.param))

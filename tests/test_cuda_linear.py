@@ -8,7 +8,7 @@ import importlib
 
 import numpy as np
 import pytest
-from backends import BACKENDS
+from backends import BACKENDS, sweep
 
 from tinyres.kernels import reference
 from tinyres.kernels.contract import Unsupported
@@ -20,7 +20,7 @@ rng = np.random.default_rng(8)
 SIZES = [(1, 1, 1), (17, 15, 33), (16, 64, 16), (31, 65, 10), (33, 130, 17)]  # around tiles of 16 x 16, and 64 deep
 
 
-@pytest.fixture(autouse=True, params="012")
+@pytest.fixture(autouse=True, params=["0", *sweep("1", "2")])
 def checked(request, monkeypatch):
     monkeypatch.setenv("TINYRES_EMULATOR", "checked")
     monkeypatch.setenv("TINYRES_EMULATOR_ORDER", request.param)

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 import pytest
-from backends import BACKENDS
+from backends import BACKENDS, sweep
 
 from tinyres.kernels import reference
 from tinyres.kernels.contract import Unsupported
@@ -20,7 +20,7 @@ rng = np.random.default_rng(9)
 SIZES = [(1, 1), (1, 31), (33, 10), (3, 32), (5, 33), (2, 129)]  # around a warp's columns and a block's rows
 
 
-@pytest.fixture(autouse=True, params="012")
+@pytest.fixture(autouse=True, params=["0", *sweep("1", "2")])
 def checked(request, monkeypatch):
     monkeypatch.setenv("TINYRES_EMULATOR", "checked")
     monkeypatch.setenv("TINYRES_EMULATOR_ORDER", request.param)

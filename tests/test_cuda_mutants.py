@@ -22,6 +22,7 @@ from tinyres.kernels.cuda import launch
 from tinyres.kernels.cuda.sources import KernelFault
 
 __test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
+pytestmark = pytest.mark.kernels
 
 ORDERS = "012"
 CAUGHT = (AssertionError, KernelFault)

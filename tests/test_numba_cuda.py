@@ -22,13 +22,26 @@ def python(*arguments, simulate):
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=1200)
 
 
-def test_the_kernels_are_right_in_numbas_simulator():
+def simulated(marks):
+    """How many tests of numba_cuda_simulated.py pass: all of those with these marks."""
     pytest.importorskip("numba.cuda.simulator", reason="this numba.cuda has no simulator")
-    done = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "numba_cuda_simulated.py", simulate=True)
+    options = ("-q", "-x", "-p", "no:cacheprovider", "-m", marks)
+    done = python("-m", "pytest", *options, HERE / "numba_cuda_simulated.py", simulate=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 400 and "skipped" not in done.stdout, done.stdout[-2000:]
+    assert "skipped" not in done.stdout, done.stdout[-2000:]
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
 
 
+def test_the_kernels_are_right_in_numbas_simulator():
+    assert simulated("not kernels") >= 30
+
+
+@pytest.mark.kernels
+def test_the_operations_are_right_in_numbas_simulator():
+    assert simulated("kernels") > 400
+
+
+@pytest.mark.kernels
 def test_every_kernel_compiles_for_a_gpu():
     """The simulator runs Python; what Numba cannot type, or a call that it does not know on a GPU, shows only here."""
     done = python(HERE / "numba_cuda_compile.py", "float32", "float64", simulate=False)

@@ -3,6 +3,7 @@ running statistics, for residual nets with both shortcuts, a plain net and bottl
 """
 
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,12 @@ RELATIVE = {"float64": 1e-9, "float32": 1e-3}
 # (the definitions in loops would take hours; test_naive.py has the gradients of a network)
 every_run = pytest.mark.parametrize(
     ("name", "dtype", "backend"),
-    [(name, dtype, b) for name in parity.NETS for dtype in ("float64", "float32") for b in BACKENDS if b != "naive"],
+    [
+        pytest.param(name, dtype, backend, marks=[pytest.mark.kernels] if backend == "cuda-emulated" and i else [])
+        for backend in BACKENDS  # (emulated, each takes as long as all others together)
+        for i, (name, dtype) in enumerate(itertools.product(parity.NETS, ("float32", "float64")))
+        if backend != "naive"
+    ],
 )
 
 
