@@ -63,6 +63,13 @@ extern "C" __global__ void sums(const REAL* x, ACC* y) {
     y[2 * (i + blockDim.x * blockDim.y * blockIdx.x) + 1] = twice;
 }
 
+extern "C" __global__ void neighbours(float* y) {
+    __shared__ float s[32];
+    s[threadIdx.x] = threadIdx.x;
+    __syncwarp();
+    y[threadIdx.x] = s[threadIdx.x ^ 1];
+}
+
 extern "C" __global__ void turns(int* y) { __shared__ int next; y[threadIdx.x] = ++next; }  // (0xff.. is -1)
 
 // --- what is wrong ---
