@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import test_ops_cases as operations
 from cases import BY_NAME
+from test_cuda_augment import PUBLISHED
 from test_imports import imported
 
 import tinyres as tr
@@ -197,3 +198,9 @@ def test_16_bits_are_left_to_the_reference_which_is_on_record(dtype, monkeypatch
         with tr.strict(), pytest.raises(dispatch.BackendError, match="'naive' does not do this relu: 16 bits"):
             F.relu(x)
     assert [entry[:2] for entry in tr.explain_dispatch()] == [("naive", "relu")]
+
+
+def test_the_generator_gives_its_published_answers():
+    for counter, key, result in PUBLISHED:
+        counter, key, result = ([int(word, 16) for word in text.split()] for text in (counter, key, result))
+        assert list(naive.augment.philox(counter, key)) == result

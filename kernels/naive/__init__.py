@@ -8,7 +8,7 @@ clever, and nothing is imported from the other implementations.
     norm          batch norm, and the three ways in which x reaches its result
     join          the end of a residual block, where one cotangent goes to two
     elementwise   the rectifiers
-    pool, loss, update, augment
+    pool, loss, update, augment, step
 """
 
 import functools

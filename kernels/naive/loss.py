@@ -46,6 +46,13 @@ def cross_entropy_mean_backward(dloss: Array, log_probs: Array, labels: Array, l
     return cross_entropy_backward(dlosses, log_probs, labels, label_smoothing)
 
 
+def count_wrong(logits: Array, labels: Array, total: Array) -> None:
+    """total += the number of rows whose first maximum is not at the label; a NaN counts as the largest."""
+    for row, label in zip(logits, labels, strict=True):
+        if np.argmax(row) != label:
+            total += 1
+
+
 def _wished(label: int, log_p: Array, label_smoothing: float) -> Array:
     """q (K,): the distribution that the loss asks for."""
     q = np.full(log_p.shape[1], label_smoothing / log_p.shape[1], log_p.dtype)
