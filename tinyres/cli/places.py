@@ -202,6 +202,8 @@ def single_kernels() -> list[Entry]:
     """Every kernel of the contract; in the place of its formula, where it is called from."""
     calls: dict[str, list[Place]] = {kernel: [] for kernel in FILES}
     for path in sorted(PACKAGE.rglob("*.py")):
+        if path.is_relative_to(KERNELS) or path.is_relative_to(PACKAGE / "benchmarks"):  # inside, where it is installed
+            continue
         for name, node in functions(ast.parse(path.read_text("utf-8"))):
             for kernel, line in kernel_calls(node):
                 calls[kernel].append(Place(path, line, name))

@@ -94,10 +94,6 @@ def show_all(entries: list[Entry]) -> None:
     console.print(f"\nEach kernel has one name in {folders}; tinyres where NAME shows the lines.", markup=False)
 
 
-def described(place: Place) -> str:
-    return f"{place.name} ({LEFT if place.owner == 'reference' else 'shared'})" if place.owner else place.name
-
-
 def short(path: Path) -> str:
     """Relative to the current folder, where that is shorter."""
     return min(os.path.relpath(path), str(path), key=len)
@@ -117,18 +113,32 @@ def markdown(entries: list[Entry]) -> str:
     """The page of the documentation: links without lines, so that it changes only where a function moves."""
     page = [PAGE]
     for entry in entries:
+        if not any(entry.kernels.values()):
+            continue
         page += [f"## {entry.name}", "", entry.summary, ""]
-        names = list(entry.formula)
-        page += [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+        page += [f"| | {' | '.join(entry.formula)} |", "|---" * (1 + len(entry.formula)) + "|"]
         for title, passes in entry.places().items():
-            cells = ["<br>".join(map(link, found)) or LEFT for found in passes.values()]
-            page.append(f"| {title} | {' | '.join(cells)} |")
+            page.append(f"| {title} | {' | '.join(links(found) or LEFT for found in passes.values())} |")
         page.append("")
-    return "\n".join(page).rstrip() + "\n"
+    free = [entry for entry in entries if not any(entry.kernels.values())]
+    page += ["## Without a kernel", "", "Array operations of NumPy, or of CuPy:", ""] if free else []
+    page += [f"- {links(entry.formula['forward'], entry.name)}: {entry.summary}" for entry in free]
+    return "\n".join(page) + "\n"
 
 
-def link(place: Place) -> str:
-    for root in (places.PACKAGE, places.KERNELS):
-        if place.path.is_relative_to(root):
-            path = f"{root.name}/{place.path.relative_to(root).as_posix()}"
-    return f"[{path}](../{path}) `{place.name}`" + (f" ({LEFT})" if place.owner == "reference" else "")
+def links(found: list[Place], name: str = "") -> str:
+    """A link to each file, and the functions that are meant in it."""
+    files: dict[Path, list[Place]] = {}
+    for place in found:
+        files.setdefault(place.path, []).append(place)
+    cells = []
+    for path, inside in files.items():
+        root = places.KERNELS if path.is_relative_to(places.KERNELS) else places.PACKAGE
+        relative = f"{root.name}/{path.relative_to(root).as_posix()}"
+        names = dict.fromkeys(f"`{name or described(place)}`" for place in inside)
+        cells.append(f"[{path.name}](../{relative}) {', '.join(names)}")
+    return "<br>".join(cells)
+
+
+def described(place: Place) -> str:
+    return f"{place.name} ({LEFT if place.owner == 'reference' else 'shared'})" if place.owner else place.name
