@@ -20,12 +20,12 @@ from tinyres.kernels.contract import Unsupported, kernels_of
 
 
 def _wide(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel``, which refuses 16 bits: their sums are made in float32, and that would be in every line."""
+    """``kernel``, for 32 and 64 bits alone: with 16, sums are taken in float32, which every line would have to spell out."""
 
     @functools.wraps(kernel)
     def run(*args: Any) -> Any:
         if any(is_half(a.dtype) for a in args if hasattr(a, "dtype")):
-            raise Unsupported("16 bits: the definitions are in float32 and float64")
+            raise Unsupported("16 bits: the definitions are for float32 and float64")
         return kernel(*args)
 
     return run

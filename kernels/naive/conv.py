@@ -1,12 +1,12 @@
 """Convolution and its two gradients: one window, one multiplication.
 
-Three lines say it all. With the window that output pixel (n, f, i, j) reads,
+Three lines say it all. With the window of x that output pixel (n, f, i, j) reads,
 
     y[n, f, i, j] = sum of w[f] * window
-    dwindow += w[f] * dy[n, f, i, j]            each pixel of x collects from all windows that read it
-    dw[f] += window * dy[n, f, i, j]            each filter collects from all windows that it was laid on
+    dwindow += w[f] * dy[n, f, i, j]            each pixel of x collects from every window that read it
+    dw[f] += window * dy[n, f, i, j]            each filter collects from every window that it was laid over
 
-The text reads the same in all three: what was multiplied by w[f] going forward receives w[f] times the cotangent.
+Forward, window and filter are multiplied; so backward, each of the two receives the cotangent times the other.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, grou
     """y[n, f, i, j] = sum over c, a, b of w[f, c, a, b] x[n, c, i s - p + a d, j s - p + b d]"""
     padded = pad(x, padding)
     y = np.empty((len(x), len(w), *output_size(padded, w.shape[2:], stride, dilation)), x.dtype)
-    for n, f, i, j, window in _places(padded, w.shape, stride, dilation, groups):
+    for n, f, i, j, window in _output_pixels(padded, w.shape, stride, dilation, groups):
         y[n, f, i, j] = (w[f] * window).sum()
     return y
 
@@ -34,7 +34,7 @@ def conv2d_backward_input(
     Windows overlap, so that a pixel receives from several; a pixel that no window read keeps 0.
     """
     dpadded = pad(np.zeros(x_shape, dy.dtype), padding)
-    for n, f, i, j, dwindow in _places(dpadded, w.shape, stride, dilation, groups):
+    for n, f, i, j, dwindow in _output_pixels(dpadded, w.shape, stride, dilation, groups):
         dwindow += w[f] * dy[n, f, i, j]
     dx = crop(dpadded, padding)
     if into is None:
@@ -48,12 +48,12 @@ def conv2d_backward_weight(
 ) -> Array:
     """dw[f, c, a, b] = sum over n, i, j of dy[n, f, i, j] x[n, c, i s - p + a d, j s - p + b d]"""
     dw = np.zeros(w_shape, dy.dtype)
-    for n, f, i, j, window in _places(pad(x, padding), w_shape, stride, dilation, groups):
+    for n, f, i, j, window in _output_pixels(pad(x, padding), w_shape, stride, dilation, groups):
         dw[f] += window * dy[n, f, i, j]
     return dw
 
 
-def _places(
+def _output_pixels(
     padded: Array, w_shape: Shape, stride: Pair, dilation: Pair, groups: int
 ) -> Iterator[tuple[int, int, int, int, Array]]:
     """Every output pixel (n, f, i, j), and the window (C / groups, KH, KW) of image n that filter f reads for it.

@@ -26,7 +26,7 @@ def relu6_backward(dy: Array, y: Array) -> Array:
 
 
 def cast(x: Array, dtype: np.dtype) -> Array:
-    """x in another dtype; what is too large for it becomes an infinity, without a warning."""
+    """y = x in another dtype; what is too large for it becomes an infinity, without a warning."""
     with np.errstate(over="ignore"):
         return x.astype(dtype)
 

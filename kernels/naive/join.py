@@ -1,6 +1,6 @@
 """The join that ends a residual block, and the shortcut without parameters.
 
-    z = relu(F(x) + s(x))
+    z = relu(F(x) + shortcut(x))
 
 Backward there is one cotangent of the sum, ds = dz where z > 0, and both addends receive it as it is: an addition hands on
 what it gets. Nothing multiplies ds on its way into the shortcut; that is the whole point of a residual network.

@@ -1,6 +1,6 @@
 """Cross-entropy of logits and integer labels, one row at a time.
 
-With p = softmax(logits), and q what is wished for: 1 - label_smoothing at the label, and label_smoothing / K everywhere,
+With p = softmax(logits) and q the target, 1 - label_smoothing at the label plus label_smoothing / K everywhere,
 
     loss = - sum over k of q[k] log p[k]        dloss / dlogits[k] = p[k] - q[k]
 """
@@ -22,7 +22,7 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple
     for n, row in enumerate(logits):
         shifted = row - max(row)
         log_p[n] = shifted - math.log(sum(math.exp(v) for v in shifted))
-        losses[n] = -(_wished(labels[n], log_p, label_smoothing) * log_p[n]).sum()
+        losses[n] = -(_target(labels[n], log_p, label_smoothing) * log_p[n]).sum()
     return losses, log_p
 
 
@@ -30,7 +30,7 @@ def cross_entropy_backward(dlosses: Array, log_probs: Array, labels: Array, labe
     """dlogits[n, k] = (p[n, k] - q[k]) dlosses[n]"""
     dlogits = np.empty(log_probs.shape, log_probs.dtype)
     for n, row in enumerate(log_probs):
-        dlogits[n] = (np.exp(row) - _wished(labels[n], log_probs, label_smoothing)) * dlosses[n]
+        dlogits[n] = (np.exp(row) - _target(labels[n], log_probs, label_smoothing)) * dlosses[n]
     return dlogits
 
 
@@ -53,8 +53,8 @@ def count_wrong(logits: Array, labels: Array, total: Array) -> None:
             total += 1
 
 
-def _wished(label: int, log_p: Array, label_smoothing: float) -> Array:
-    """q (K,): the distribution that the loss asks for."""
+def _target(label: int, log_p: Array, label_smoothing: float) -> Array:
+    """q (K,): the distribution that p should have."""
     q = np.full(log_p.shape[1], label_smoothing / log_p.shape[1], log_p.dtype)
     q[label] += 1 - label_smoothing
     return q
