@@ -1,4 +1,4 @@
-"""Training: recipes, the `Trainer`, checkpoints that resume bit for bit, and the evaluation of what was trained."""
+"""Training: recipes, the `Trainer`, checkpoints that resume bit for bit, and evaluation."""
 
 from tinyres.train.checkpoint import build_network, load_network, save_network
 from tinyres.train.evaluation import Evaluation, evaluate

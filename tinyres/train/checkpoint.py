@@ -1,11 +1,11 @@
-"""Files of weights and checkpoints: safetensors with arrays, and beside them JSON texts that say what they are.
+"""Files of weights and checkpoints: safetensors files with arrays, and with JSON texts that describe them.
 
-    network         {"name": "resnet20", "shortcut": "A", "num_classes": 10}, or null for a network of one's own
+    network         {"name": "resnet20", "shortcut": "A", "num_classes": 10}, or null for a network of your own
     normalisation   {"mean": ..., "scale": ...}: the network was fed (images / 255 - mean) * scale
-    run             in a checkpoint, everything else that a resumed run needs
+    run             in a checkpoint: everything else that a resumed run needs
     crc32           over all of this, since the format itself does not notice a flipped bit
 
-The momentum of the parameter NAME is the array momentum/NAME; the rest are the network's own arrays.
+The momentum of the parameter NAME is the array momentum/NAME; the other arrays are the network's own.
 """
 
 import json
@@ -26,7 +26,7 @@ OPTIONS = {"name", "shortcut", "num_classes"}
 
 
 class Contents(NamedTuple):
-    """What a file of ours holds, as it lies there."""
+    """What a file of ours holds."""
 
     arrays: dict[str, np.ndarray]
     momentum: dict[str, np.ndarray]  # by the name of the parameter
@@ -34,14 +34,14 @@ class Contents(NamedTuple):
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], momentum: dict[str, np.ndarray], texts: dict[str, Any]) -> None:
-    """Writes all or nothing. Raises `CheckpointError` where that cannot be done; the old file is then as it was."""
+    """Writes all or nothing. If that fails, raises `CheckpointError` and leaves the old file as it was."""
     everything = arrays | {MOMENTUM + name: array for name, array in momentum.items()}
     metadata = {key: json.dumps(value, allow_nan=False) for key, value in texts.items()}
     save_safetensors(path, everything, metadata | {"crc32": _crc32(everything, metadata)})
 
 
 def read(path: Path) -> Contents:
-    """Reads what `write` wrote. Raises `CheckpointError` for a file that is missing, damaged or from elsewhere."""
+    """Reads what `write` wrote. Raises `CheckpointError` for a file that is missing, damaged or from another program."""
     arrays, metadata = load_file(path)
     crc32 = metadata.pop("crc32", None)
     if crc32 is None:
@@ -91,7 +91,8 @@ def save_network(
 ) -> None:
     """Writes a network's weights and what is needed to use them: its name and options, and its normalisation.
 
-    ``result`` is for the reader of the file: what was reached, and on which data. Raises `CheckpointError`.
+    ``result`` is for whoever reads the file: what was reached, and on which data. Raises `CheckpointError` if the file
+    cannot be written.
     """
     texts = {"network": network, "normalisation": normalisation_text(mean, scale), "result": result}
     write(path, model.state_dict(), {}, texts)
@@ -102,7 +103,7 @@ def normalisation_text(mean: np.ndarray, scale: np.ndarray) -> dict[str, Any]:
 
 
 class Loaded(NamedTuple):
-    """A network from a file, its (mean, scale), and the data set that it was trained on, if that is known."""
+    """A network from a file, its mean and scale, and the data set on which it was trained, if that is known."""
 
     model: Module
     mean: np.ndarray
@@ -120,7 +121,7 @@ def load_network(path: Path) -> Loaded:
     network = texts.get("network")
     if network is None:
         raise CheckpointError(f"{path} does not say which network it holds; in Python, use load_state_dict()")
-    # What a file asks to be built must be as large as the file: every layer has an array.
+    # A file may only ask for a network of its own size: every layer has an array.
     depth = re.search(r"\d+$", str(network.get("name"))) if isinstance(network, dict) else None
     if (
         depth is None

@@ -1,4 +1,4 @@
-"""The picture of a run: loss and error by epoch, as a PNG (matplotlib, without a display)."""
+"""The picture of a run: loss and error per epoch, as a PNG (drawn by matplotlib, without a display)."""
 
 import io
 from pathlib import Path
@@ -10,9 +10,9 @@ TRAIN, HELD_OUT = "#1f6fb4", "#d1495b"
 
 
 def write_curves(path: Path, title: str, lines: list[dict[str, Any]], held_out: str = "test") -> None:
-    """Draws the lines of ``metrics.jsonl``, one or more; ``held_out`` names the images that were not trained on.
+    """Draws ``lines``, one or more, of ``metrics.jsonl``; ``held_out`` names the images that are not trained on.
 
-    Raises ImportError where matplotlib is missing, OSError where the file cannot be written.
+    Raises ImportError if matplotlib is missing, OSError if the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""How good a network is on images that it was not trained on."""
+"""Loss and error of a network on images that it was not trained on."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tinyres.tensor import Tensor
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy, top-1 error in per cent, and of how many images."""
+    """Mean cross-entropy, top-1 error in per cent, and the number of images."""
 
     loss: float
     error: float
@@ -35,8 +35,8 @@ def evaluate(
 ) -> Evaluation:
     """Loss and error of ``model`` in evaluation mode on uint8 images (N, C, H, W), fed (images / 255 - mean) * scale.
 
-    ``on_batch(done, of)`` is called after each batch. The model's mode is left as it was. Raises `NonFiniteError`, with
-    the operation that made it, for a NaN or an infinity.
+    ``on_batch(done, total)`` is called after each batch. The model's mode is left as it was. At a NaN or an infinity,
+    raises `NonFiniteError` with the operation that made it.
     """
     device = next(model.parameters()).device
     kernel = dispatch.current().crop_flip if device == "cpu" else crop_flip  # (the loader's arrays are on the host)
@@ -63,5 +63,5 @@ def evaluate(
 
 
 def count_wrong(logits: Tensor, labels: np.ndarray) -> int:
-    """How many rows of logits (N, K) have their highest value elsewhere than at the label."""
+    """How many rows of logits (N, K) do not have their highest value at the label."""
     return int((logits.numpy().argmax(axis=1) != labels).sum())

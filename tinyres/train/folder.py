@@ -1,11 +1,11 @@
-"""The folder of a run: its files, and who else ran there.
+"""The folder of a run: its files, and the processes that ran there.
 
-last.safetensors    the checkpoint to resume from; the one file that decides where a run is
+last.safetensors    the checkpoint to resume from; this file alone decides how far the run is
 best.safetensors    the network after the epoch with the lowest error, written before the checkpoint that counts it:
-                    a run that is killed between the two repeats the epoch's end and writes the same bytes again
-metrics.jsonl       one line an epoch; a copy of what the checkpoint holds, as is
-curves.png          its picture
-config.json         the settings, and for each process that worked here its command, versions and machine
+                    a run that is killed between the two repeats the end of the epoch and writes the same bytes again
+metrics.jsonl       one line per epoch; a copy of what the checkpoint holds
+curves.png          the curves of these lines
+config.json         the settings, and command, versions and machine of each process that worked here
 """
 
 import json
@@ -25,7 +25,7 @@ from tinyres.files import write_atomically
 from tinyres.kernels.arrays import threads
 from tinyres.train.curves import write_curves
 
-CURVES_EVERY = 30.0  # seconds: drawing takes one of them
+CURVES_EVERY = 30.0  # seconds; drawing takes one
 
 
 class RunFolder:
@@ -39,21 +39,21 @@ class RunFolder:
         self.drawn = -CURVES_EVERY
 
     def open(self, resume: bool) -> None:
-        """Makes the folder ready. Raises `UsageError` if another run is in it that is not to be resumed."""
+        """Prepares the folder. Raises `UsageError` if it holds a run and ``resume`` is False."""
         files = (self.last, self.best, self.metrics, self.curves, self.config)
         there = [file.name for file in files if file.exists()]
         if there and not resume:
             raise UsageError(
                 f"{self.path} already holds a run ({', '.join(there)}), and nothing was changed; "
-                "go on with it by --resume (in Python fit(resume=True)), or choose another folder by --out"
+                "continue it with --resume (in Python: fit(resume=True)), or choose another folder with --out"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         for file in files:
-            for left in self.path.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
+            for left in self.path.glob(f".{file.name}.*.tmp"):  # left by a process that was killed while it wrote
                 left.unlink(missing_ok=True)
 
     def write_config(self, settings: dict[str, Any]) -> None:
-        """Notes the settings and adds this process to those that have worked here."""
+        """Writes the settings, and adds this process to those that have worked here."""
         try:
             processes = list(json.loads(self.config.read_text())["processes"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -65,7 +65,7 @@ class RunFolder:
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def draw(self, title: str, lines: list[dict[str, Any]], held_out: str, warn: Callable[[str], None], now: bool) -> None:
-        """Draws the curves, if that was not done just before or must be ``now``."""
+        """Draws the curves, unless that was done a moment ago and need not be done ``now``."""
         if not lines or (time.monotonic() - self.drawn < CURVES_EVERY and not now):
             return
         try:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a live bar on a terminal, plain lines elsewhere (a file, a pipe, a CI log)."""
+"""What a run shows while it runs: a live bar on a terminal, plain lines elsewhere (a file, a pipe, a CI log)."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ def duration(seconds: float) -> str:
 
 
 class Silent:
-    """Shows nothing: the base of the others, and what tests and notebooks may ask for."""
+    """Shows nothing: the base of the other displays, and useful in tests and notebooks."""
 
     def __enter__(self) -> "Silent":
         return self
@@ -22,14 +22,14 @@ class Silent:
         """Ends the display."""
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Shows a line that stays."""
 
     def step(self, where: str, done: int, steps: int, numbers: str, left: float | None) -> None:
-        """After each step: ``done`` of ``steps`` of the epoch called ``where``; ``left`` is in seconds, for the run."""
+        """Shows ``done`` of ``steps`` of the epoch called ``where``; the run needs ``left`` more seconds."""
 
 
 class Lines(Silent):
-    """One line an epoch, and within a long epoch one every ten seconds."""
+    """One line per epoch, and in a long epoch one every ten seconds."""
 
     def __init__(self, every: float = 10.0) -> None:
         self.every = every
@@ -46,7 +46,7 @@ class Lines(Silent):
 
 
 class Bar(Silent):
-    """A live bar for the epoch that is running, below the lines of the epochs that are done."""
+    """A live bar for the current epoch, below the lines of the earlier ones."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -83,7 +83,7 @@ class Bar(Silent):
 
 
 def for_terminal() -> Silent:
-    """The bar where standard output is a terminal that can move its cursor and rich is installed, lines elsewhere."""
+    """The bar if rich is installed and standard output is a terminal that can move its cursor; lines if not."""
     if sys.stdout.isatty():
         try:
             from rich.console import Console

@@ -1,8 +1,8 @@
 """Recipes: what a training run does to the images, the learning rate and the weights.
 
-Both are SGD with momentum 0.9 and weight decay 1e-4 on everything, on images padded by 4, cropped and mirrored. Their
-learning rates are for batches of 128 and go in proportion to the batch (Goyal et al. 2017, arXiv 1706.02677): twice the
-images make half the steps, each twice as long.
+Both use SGD with momentum 0.9 and weight decay 1e-4 for all parameters, and images padded by 4, cropped and mirrored. Their
+learning rates are for batches of 128 and grow in proportion to the batch (Goyal et al. 2017, arXiv 1706.02677): twice as
+many images per batch make half as many steps, each twice as long.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 HE_ITERATIONS = 64_000
 HE_WARM_UP = 400
-SHAPES_EPOCHS = 6  # the generated images are 5,000 and easy: for them, this many epochs in every recipe
+SHAPES_EPOCHS = 6  # in every recipe: the 5,000 generated images are easy to learn
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A way to train. ``lr`` is the highest learning rate, at batch 128;
-    ``make_schedule(optimizer, lr, steps, depth)`` gives its course over all the steps of a run.
+    ``make_schedule(optimizer, lr, steps, depth)`` makes the schedule for all the steps of a run.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Recipe:
     make_schedule: Callable[[SGD, float, int, int], Schedule]
     per: str  # what has a mean of its own: "pixel" or "channel"
     divide_std: bool
-    epochs: Callable[[int], int]  # from the steps in an epoch, for CIFAR
+    epochs: Callable[[int], int]  # for CIFAR, from the steps per epoch
 
     def normalisation(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(mean, scale) of the training images, as `data.normalisation` gives them."""
@@ -45,7 +45,7 @@ class Recipe:
 
 
 def depth_of(model: Module) -> int:
-    """Weighted layers as the paper counts them: convolutions and linear layers, projection shortcuts left out."""
+    """Weighted layers, counted as in the paper: convolutions and linear layers, without projection shortcuts."""
     layers = [name for name, module in model.named_modules() if isinstance(module, Conv2d | Linear)]
     return sum("shortcut" not in name for name in layers)
 
@@ -56,10 +56,10 @@ def one_cycle(optimizer: SGD, lr: float, steps: int, depth: int) -> Schedule:
 
 
 def he_steps(optimizer: SGD, lr: float, steps: int, depth: int) -> Schedule:
-    """``lr``, a tenth of it from half of the steps on, a hundredth from three quarters on: 32k and 48k of 64k.
+    """``lr``, a tenth of it after half of the steps, a hundredth after three quarters: after 32k and 48k of 64k.
 
-    110 layers and more start with a tenth of it. The paper holds that until the training error is under 80 %, "about
-    400 iterations"; here it is 400 iterations, so that the course is known in advance.
+    Networks of 110 layers or more start with a tenth of ``lr``. The paper keeps that until the training error is under
+    80 %, "about 400 iterations"; here it is always 400 iterations, so that the schedule is known in advance.
     """
     schedule = MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
     return Warmup(schedule, HE_WARM_UP, factor=0.1, kind="constant") if depth >= 110 else schedule

@@ -1,4 +1,4 @@
-"""Where a training run is: the part of a checkpoint that is not arrays."""
+"""How far a training run is: the part of a checkpoint that is not arrays."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields
@@ -9,10 +9,10 @@ from tinyres.errors import CheckpointError, UsageError
 
 @dataclass
 class State:
-    """The sums are those of the epoch that is running."""
+    """How far a run is. The sums are those of the current epoch."""
 
     epoch: int = 0  # epochs done
-    step: int = 0  # steps of the next epoch done
+    step: int = 0  # steps done in the current epoch
     images: int = 0
     wrong: int = 0
     loss: float = 0.0  # summed over the images
@@ -26,7 +26,7 @@ class State:
 
 
 def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> State:
-    """The state that ``State.text`` gave. Raises `CheckpointError` for one that no such run could be in."""
+    """The state behind what `State.text` returned. Raises `CheckpointError` for one that such a run cannot be in."""
     try:
         state = State(**text)
     except TypeError as error:
@@ -45,7 +45,7 @@ def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> Stat
 
 
 def check_same(saved: Any, now: dict[str, Any], where: object) -> None:
-    """Raises `UsageError`, naming each difference, unless a run is resumed with the settings that it began with."""
+    """Raises `UsageError`, which names each difference, unless a run is resumed with the settings with which it began."""
     if not isinstance(saved, dict):
         raise CheckpointError(f"{where}: its checkpoint has no settings")
     different = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
@@ -53,5 +53,5 @@ def check_same(saved: Any, now: dict[str, Any], where: object) -> None:
         listed = "; ".join(f"{key} was {saved.get(key)!r} and is {now.get(key)!r} now" for key in different)
         raise UsageError(
             f"{where} cannot be resumed with other settings: {listed}. "
-            "Give the run's own, or start another run in another folder"
+            "Use the settings of the run, or start another run in another folder"
         )

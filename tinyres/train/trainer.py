@@ -1,7 +1,8 @@
-"""`Trainer`: trains a network by a recipe, shows how it goes, and can be killed at any moment.
+"""`Trainer`: trains a network by a recipe, shows its progress, and may be killed at any moment.
 
-A run that is killed and resumed gives the same bits as one that was not: all that a step depends on (weights, momentum,
-place in the data, random state, the epoch's sums so far) is in one checkpoint, and that is written whole or not at all.
+A run that is killed and resumed gives the same bits as one that was not: everything that a step depends on (weights,
+momentum, position in the data, random state, the sums of the epoch so far) is in one checkpoint, and that is written whole
+or not at all.
 """
 
 import math
@@ -42,20 +43,23 @@ AMP = {"fp16": "float16", "bf16": "bfloat16"}
 class Trainer:
     """Trains ``model`` on ``dataset``: ``Trainer("resnet20", tr.data.load("cifar10"), out="runs/first").fit()``.
 
-    model: a network, or the name of one, or {"name": "resnet20", "shortcut": "B"}.  Named networks are built here,
-        after `manual_seed(seed)`, and their files can be used by ``tinyres eval``.
-    recipe: a name in `RECIPES`.  epochs, lr: by default the recipe's, lr in proportion to the batch size, which is 128, or
-        all images where there are fewer.
-    seed: of the initial weights (of a named network), the order of the images and the augmentation.
-    augment: whether to crop and mirror.  validation: how many training images to hold out and to test on instead.
-    out: the folder for checkpoints, metrics and curves; nothing is kept without one.
-    save_every: seconds between checkpoints within an epoch.  options: what a command wants to find in the checkpoint.
+    model: a network, or the name of one, or {"name": "resnet20", "shortcut": "B"}. Named networks are built here, after
+        ``manual_seed(seed)``, and ``tinyres eval`` can use their files.
+    recipe: a name in `RECIPES`.
+    epochs, lr: by default the recipe's, with lr in proportion to the batch size.
+    batch_size: by default 128, or all images if there are fewer.
+    seed: for the initial weights (of a named network), the order of the images, and the augmentation.
+    augment: whether to crop and mirror.
+    validation: how many training images to hold out and use in place of the test set.
+    out: the folder for checkpoints, metrics and curves; without one, nothing is saved.
+    save_every: seconds between checkpoints within an epoch.
+    options: what a command wants to find again in the checkpoint.
     display: see `progress`; by default a bar on a terminal and lines elsewhere.
-    profile: whether to measure the steps' kernels, in the attribute ``profile`` (see `tinyres.profiler`).
-    amp: "fp16" or "bf16" for activations of 16 bits (mixed precision); weights stay float32, and with fp16 the loss is
-        scaled.  graph: whether a backend of CUDA kernels may capture its step and its test as graphs.
+    profile: whether to measure the kernels of each step, in the attribute ``profile`` (see `tinyres.profiler`).
+    amp: "fp16" or "bf16" for activations of 16 bits (mixed precision). Weights stay float32; with fp16 the loss is scaled.
+    graph: whether a backend of CUDA kernels may capture its step and its test as graphs.
 
-    Raises `UsageError` for settings without meaning.
+    Raises `UsageError` for settings out of range.
     """
 
     def __init__(
@@ -165,12 +169,12 @@ class Trainer:
     # --- the run ------------------------------------------------------------------------------------------------------
 
     def fit(self, resume: bool = False) -> list[dict[str, Any]]:
-        """Trains to the end, or with ``resume`` from the last checkpoint in ``out`` to the end; returns the lines of
+        """Trains to the end, with ``resume`` starting from the last checkpoint in ``out``; returns the lines of
         ``metrics.jsonl``.
 
-        Ctrl-C saves after the step that is running and raises KeyboardInterrupt. Raises `NonFiniteError`, and leaves the
-        last checkpoint as it was, at the first NaN or infinity; `CheckpointError` for a checkpoint that cannot be used;
-        `UsageError` for a folder in which another run is, and for other settings than those of the run to be resumed.
+        Ctrl-C saves after the current step and raises KeyboardInterrupt. At the first NaN or infinity, raises
+        `NonFiniteError` and leaves the last checkpoint as it was. Raises `CheckpointError` for a checkpoint that cannot be
+        used, `UsageError` for a folder that holds another run, and for settings that differ from those of the resumed run.
         """
         with self._interruptible(), self.display, warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's about overflow: here it is an error with a name
@@ -184,19 +188,19 @@ class Trainer:
         return self.state.lines
 
     def evaluate(self) -> Evaluation:
-        """Loss and error on the images that are held out."""
+        """Loss and error on the held-out images."""
         data, test = self.dataset, self.resident_test
         if test and dispatch.get_backend() in RESIDENT and next(self.model.parameters()).device == self.device:
             return test.run(self._tested)
         return evaluate(self.model, data.test_images, data.test_labels, self.mean, self.scale, on_batch=self._tested)
 
     def best(self) -> dict[str, Any] | None:
-        """The line of the epoch with the lowest error on the images that are held out, the first of equals."""
+        """The line of the epoch with the lowest error on the held-out images, the first of equals."""
         return min(self.state.lines, key=lambda line: line[f"{self.held_out}_error"], default=None)
 
     def _train_resident_epoch(self, resident: ResidentStep) -> None:
-        """The epoch on the device, which is looked at after 1, 2, 4, ... steps, as long as that takes a fraction of a
-        second.
+        """Runs the epoch on the device. The host reads its sums after 1, 2, 4, ... steps, at most a fraction of a second
+        apart.
         """
         state, first = self.state, self.state.epoch * self.steps
         lrs = [self.schedule.lr_at(first + step) for step in range(self.steps)]
@@ -230,7 +234,7 @@ class Trainer:
             self._stop_or_save()
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Forward, backward, update. The update is left out if the loss or a gradient is not finite."""
+        """Forward, backward, update. There is no update if the loss or a gradient is not finite."""
         state, random = self.state, default_generator().bit_generator.state
         self.schedule.set_step(state.epoch * self.steps + state.step)
         x, y = Tensor(images).to(self.device).to(self.dtype), Tensor(labels).to(self.device)
@@ -251,7 +255,7 @@ class Trainer:
         state.loss += loss.item() * len(labels)
 
     def _finish_epoch(self) -> None:
-        """Tests, and writes what an epoch leaves: the best network first, then the checkpoint that knows of it."""
+        """Tests, and writes the results of the epoch: first the best network, then the checkpoint that refers to it."""
         self._check_weights()
         state, began = self.state, time.perf_counter()
         try:
@@ -279,7 +283,7 @@ class Trainer:
         )
 
     def _line(self, held_out: Evaluation) -> dict[str, Any]:
-        """The line of ``metrics.jsonl`` for the epoch that is running."""
+        """The line of ``metrics.jsonl`` for the current epoch."""
         state, images = self.state, max(self.state.images, 1)
         return {
             "epoch": state.epoch + 1,
@@ -297,12 +301,12 @@ class Trainer:
     def _open(self, resume: bool) -> None:
         if not self.folder:
             if resume:
-                raise UsageError("to resume, a run needs the folder that it was in: out=...")
+                raise UsageError("to resume, a run needs its folder: out=...")
             return
         self.folder.open(resume)
         if resume and self.folder.last.exists():
             self._restore()
-            here = f"going on in {self._where()} after step {self.state.step} of {self.steps}"
+            here = f"continuing in {self._where()} after step {self.state.step} of {self.steps}"
             done = "all epochs are done"
             self.display.message(f"{self.folder.path}: {here if self.state.epoch < self.epochs else done}")
             self.folder.write_metrics(self.state.lines)
@@ -314,7 +318,7 @@ class Trainer:
         self.folder.write_config(self.settings)
 
     def _save(self) -> None:
-        """Writes the checkpoint, unless a weight is no longer a number: then the last good one stays."""
+        """Writes the checkpoint, unless a weight is not finite: then the last good checkpoint stays."""
         if not self.folder:
             return
         self._check_weights()
@@ -359,7 +363,7 @@ class Trainer:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Lets the first Ctrl-C wait for the end of a step, and a second one not."""
+        """Makes the first Ctrl-C wait for the end of the step; a second one stops at once."""
 
         def note(*_: object) -> None:
             if self._stop:
@@ -384,16 +388,16 @@ class Trainer:
             self._draw(now=True)
             raise KeyboardInterrupt
 
-    def _tested(self, done: int, of: int) -> None:
-        """After a batch of a test, or some: nothing has changed since the last step, so the run can stop here."""
-        self.display.step(f"{self._where()}, {self.held_out}", done, of, "", None)
+    def _tested(self, done: int, total: int) -> None:
+        """Called after one or more test batches: nothing has changed since the last step, so the run can stop here."""
+        self.display.step(f"{self._where()}, {self.held_out}", done, total, "", None)
         if self._stop:
             self._stop_or_save()
 
     # --- what went wrong ----------------------------------------------------------------------------------------------
 
     def _name_the_culprit(self, passes: Callable[[], object]) -> None:
-        """Runs a step's passes again, with every result looked at."""
+        """Runs the passes of a step again, with every result checked."""
         try:
             with detect_anomaly():
                 passes()
@@ -439,7 +443,7 @@ def _finite(array: Any) -> bool:
 
 
 def _crc32(data: Dataset) -> int:
-    """Tells data sets of the same name and size apart."""
+    """A checksum that tells data sets of the same name and size apart."""
     value = 0
     for array in (data.train_images, data.train_labels, data.test_images, data.test_labels):
         value = zlib.crc32(np.ascontiguousarray(array).data, value)

@@ -1,4 +1,4 @@
-"""Weight files as dicts of names to NumPy arrays: safetensors, and PyTorch's own formats without PyTorch."""
+"""Weight files as dicts from names to NumPy arrays: safetensors, and PyTorch's own formats, without PyTorch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["import_weights", "load_file", "map_names", "save_safetensors"]
 def load_file(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays in a weight file and its metadata (empty for PyTorch's formats, which have none).
 
-    The content decides, not the suffix: safetensors, ``torch.save`` as zip or in the format before PyTorch 1.6.
-    bfloat16 becomes float32, every other type stays. Nothing that the file asks for is run.
-    Raises `CheckpointError` with the path and the reason if that cannot be done.
+    The content decides, not the suffix: safetensors, or ``torch.save`` as a zip file or in the format before PyTorch 1.6.
+    bfloat16 becomes float32, every other type stays. Nothing in the file is executed. Raises `CheckpointError`, with the
+    path and the reason, if the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -44,7 +44,7 @@ def load_file(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def import_weights(path: StrPath, target: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The weights in a file under our names and in float32, ready for a model with the names and shapes of ``target``.
+    """The weights in a file, in float32 and under our names, ready for a model with the names and shapes of ``target``.
 
     Raises `CheckpointError` as `load_file` and `map_names` do, and if a number is too large for float32.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# How the elements lie in the file (always little-endian), by the short names that safetensors uses.
+# How elements are stored in the file (always little-endian), by the short names of safetensors.
 STORED = {
     name: np.dtype(stored)
     for name, stored in {
@@ -26,7 +26,7 @@ STORED = {
 
 
 def decode(stored: np.ndarray, kind: str) -> np.ndarray:
-    """An own, contiguous, native copy of ``stored``, whose elements are of ``kind``; bfloat16 becomes float32."""
+    """A contiguous copy of ``stored``, whose elements are of ``kind``, in native byte order; bfloat16 becomes float32."""
     if kind == "BF16":
         # A bfloat16 is the upper half of the float32 of the same value.
         bits = stored.astype(np.uint32, order="C")
@@ -37,5 +37,5 @@ def decode(stored: np.ndarray, kind: str) -> np.ndarray:
 
 
 def shown(text: str) -> str:
-    """Text of a file, safe to print: no control characters, and not a page of it."""
+    """Text from a file, safe to print: without control characters, and cut to 200 characters."""
     return ascii(text)[1:-1] if len(text) <= 200 else ascii(text[:197])[1:-1] + "..."

@@ -14,7 +14,7 @@ import numpy as np
 from tinyres.errors import CheckpointError
 from tinyres.weights.common import shown
 
-# What DataParallel, torch.compile and wrapping modules put in front of every name, in any number.
+# What DataParallel, torch.compile and wrapping modules put in front of every name, any number of times.
 _PREFIXES = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")
 _RULES = [
     (re.compile(pattern), ours)
@@ -31,10 +31,10 @@ _LISTED = 8
 
 
 def map_names(arrays: Mapping[str, np.ndarray], target: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The arrays under our names, in the order of ``target``, which holds the name and shape of each one expected.
+    """The arrays under our names, in the order of ``target``, which holds the expected names and shapes.
 
     ``num_batches_tracked``, PyTorch's count of steps in a batch norm, is dropped where the target has none.
-    Raises `CheckpointError` if two arrays map to one name, or listing what is missing, unexpected or of another shape.
+    Raises `CheckpointError` if two arrays map to one name, and for names that are missing, unexpected or of another shape.
     """
     sources: dict[str, str] = {}
     for name in arrays:
@@ -65,7 +65,7 @@ def map_names(arrays: Mapping[str, np.ndarray], target: Mapping[str, tuple[int, 
 
 
 def _our_name(name: str, target: Mapping[str, object]) -> str:
-    """A name that the target has is left alone; the rules are for the others."""
+    """A name that the target has stays as it is; the rules are for all others."""
     if name in target:
         return name
     name = _PREFIXES.sub("", name)
@@ -92,7 +92,7 @@ def _hint(ours: Iterable[str], target: Iterable[str]) -> str:
 
 
 def _describe(names: Iterable[str]) -> str:
-    """Which ResNet has these names, by its depth: the convolutions of its blocks, the stem and the head."""
+    """The ResNet that has these names. Its depth counts the convolutions of the blocks, the stem and the head."""
     layers = [name for name in names if _BLOCK.match(name)]
     if not layers:
         return "no ResNet"

@@ -1,4 +1,4 @@
-"""Weights in the safetensors format, through the `safetensors` package, which is imported when it is needed."""
+"""Weights in the safetensors format, through the package safetensors, which is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tinyres.weights.common import STORED, decode, shown
 
 
 def save_safetensors(path: StrPath, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named arrays, of any shape and layout, and a dict of texts: the old file stays whole until the new one is.
+    """Write named arrays, of any shape and layout, and a dict of texts. The old file stays until the new one is complete.
 
-    Raises `CheckpointError` if `safetensors` is not installed, a dtype has no place in the format (objects, complex
-    numbers), a name or an entry of the metadata is not text, or the file cannot be written.
+    Raises `CheckpointError` if safetensors is not installed, the format has no such dtype (objects, complex numbers), a
+    name or an entry of the metadata is not text, or the file cannot be written.
     """
     package = _safetensors()
     for key, value in (metadata or {}).items():
@@ -29,7 +29,7 @@ def save_safetensors(path: StrPath, arrays: Mapping[str, np.ndarray], metadata: 
             raise CheckpointError(f"cannot save {name!r}: a name must be a text, and not '__metadata__'")
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise CheckpointError(f"cannot save {name!r} ({array.dtype}): elements must be plain numbers")
-        # The package writes memory as it lies: a transposed array would be written wrong, with no error.
+        # The package writes memory as it is: a transposed array would be written wrong, without an error.
         ready[name] = np.asarray(array, order="C")
     try:
         write_atomically(path, package.numpy.save(ready, dict(metadata) if metadata else None))
@@ -40,7 +40,7 @@ def save_safetensors(path: StrPath, arrays: Mapping[str, np.ndarray], metadata: 
 def parse_safetensors(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and the metadata in the content of a safetensors file; bfloat16 becomes float32.
 
-    Raises `CheckpointError` if `safetensors` is not installed, the file is damaged, or an element type is unknown.
+    Raises `CheckpointError` if safetensors is not installed, the file is damaged, or an element type is unknown.
     """
     package = _safetensors()
     try:

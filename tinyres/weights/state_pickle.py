@@ -1,11 +1,11 @@
-"""Read the pickle inside a PyTorch file as data, without running anything.
+"""Reads the pickle inside a PyTorch file as data: nothing in it is executed.
 
 A pickle is a program for a small stack machine: push a number, build a tuple, import this name, call that. Python's
-own unpickler runs it, so that a downloaded file can run any command. The machine here knows only the instructions
-that ``torch.save`` needs for a dict of tensors, it imports nothing, and of all names it knows the few in `_NAMES`, each
-of which stands for something harmless of this file. Every other name and instruction is refused.
+own unpickler runs it, so a downloaded file can run any command. The machine here knows only the instructions that
+``torch.save`` needs for a dict of tensors. It imports nothing, and knows only the few names in `_NAMES`, each of which
+stands for something harmless in this file. Every other name and instruction is refused.
 
-Why not `pickle.Unpickler` with a strict ``find_class``: it still hashes tuples nested a million deep (a crash), sets up
+Why not ``pickle.Unpickler`` with a strict ``find_class``? It still hashes tuples nested a million deep (a crash), allocates
 a memo as large as the file asks for, and lets the file set attributes of what it built.
 """
 
@@ -20,7 +20,7 @@ from types import FunctionType
 from tinyres.errors import CheckpointError
 from tinyres.weights.common import shown
 
-# A tensor takes about 30 instructions; this is room for 60,000 tensors and keeps memory under some 200 MB.
+# A tensor takes about 30 instructions; this allows 60,000 tensors and keeps memory under some 200 MB.
 MAX_STEPS = 2_000_000
 MAX_DIMENSIONS = 32
 MAX_ARGUMENTS = 8
@@ -56,7 +56,7 @@ class TensorRecord:
 
 
 class PickleReader:
-    """Reads the pickles that lie one behind the other in ``data``; ``position`` is where the next one starts."""
+    """Reads the pickles in ``data``, one after the other; ``position`` is where the next one starts."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -69,7 +69,7 @@ class PickleReader:
     def load(self) -> object:
         """The next object: None, bool, int, float, str, tuple, list, dict, `TensorRecord`, or a stand-in for a name.
 
-        Raises `CheckpointError` if the pickle is damaged, or asks for anything that a state dict has no need of.
+        Raises `CheckpointError` if the pickle is damaged, or asks for anything that a state dict does not need.
         """
         self._stack, self._marked, self._memo = [], [], {}
         try:
@@ -230,7 +230,7 @@ def _size(*arguments: object) -> object:
 
 
 def _device(*_: object) -> None:
-    """Where a tensor was is of no interest."""
+    """The device of a tensor does not matter here."""
 
 
 def _tensor(*arguments: object) -> TensorRecord:

@@ -1,10 +1,10 @@
-"""The two formats of ``torch.save``, read without PyTorch and without running anything that the file asks for.
+"""The two formats of ``torch.save``, read without PyTorch; nothing in the file is executed.
 
 Zip (PyTorch 1.6 and later): a zip archive with ``FOLDER/data.pkl``, a pickle of the saved object in which each tensor
 names a storage, and ``FOLDER/data/KEY``, the elements of each storage.
 
-Old: five pickles one behind the other (a magic number, a version, the sizes of C types, the saved object, a list of
-storage keys), then for each key an int64 count of elements and the elements, little-endian.
+Old: five pickles in a row (a magic number, a version, the sizes of C types, the saved object, a list of storage keys),
+then for each key an int64 count of elements and the elements, little-endian.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
 # Where training scripts keep the state dict, beside the epoch, the optimizer and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "params", "weights")
-# A file may not unfold into more than 16 times its own size (and a small file into 1 MiB): entries that are deflated
-# and tensors that share a storage stay far below that, a zip bomb does not.
+# A file may not expand to more than 16 times its own size (plus 1 MiB, for small files): compressed entries and tensors
+# that share a storage stay far below that, a zip bomb does not.
 EXPANSION, SMALL = 16, 2**20
 
 # What `zipfile` raises for a damaged archive.
@@ -37,7 +37,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFE
 def parse_torch(data: bytes) -> dict[str, np.ndarray]:
     """The state dict in ``data``, the content of a file that ``torch.save`` wrote.
 
-    The state dict may be the object itself or lie in it under one of `WRAPPERS`; what is not a tensor is left out.
+    The state dict may be the saved object itself, or be in it under one of `WRAPPERS`; what is not a tensor is left out.
     Raises `CheckpointError` if the file is damaged, holds no state dict, or asks for code to be run.
     """
     content, storages = _parse_zip(data) if data[:2] == b"PK" else _parse_old(data)
@@ -54,7 +54,7 @@ def parse_torch(data: bytes) -> dict[str, np.ndarray]:
 
 
 def find_state_dict(content: object) -> dict[str, TensorRecord]:
-    """The one dict of tensors in what a file holds: at its top, or under one or two of `WRAPPERS`."""
+    """The one dict of tensors in what a file holds: at the top, or under one or two of `WRAPPERS`."""
     if not isinstance(content, dict):
         raise CheckpointError(f"holds a {type(content).__name__} where a dict of tensors is expected")
     found = _state_dicts(content, "", levels=3)
@@ -70,7 +70,7 @@ def find_state_dict(content: object) -> dict[str, TensorRecord]:
 
 
 def _state_dicts(content: object, path: str, levels: int) -> dict[str, dict[str, TensorRecord]]:
-    """By their path, the dicts that hold tensors; one that wraps others (beside a best accuracy, say) is not one."""
+    """The dicts that hold tensors, by their path. A dict that wraps one (beside a best accuracy, say) does not count."""
     if not isinstance(content, dict) or not levels:  # a dict can hold itself
         return {}
     wrapped: dict[str, dict[str, TensorRecord]] = {}
@@ -81,7 +81,7 @@ def _state_dicts(content: object, path: str, levels: int) -> dict[str, dict[str,
 
 
 class _ZipStorages(dict[str, memoryview]):
-    """Reads ``FOLDER/data/KEY`` when it is first asked for: an optimizer's storages may never be."""
+    """Reads ``FOLDER/data/KEY`` when it is first needed: an optimizer's storages may never be."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def _array(record: TensorRecord, storages: Mapping[str, memoryview]) -> np.ndarr
 
 
 def _elements(storage: Storage, storages: Mapping[str, memoryview]) -> memoryview:
-    """The bytes of a storage, of which there are as many as the pickle says."""
+    """The bytes of a storage: as many as the pickle says."""
     try:
         held = storages[storage.key]
     except KeyError:
