@@ -202,6 +202,11 @@ class Loss(Protocol):
     def cross_entropy_mean_backward(self, dloss: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
         """dloss, of shape () -> dlogits (N, K) = (p - q) * dloss / N."""
 
+    def count_wrong(self, logits: Array, labels: Array, total: Array) -> None:
+        """total (int32, shape ()) += how many rows of logits (N, K) have their first maximum elsewhere than at the label,
+        where NaN is more than any number.
+        """
+
 
 class Update(Protocol):
     """The optimiser's step, in place, and what mixed precision adds to it."""
@@ -237,15 +242,58 @@ class Update(Protocol):
 
 
 class Augment(Protocol):
-    """The loader's augmentation."""
+    """What a loader does: crops and flips, from bytes to normalised floats."""
 
     def crop_flip(self, images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
         """images (N, C, H, W) uint8 -> float32 of the same shape: (images / 255 - mean) * scale, surrounded by ``pad``
         zeros, cropped at offsets (N, 2) in 0 .. 2 pad, mirrored left to right where flips (N,).
         """
 
+    def next_batch(
+        self,
+        images: Array,
+        labels: Array,
+        order: Array,
+        step: Array,
+        epoch: Array,
+        x: Array,
+        y: Array,
+        mean: Array,
+        scale: Array,
+        pad: int,
+        seed: int,
+    ) -> None:
+        """Batch ``step`` of a data set that lies where the kernels run, written into x and y; ``step`` stays.
 
-class Kernels(Conv, Linear, Norm, Join, Elementwise, Pool, Loss, Update, Augment, Protocol):
+        images (M, C, H, W) uint8, labels (M,) int64, order (M,) int32: which image is at which place of the epoch, where
+        behind the last the first follows. step and epoch are int32 of shape (). x (B, C, H, W), channels-last in memory, of
+        any floating-point dtype, y (B,) int64. mean and scale are float32 and broadcast to (C, H, W).
+
+        As `crop_flip` makes them; with ``pad`` 0 images come as they are. Place k of the epoch has the random words (a, b,
+        c, _) = Philox4x32-10 of the counter (k, epoch, 0, 0) and the key (seed mod 2^32, seed >> 32) (Salmon et al. 2011,
+        "Parallel random numbers: as easy as 1, 2, 3"): offsets a (2 pad + 1) >> 32 and b (2 pad + 1) >> 32, flipped where c
+        >= 2^31. So they depend on nothing else, as the batch size.
+        """
+
+
+class Step(Protocol):
+    """What a training step does besides mathematics, so that it needs no host: in place, on arrays of shape (), of which
+    ``step`` and ``bad`` are int32.
+    """
+
+    def begin_step(self, lrs: Array, step: Array, lr: Array) -> None:
+        """lr = lrs[step]: lrs (steps,) and lr float32."""
+
+    def note(self, found: Array, bad: Array) -> None:
+        """bad = 1 where ``found`` (int32) is not 0: remembers that something was not finite."""
+
+    def end_step(self, loss: Array, bad: Array, rows: int, total: Array, step: Array) -> None:
+        """total += rows loss (float64, float32), unless the loss is not finite, and step += 1. Where ``bad`` is not 0,
+        nothing changes: step goes on pointing at the step that failed.
+        """
+
+
+class Kernels(Conv, Linear, Norm, Join, Elementwise, Pool, Loss, Update, Augment, Step, Protocol):
     """All kernels."""
 
 

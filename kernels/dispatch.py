@@ -7,7 +7,9 @@ An implementation is a module with a function for each of its kernels: a folder 
 Importing it raises ImportError or RuntimeError where it cannot run. It may also say:
 
     DEVICE           where its arrays live: "cpu", unless it says "cuda"
+    Graph            records a step and replays it (see `cuda.gpu.Graph`): then a step can do without the host
     empty_cache()    gives memory that it keeps for later back to the system, and returns how many bytes
+    describe()       lines of text: which of several algorithms it takes where
 """
 
 import functools
@@ -42,7 +44,9 @@ class Backend:
         self.name = name
         implementation = importlib.import_module(BACKENDS[name])
         reference = importlib.import_module(BACKENDS["numpy"])
-        self.device: str = getattr(implementation, "DEVICE", "cpu")  # where its arrays live
+        self.device: str = getattr(implementation, "DEVICE", "cpu")
+        self.graph: Callable[[], Any] | None = getattr(implementation, "Graph", None)
+        self.describe: Callable[[], list[str]] = getattr(implementation, "describe", list)
         for kernel in NAMES:
             setattr(self, kernel, self._choose(kernel, getattr(implementation, kernel, None), getattr(reference, kernel)))
 
@@ -136,6 +140,11 @@ class strict:
 def available_backends() -> dict[str, str]:
     """Every backend's name, and "" if it can run here, else why not."""
     return {name: _reason(name) for name in BACKENDS}
+
+
+def describe() -> list[str]:
+    """What the backends that can run here say of themselves, in lines of text."""
+    return [line for name, reason in available_backends().items() if not reason for line in _load(name).describe()]
 
 
 def _reason(name: str) -> str:

@@ -155,6 +155,16 @@ def test_a_circle_is_found_within_a_row_too():
     assert not cycle(import_graph(one_row))
 
 
+def test_the_package_names_no_implementation_but_the_reference():
+    """Which backend runs, and what it can do, is asked of `dispatch`."""
+    allowed = {"arrays", "contract", "costs", "dispatch", "reference"}
+    for module, path in FILES:
+        if not module.startswith(("tinyres.kernels.", "tinyres.benchmarks.")):
+            for line, name in imported(path.read_text("utf-8"), module):
+                if name.startswith("tinyres.kernels."):
+                    assert name.split(".")[2] in allowed, f"{module}, line {line}: imports {name}"
+
+
 def test_one_file_alone_imports_numbas_cuda():
     """It is to become a package of its own with parts left out: what has to change for that is in one place."""
     found = {

@@ -184,6 +184,19 @@ def test_what_numpy_does_within_a_step_is_the_reason_why_it_is_not_captured_in_t
     assert "that NumPy made" in steps[0].reason
 
 
+@pytest.mark.parametrize("backend", sorted({"numpy", "numba"} & set(BACKENDS)))
+def test_on_a_backend_that_records_no_graphs_the_step_runs_as_it_is(backend):
+    images, labels = data()
+    here = make(images, labels)
+    want = run(here, 6)
+    with tr.use_backend(backend):
+        step = make(images, labels)
+        got = run(step, 6)
+    assert step.reason == f"the backend {backend} records no graphs"
+    assert got.step == want.step == 6 and got.loss == pytest.approx(want.loss, rel=1e-3)
+    np.testing.assert_allclose(weights(step), weights(here), atol=0.02)
+
+
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ class _Measuring:
     """A backend that measures each call of its kernels under the name of one layer."""
 
     def __init__(self, inner: Any, layer: str, records: dict[tuple[str, str], Record]) -> None:
-        self.name, self.device = inner.name, inner.device
+        self.name, self.device, self.graph = inner.name, inner.device, inner.graph
         for kernel in NAMES:
             setattr(self, kernel, self._measured(kernel, getattr(inner, kernel), records[layer, kernel]))
 

@@ -9,6 +9,7 @@ from tinyres.kernels.arrays import Array
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.runtime import Kernel, address, advance, check, numbers, pointer
+from tinyres.kernels.reference.augment import next_batch  # noqa: F401
 
 
 def crop_flip(images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:

@@ -31,28 +31,8 @@ def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale:
 
 
 def next_batch(
-    images: Any,
-    labels: Any,
-    order: Any,
-    step: Any,
-    epoch: Any,
-    x: Any,
-    y: Any,
-    *,
-    mean: Any,
-    scale: Any,
-    pad: int,
-    seed: int,
+    images: Any, labels: Any, order: Any, step: Any, epoch: Any, x: Any, y: Any, mean: Any, scale: Any, pad: int, seed: int
 ) -> None:
-    """Fills x and y with batch ``step`` of a data set that lies on the device, and does not move ``step``.
-
-    images (M, C, H, W) uint8, labels (M,) int64, order (M,) int32: which image is at which place of the epoch.  step and
-    epoch are int32 of shape (), so that a captured graph goes on as they do.  x (B, C, H, W), channels-last in memory and of
-    any floating-point dtype: (image / 255 - mean) * scale, randomly cropped from a border of ``pad`` zeros and mirrored, or
-    with ``pad`` 0 as it is.  y (B,) int64. Behind the last image of the order the first follows.
-
-    The crop and the flip of place k of an epoch depend on (seed, epoch, k) alone.
-    """
     (count, c, h, w), batch = images.shape, len(x)
     inside = x.transpose(0, 2, 3, 1)
     if x.shape != (batch, c, h, w) or y.shape != (batch,) or labels.shape != (count,) or order.shape != (count,):

@@ -56,9 +56,6 @@ def _backward(dloss: Any, log_probs: Any, labels: Any, label_smoothing: float, p
 
 
 def count_wrong(logits: Any, labels: Any, total: Any) -> None:
-    """total (int32, shape ()) += how many rows of logits (N, K) have their first maximum elsewhere than at the label, where
-    NaN is more than any number.
-    """
     macros, (logits, labels) = _arguments(logits, labels)
     if len(logits):
         kernel("loss", "count_wrong", **macros)(1, THREADS, logits, labels, total, *logits.shape)

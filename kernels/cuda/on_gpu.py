@@ -6,6 +6,7 @@ from typing import Any
 
 from tinyres.kernels.arrays import array_module
 from tinyres.kernels.contract import Unsupported, kernels_of
+from tinyres.kernels.cuda.gpu import Graph  # noqa: F401
 
 DEVICE = "cuda"  # where the arrays must be
 

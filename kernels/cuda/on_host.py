@@ -2,6 +2,7 @@
 
 from tinyres.kernels.contract import kernels_of
 from tinyres.kernels.cuda import emulator
+from tinyres.kernels.cuda.emulator import Graph  # noqa: F401
 
 emulator.check()
 globals().update(kernels_of("tinyres.kernels.cuda"))

@@ -6,6 +6,7 @@ import numpy as np
 
 from tinyres.kernels.arrays import array_module, channels_first
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
+from tinyres.kernels.reference.augment import next_batch  # noqa: F401
 
 
 @Kernel

@@ -7,6 +7,7 @@ from typing import Any
 
 from tinyres.kernels.numba_cuda.matmul import sum_rows
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
+from tinyres.kernels.reference.loss import count_wrong  # noqa: F401
 
 
 @Kernel

@@ -1,4 +1,4 @@
-"""Random crop and flip of a batch of images, from bytes to normalised floats."""
+"""Random crop and flip of a batch of images, from bytes to normalised floats, and a loader without a host."""
 
 from tinyres.kernels.arrays import Array, array_module
 
@@ -27,3 +27,39 @@ def crop_flip(images: Array, offsets: Array, flips: Array, pad: int, mean: Array
         window = padded[n, :, i : i + height, j : j + width]
         y[n] = window[:, :, ::-1] if flip else window
     return y
+
+
+def next_batch(
+    images: Array,
+    labels: Array,
+    order: Array,
+    step: Array,
+    epoch: Array,
+    x: Array,
+    y: Array,
+    mean: Array,
+    scale: Array,
+    pad: int,
+    seed: int,
+) -> None:
+    xp, batch = array_module(images), len(y)
+    places = int(step) * batch + xp.arange(batch)
+    chosen = order[places % len(order)]
+    random = _philox([places, xp.full(batch, int(epoch)), xp.zeros(batch), xp.zeros(batch)], seed)
+    offsets, flips = xp.stack(random[:2], axis=1) * (2 * pad + 1) >> 32, random[2] >= 1 << 31
+    x[...] = crop_flip(images[chosen], offsets, flips & (pad > 0), pad, mean, scale)
+    y[...] = labels[chosen]
+
+
+def _philox(counter: list[Array], seed: int) -> list[Array]:
+    """Philox4x32-10 (Salmon et al. 2011, section 3.3): four words of 32 random bits, in uint64, for each counter of four.
+
+    Ten rounds of multiplications whose upper and lower halves are exchanged and mixed with the key, which moves on.
+    """
+    mask = (1 << 32) - 1
+    c0, c1, c2, c3 = (word.astype("u8") for word in counter)
+    for i in range(10):
+        key0, key1 = ((word + i * weyl) & mask for word, weyl in ((seed, 0x9E3779B9), (seed >> 32, 0xBB67AE85)))
+        p, q = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (q >> 32) ^ c1 ^ key0, q & mask, (p >> 32) ^ c3 ^ key1, p & mask
+    return [c0, c1, c2, c3]

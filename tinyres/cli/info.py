@@ -46,23 +46,13 @@ def run(arguments: argparse.Namespace) -> None:
     row("step", small_step())
     for _, kernel, reason, times in tinyres.explain_dispatch():
         row("", f"{kernel} fell back to the reference {times} times: {reason}")
-    for i, layer in enumerate(algorithms()):
-        row("" if i else "algorithms", layer)
+    for i, line in enumerate(dispatch.describe()):
+        row("" if i else "algorithms", line)
     for i, entry in enumerate(tinyres.data.available()):
         row("" if i else "data", f"{entry.name}: {'' if entry.present else 'not here; '}{entry.where}")
     for i, (name, meaning) in enumerate(VARIABLES.items()):
         value = f"={os.environ[name]}" if name in os.environ else f" is not set: {meaning}"
         row("" if i else "environment", name + value)
-
-
-def algorithms() -> list[str]:
-    """How the CPU kernels do the convolutions of ResNet-20 at batch 128."""
-    if tinyres.available_backends().get("numba", "none"):
-        return []
-    from tinyres.kernels.cpu import choose
-
-    layers = [(3, 16, 32, 1), (16, 16, 32, 1), (16, 32, 16, 2), (32, 32, 16, 1), (32, 64, 8, 2), (64, 64, 8, 1)]
-    return [choose.describe(128, c, f, (size, size), stride=(stride, stride)) for c, f, size, stride in layers]
 
 
 def row(label: str, text: str) -> None:

@@ -2,8 +2,9 @@
 kernels run.
 
 Then nothing passes between host and device within an epoch, and the whole step (augmentation, forward, backward, update,
-bookkeeping) can be captured once as a CUDA graph and replayed: one launch a step instead of some 180, each of which would
-cost Python and the driver more time than the GPU needs for the work. So can the pass over a batch of test images.
+bookkeeping) can be captured once as a graph of the backend's and replayed: on a GPU, one launch per step instead of some
+180, each of which would cost Python and the driver more time than the GPU needs for the work. So can the pass over a batch
+of test images.
 """
 
 import functools
@@ -25,7 +26,6 @@ from tinyres.optim import SGD, GradScaler
 from tinyres.tensor import Tensor
 from tinyres.train.evaluation import Evaluation
 
-BACKENDS = ("cupy", "cuda-emulated")  # whose kernels do all that a step needs
 WARM_UP = 2  # runs before the capture: they compile, allocate and fill the tables that a captured one may not
 LOOK = 0.1  # seconds: the host looks at the sums ever more rarely, until so much time passes in between
 
@@ -40,14 +40,16 @@ class Sums(NamedTuple):
 
 
 class Captured:
-    """``work``, which takes nothing and leaves its results on the device, as a CUDA graph: it runs as it is ``WARM_UP``
-    times, in the memory of the graph to come, is then captured, and from there on replayed.
+    """``work``, which takes nothing and leaves its results on the device, as a graph of the backend in use: it runs as it is
+    ``WARM_UP`` times, in the memory of the graph to come, is then captured, and from there on replayed.
 
     ``reason`` says why it is not captured, and is "" if it is (or will be).
     """
 
-    def __init__(self, device: Any, work: Callable[[], None], reason: str = "") -> None:
-        self.device, self.work, self.reason = device, work, reason
+    def __init__(self, work: Callable[[], None], reason: str = "") -> None:
+        backend = dispatch.current()
+        self.new_graph, self.work = backend.graph, work
+        self.reason = reason or ("" if backend.graph else f"the backend {backend.name} records no graphs")
         self.forget()
 
     def forget(self) -> None:
@@ -67,7 +69,8 @@ class Captured:
 
     def _warm_up(self) -> None:
         if self.warm == 0:
-            self.arena = self.device.Graph()
+            assert self.new_graph
+            self.arena = self.new_graph()
         if self.warm < WARM_UP:
             with self.arena.memory():
                 self.work()
@@ -104,20 +107,8 @@ class Batches:
 
     def next(self, pad: int = 0, seed: int = 0) -> None:
         """Fills ``x`` and ``y``; with ``pad``, cropped and mirrored by random numbers of the seed, ``epoch`` and place."""
-        from tinyres.kernels.cuda.augment import next_batch
-
-        next_batch(
-            self.images,
-            self.labels,
-            self.order,
-            self.step,
-            self.epoch,
-            self.x,
-            self.y,
-            mean=self.mean,
-            scale=self.scale,
-            pad=pad,
-            seed=seed,
+        dispatch.current().next_batch(
+            self.images, self.labels, self.order, self.step, self.epoch, self.x, self.y, self.mean, self.scale, pad, seed
         )
 
 
@@ -146,8 +137,6 @@ class ResidentStep:
         scaler: GradScaler | None = None,
         capture: bool = True,
     ) -> None:
-        from tinyres.kernels.cuda import launch
-
         self.model, self.optimizer = model, optimizer
         self.parameters = list(model.parameters())
         self.xp = xp = array_module(self.parameters[0].data)
@@ -162,7 +151,7 @@ class ResidentStep:
         reason = "" if capture else "not asked for"
         if capture and dropout:
             reason = "dropout draws its masks on the host"
-        self.captured = Captured(launch.device(xp), self._step, reason)
+        self.captured = Captured(self._step, reason)
 
     @property
     def reason(self) -> str:
@@ -200,11 +189,8 @@ class ResidentStep:
         F.cross_entropy(self.model(Tensor(self.batches.x)), self.batches.y).backward()
 
     def _step(self) -> None:
-        from tinyres.kernels.cuda.loss import count_wrong
-        from tinyres.kernels.cuda.step import begin_step, end_step, note
-
-        batches = self.batches
-        begin_step(self.lrs, batches.step, self.lr)
+        kernels, batches = dispatch.current(), self.batches
+        kernels.begin_step(self.lrs, batches.step, self.lr)
         batches.next(self.pad, self.seed)
         logits = self.model(Tensor(batches.x))
         loss = F.cross_entropy(logits, batches.y)
@@ -216,10 +202,10 @@ class ResidentStep:
         else:
             loss.backward(self.one)
             grads = [p.grad for p in self.parameters if p.grad is not None]
-            note(dispatch.current().unscale(grads, self.one), self.bad)
+            kernels.note(kernels.unscale(grads, self.one), self.bad)
             self.optimizer.step(skip=self.bad)
-        count_wrong(logits.data, batches.y, self.wrong)
-        end_step(loss.data, self.bad, len(batches.y), self.loss, batches.step)
+        kernels.count_wrong(logits.data, batches.y, self.wrong)
+        kernels.end_step(loss.data, self.bad, len(batches.y), self.loss, batches.step)
 
 
 class ResidentEvaluation:
@@ -232,8 +218,6 @@ class ResidentEvaluation:
     def __init__(
         self, model: Module, images: Any, labels: Any, *, mean: Any, scale: Any, batch_size: int = 250, capture: bool = True
     ) -> None:
-        from tinyres.kernels.cuda import launch
-
         self.model, self.count = model, len(images)
         self.arrays = self._arrays()
         xp = array_module(self.arrays[0])
@@ -246,7 +230,7 @@ class ResidentEvaluation:
                 batches = Batches(xp, images, labels, size, mean, scale, first=first)
                 images, labels = batches.images, batches.labels
                 work = functools.partial(self._pass, batches)
-                self.parts.append((many, batches, Captured(launch.device(xp), work, "" if capture else "not asked for")))
+                self.parts.append((many, batches, Captured(work, "" if capture else "not asked for")))
 
     @property
     def reason(self) -> str:
@@ -287,15 +271,13 @@ class ResidentEvaluation:
                     on_batch(done, of)
 
     def _pass(self, batches: Batches) -> None:
-        from tinyres.kernels.cuda.loss import count_wrong
-        from tinyres.kernels.cuda.step import end_step, note
-
+        kernels = dispatch.current()
         batches.next()
         logits = self.model(Tensor(batches.x))
         loss = F.cross_entropy(logits, batches.y).data
-        note(dispatch.current().unscale([loss], self.one), self.bad)
-        count_wrong(logits.data, batches.y, self.wrong)
-        end_step(loss, self.bad, len(batches.y), self.loss, batches.step)
+        kernels.note(kernels.unscale([loss], self.one), self.bad)
+        kernels.count_wrong(logits.data, batches.y, self.wrong)
+        kernels.end_step(loss, self.bad, len(batches.y), self.loss, batches.step)
 
     def _name_the_culprit(self, batches: Batches) -> None:
         """From a bad batch on none is counted, and the step stays there: so it is this one still."""

@@ -33,7 +33,6 @@ from tinyres.train import checkpoint, progress
 from tinyres.train.evaluation import Evaluation, count_wrong, evaluate
 from tinyres.train.folder import RunFolder
 from tinyres.train.recipes import BATCH_SIZE, MOMENTUM, RECIPES, WEIGHT_DECAY, depth_of
-from tinyres.train.resident import BACKENDS as RESIDENT
 from tinyres.train.resident import LOOK, ResidentEvaluation, ResidentStep, Sums
 from tinyres.train.state import State, check_same, parse_state
 
@@ -148,7 +147,7 @@ class Trainer:
         self.scaler = GradScaler(enabled=amp == "fp16")
         self.resident: ResidentStep | None = None
         self.resident_test: ResidentEvaluation | None = None
-        if dispatch.get_backend() in RESIDENT and not profile:
+        if dispatch.current().graph and not profile:
             data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=graph)
             self.resident = ResidentStep(
                 self.model,
@@ -190,7 +189,7 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Loss and error on the held-out images."""
         data, test = self.dataset, self.resident_test
-        if test and dispatch.get_backend() in RESIDENT and next(self.model.parameters()).device == self.device:
+        if test and dispatch.current().graph and next(self.model.parameters()).device == self.device:
             return test.run(self._tested)
         return evaluate(self.model, data.test_images, data.test_labels, self.mean, self.scale, on_batch=self._tested)
 

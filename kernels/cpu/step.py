@@ -1,0 +1,3 @@
+"""A step's counters are the reference's own: numbers, not arrays."""
+
+from tinyres.kernels.reference.step import *  # noqa: F403
