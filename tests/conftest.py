@@ -1,14 +1,14 @@
 """What all tests share: tinyres is importable from a bare checkout, and every test leaves the process as it found it."""
 
 import gc
-import importlib.util
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-if importlib.util.find_spec("tinyres") is None:
+if find_spec("tinyres") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 os.environ.setdefault("TINYRES_EMULATOR", "checked")  # memory of emulated kernels is guarded and poisoned
@@ -20,9 +20,17 @@ def pytest_report_header(config):
     from backends import BACKENDS, REASONS
 
     lines = [f"backends: {', '.join(BACKENDS)}", *(f"not here: {name}: {why}" for name, why in REASONS.items() if why)]
+    if not find_spec("torch"):
+        lines.append("not here: PyTorch, and comparisons with it")
     if config.option.markexpr == "not kernels":
         lines.append('left out: what only a change of kernels can break (pytest -m kernels; everything: pytest -m "")')
     return lines
+
+
+def pytest_collection_modifyitems(items):
+    if not find_spec("torch"):
+        items[:] = [item for item in items if not item.get_closest_marker("torch")]
+    items.sort(key=lambda item: item.path.name.startswith("test_bench_"))  # last, when what they run has been compiled
 
 
 @pytest.fixture(autouse=True)

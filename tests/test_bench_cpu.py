@@ -26,10 +26,12 @@ def first(result):
     return result
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.torch and case.kernel != "sgd"])
 def test_pytorch_is_timed_at_the_same_work(name, layout):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch
+
     case = CASES[name]
     theirs = first(case.torch(getattr(torch, layout))()).numpy()
     args = [a.copy("K") if isinstance(a, np.ndarray) else a for a in case.args]
@@ -38,8 +40,8 @@ def test_pytorch_is_timed_at_the_same_work(name, layout):
     np.testing.assert_allclose(theirs.reshape(ours.shape), ours, atol=2e-4)
 
 
+@pytest.mark.torch
 def test_the_update_is_timed_at_the_same_parameters():
-    pytest.importorskip("torch", reason="PyTorch is not installed")
     case = CASES["sgd resnet20"]
     optimizer = case.torch(None).__self__
     assert [tuple(p.shape) for p in optimizer.param_groups[0]["params"]] == [p.shape for p in case.args[0]]

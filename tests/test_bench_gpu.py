@@ -19,9 +19,8 @@ from tinyres.kernels.cuda import im2col
 
 
 @pytest.fixture
-def emulated(monkeypatch):
+def emulated():
     require("cuda-emulated")
-    monkeypatch.setenv("TINYRES_EMULATOR", "")
 
 
 def tiny(said=None, **changed):
@@ -229,8 +228,10 @@ def test_the_products_are_exact_or_not_as_asked_and_the_setting_is_as_before(emu
         assert gpu_parity.os.environ.get("TINYRES_TF32") == before
 
 
+@pytest.mark.torch
 def test_a_captured_step_of_pytorch_keeps_the_arrays_that_its_graph_knows_by_address(monkeypatch):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch
+
     replayed, stream = [], types.SimpleNamespace(wait_stream=lambda other: None)
     for name, value in {
         "Stream": lambda: stream,

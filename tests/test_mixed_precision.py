@@ -262,8 +262,10 @@ def test_the_scale_does_not_change_the_update_and_grows_after_good_steps():
     assert scales == [4, 12, 12, 36, 36]
 
 
+@pytest.mark.torch
 def test_the_scale_is_pytorch_s():
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    import torch
+
     ours, p = optim.GradScaler(64.0, growth_interval=3), parameter()
     theirs = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
     optimizer, q = optim.SGD([p], 0.1), torch.nn.Parameter(torch.tensor([1.0, 2.0]))

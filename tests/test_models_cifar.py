@@ -226,9 +226,11 @@ def test_a_small_net_learns_a_batch_by_heart():
     assert loss.item() < 0.1
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("net", ["A", "B", "C", "bottleneck", "plain"])
 def test_values_and_gradients_are_pytorch_s(net):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    import torch
+
     torch.set_num_threads(1)  # its threads and ours would wait for each other
     functional = torch.nn.functional
     tr.manual_seed(0)

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -89,8 +88,8 @@ def test_what_a_backend_declares_unsupported_it_refuses(backend):
     assert refused == set(UNSUPPORTED[backend])
 
 
-@pytest.mark.skipif(not find_spec("torch"), reason="PyTorch is not installed")
-@pytest.mark.parametrize("case", [case for case in CASES if case.torch] if find_spec("torch") else [], ids=str)
+@pytest.mark.torch
+@pytest.mark.parametrize("case", [case for case in CASES if case.torch], ids=str)
 def test_pytorch_agrees(case):
     import torch
 

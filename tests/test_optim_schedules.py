@@ -141,6 +141,7 @@ CASES = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "name, options",
     [
@@ -151,7 +152,8 @@ CASES = {
     ],
 )
 def test_values_are_pytorch_s(name, options):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    import torch
+
     options = {"cycle_momentum": False, **options} if name == "OneCycleLR" else options
     optimizer = sgd(0.1)
     oracle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)

@@ -67,9 +67,11 @@ def test_groups_have_their_own_options():
     assert sorted(optimizer.state_dict()["momentum_buffers"]) == [0, 2]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("momentum, nesterov, decay", [(0, False, 0), (0, False, 0.1), (0.9, False, 0.1), (0.9, True, 0.1)])
 def test_updates_are_pytorch_s(momentum, nesterov, decay):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    import torch
+
     rng = np.random.default_rng(0)
     start = [rng.standard_normal(shape) for shape in ((3, 2), (4,))]
     mine, theirs = [nn.Parameter(a) for a in start], [torch.nn.Parameter(torch.tensor(a)) for a in start]

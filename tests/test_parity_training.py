@@ -51,9 +51,9 @@ def test_twenty_steps_give_the_recorded_numbers_of_pytorch(name, dtype, backend)
         np.testing.assert_allclose(run[key], golden[key], rtol=0, atol=atol, err_msg=key)
 
 
+@pytest.mark.torch
 @every_run
 def test_twenty_steps_are_those_of_pytorch(name, dtype, backend):
-    pytest.importorskip("torch", reason="PyTorch is not installed")
     losses, gradients, state = ours(name, dtype, backend)
     their_losses, their_gradients, their_state = theirs(name, dtype)
     np.testing.assert_allclose(losses, their_losses, rtol=RELATIVE[dtype])

@@ -46,9 +46,10 @@ def test_published_weights_classify_as_many_images_as_published(name):
     assert (logits(network(name), images).argmax(axis=1) == labels).sum() == WEIGHTS[name][1]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_logits_are_those_of_pytorch(name):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch
     import torch_nets
 
     images = images_and_labels()[0][:128]

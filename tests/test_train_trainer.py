@@ -37,6 +37,14 @@ def quick_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power cut is tested here
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Also in tests that run in the background, where shells let it be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Tiny(nn.Module):
     """All that a checkpoint must hold: parameters, running statistics, and a dropout that draws random numbers."""
 
