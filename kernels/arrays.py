@@ -20,7 +20,7 @@ class BackendError(ValueError):
     """
 
 
-def array_module(array: Any) -> Any:
+def array_module(array: Array) -> Any:
     """NumPy or CuPy, whichever ``array`` belongs to: written ``xp`` wherever code serves both."""
     if type(array).__module__.startswith("cupy"):
         import cupy
@@ -39,26 +39,26 @@ def is_half(dtype: Any) -> bool:
     return dtype.itemsize == 2 and is_floating(dtype)
 
 
-def convert(x: Any, dtype: Any) -> Any:
+def convert(x: Array, dtype: Any) -> Array:
     """A copy in another dtype. What is too large for it becomes an infinity, without a warning."""
     with np.errstate(over="ignore"):
         return x.astype(dtype)
 
 
-def added(dx: Any, into: Any | None, accumulate: Callable[[Any, Any], None]) -> Any:
-    """``dx`` itself, or ``into`` after dx was added to it."""
-    if into is None:
+def added(dx: Array, total: Array | None, accumulate: Callable[[Array, Array], None]) -> Array:
+    """``dx`` itself, or ``total`` after dx was added to it."""
+    if total is None:
         return dx
-    accumulate(into, dx)
-    return into
+    accumulate(total, dx)
+    return total
 
 
-def channels_last(x: Any) -> Any:
+def channels_last(x: Array) -> Array:
     """``x`` (N, C, H, W) as a contiguous (N, H, W, C) array: a view if it lies so in memory already, else a copy."""
     return array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
-def channels_first(x: Any) -> Any:
+def channels_first(x: Array) -> Array:
     """The (N, C, H, W) view of a (N, H, W, C) array: what users see."""
     return x.transpose(0, 3, 1, 2)
 

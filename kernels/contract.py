@@ -41,11 +41,11 @@ class Conv(Protocol):
         padding: Pair,
         dilation: Pair,
         groups: int,
-        into: Array | None = None,
+        total: Array | None = None,
     ) -> Array:
         """dy (N, F, OH, OW), w -> dx (N, C, H, W); rows and columns that no window reached get zero.
 
-        With ``into``, another cotangent of x, dx is added to that in place, and that is returned.
+        With ``total``, another cotangent of x, dx is added to that in place, and that is returned.
         """
 
     def conv2d_backward_weight(
@@ -216,7 +216,7 @@ class Update(Protocol):
         params: list[Array],
         grads: list[Array],
         buffers: list[Array],
-        lr: Any,
+        lr: float | Array,
         momentum: float,
         weight_decay: float,
         nesterov: bool,

@@ -94,12 +94,12 @@ def draw(seed, shape):
 def passes(n, c, f, h, w, k, s, p, groups, kernels, x, weight, dy):
     """y, dx, dx added to another array, and dw by the kernels of a module."""
     rest = ((s, s), (p, p), (1, 1), groups)
-    into = buffers.empty_activations(x.shape, x.dtype)
-    into[...] = np.cos(np.arange(x.size)).reshape(x.shape)
+    total = buffers.empty_activations(x.shape, x.dtype)
+    total[...] = np.cos(np.arange(x.size)).reshape(x.shape)
     return (
         kernels.conv2d(x, weight, *rest),
         kernels.conv2d_backward_input(dy, weight, x.shape, *rest),
-        kernels.conv2d_backward_input(dy, weight, x.shape, *rest, into),
+        kernels.conv2d_backward_input(dy, weight, x.shape, *rest, total),
         kernels.conv2d_backward_weight(dy, x, weight.shape, *rest),
     )
 
@@ -174,6 +174,7 @@ def test_a_bad_number_stays_visible_where_it_has_influence(algorithm, bad):
 BESIDE_NOTHING = """
 import ctypes, mmap, sys
 import numpy as np
+from tinyres.kernels.arrays import ceil_div
 from tinyres.kernels.cpu import choose, conv
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 protect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -182,7 +183,7 @@ kept = []
 def place(shape, at_end):
     order = [shape[i] for i in (0, 2, 3, 1)]
     size = 4 * int(np.prod(shape))
-    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = ceil_div(size, mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, pages + 2 * mmap.PAGESIZE)
     kept.append(memory)
     start = mmap.PAGESIZE + (pages - size if at_end else 0)

@@ -61,11 +61,11 @@ def drawn(shape, name):
 def passes(module, x, w, dy, geometry):
     """y, dx, dx added to another array, dw."""
     values = np.arange(x.size) % 64 / 64 - 0.5  # exact in every type
-    into = channels_first(values.reshape([x.shape[i] for i in (0, 2, 3, 1)]).astype(x.dtype))
+    total = channels_first(values.reshape([x.shape[i] for i in (0, 2, 3, 1)]).astype(x.dtype))
     return (
         module.conv2d(x, w, *geometry),
         module.conv2d_backward_input(dy, w, x.shape, *geometry),
-        module.conv2d_backward_input(dy, w, x.shape, *geometry, into),
+        module.conv2d_backward_input(dy, w, x.shape, *geometry, total),
         module.conv2d_backward_weight(dy, x, w.shape, *geometry),
     )
 

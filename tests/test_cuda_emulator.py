@@ -9,6 +9,7 @@ from backends import BACKENDS
 from cuda_sources import SOURCE, sources
 
 import tinyres as tr
+from tinyres.kernels.arrays import ceil_div
 from tinyres.kernels.cuda import emulator
 from tinyres.kernels.cuda.launch import kernel
 from tinyres.kernels.cuda.sources import KernelFault
@@ -61,7 +62,7 @@ def bits_of_floats(dtype):
 def test_floats_round_to_the_nearest_number_of_16_bits_ties_to_even(real):
     x = bits_of_floats(HALVES[real])
     got = np.empty(len(x), HALVES[real])
-    kernel("own", "narrow_all", REAL=real)(-(-len(x) // 256), 256, x, got, len(x))
+    kernel("own", "narrow_all", REAL=real)(ceil_div(len(x), 256), 256, x, got, len(x))
     with np.errstate(over="ignore", invalid="ignore"):
         want = x.astype(HALVES[real])
     nan = np.isnan(x)
@@ -73,7 +74,7 @@ def test_tf32_keeps_ten_bits_ties_away_from_zero():
     x = np.concatenate([rng.integers(0, 1 << 32, 50_000, dtype="u4").view("f4"), np.array([1 + 2**-11, -1 - 2**-11], "f4")])
     x = x[np.abs(x) < 1e38]
     got = np.empty_like(x)
-    kernel("own", "tf32_all")(-(-len(x) // 256), 256, x, got, len(x))
+    kernel("own", "tf32_all")(ceil_div(len(x), 256), 256, x, got, len(x))
     _, exponent = np.frexp(x.astype("f8"))
     exponent = np.maximum(exponent, -125)  # of subnormal numbers
     steps = x.astype("f8") / 2.0 ** (exponent - 11)

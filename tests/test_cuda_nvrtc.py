@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tinyres.kernels.arrays import ceil_div
 from tinyres.kernels.cuda import cache, nvrtc, variants
 from tinyres.kernels.cuda.common import BLOCK
 from tinyres.kernels.cuda.sources import SOURCES, kernel_names, source
@@ -98,8 +99,8 @@ def test_a_block_of_every_kernel_fits_into_the_registers_and_the_static_shared_m
     text = source(file)
     for macros, architecture, made in builds:
         for name, needs in getattr(made, "kernels", {}).items():
-            of_a_warp = -(-needs.registers * 32 // 256) * 256  # they are given out to warps, 256 at a time
-            taken = of_a_warp * -(-threads(text, name, macros) // 32)
+            of_a_warp = ceil_div(needs.registers * 32, 256) * 256  # they are given out to warps, 256 at a time
+            taken = of_a_warp * ceil_div(threads(text, name, macros), 32)
             assert taken <= REGISTERS, f"{name} {macros} sm_{architecture}: {needs.registers} registers a thread"
             assert needs.shared <= 48 << 10
 

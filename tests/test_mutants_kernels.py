@@ -8,6 +8,7 @@ from cases import BY_NAME
 from mutants import case, check_caught, kernel, registry, replace, slope
 
 from tinyres.kernels import reference
+from tinyres.kernels.arrays import ceil_div
 from tinyres.kernels.naive.windows import crop, pad, windows
 
 mutant, MUTANTS = registry()
@@ -26,19 +27,19 @@ def taps_not_flipped(patch):
     engine.check_cotangents_that_meet_in_a_convolution,
 )
 def input_gradient_that_overwrites_what_it_is_added_to(patch):
-    def backward(dy, w, x_shape, stride, padding, dilation, groups, into=None):
+    def backward(dy, w, x_shape, stride, padding, dilation, groups, total=None):
         dx = reference.conv2d_backward_input(dy, w, x_shape, stride, padding, dilation, groups)
-        if into is None:
+        if total is None:
             return dx
-        into[...] = dx
-        return into
+        total[...] = dx
+        return total
 
     replace(patch, "conv2d_backward_input", backward)
 
 
 @mutant(case(STRIDED), slope(STRIDED), kernel(kernel_checks.check_conv2d, (2, 2, 7, 7), (2, 2, 3, 3), (2, 2)))
 def col2im_that_assigns(patch):
-    def backward(dy, w, x_shape, stride, padding, dilation, groups, into=None):
+    def backward(dy, w, x_shape, stride, padding, dilation, groups, total=None):
         padded = pad(np.zeros(x_shape, dy.dtype), padding)
         for i, j, window in windows(padded, w.shape[2:], stride, dilation):
             window[...] = np.einsum("nf,fcab->ncab", dy[:, :, i, j], w)
@@ -60,7 +61,7 @@ REMAINDERS = [name for name in BY_NAME if "[3,2,3,3]-s2-p0-d1" in name or "[3,2,
 def remainder_at_the_wrong_end(patch):
     """The rows left over stand before the image's gradient instead of behind it."""
 
-    def backward(dy, w, x_shape, stride, padding, dilation, groups, into=None):
+    def backward(dy, w, x_shape, stride, padding, dilation, groups, total=None):
         short, rest = _short(x_shape, w.shape, stride, padding, dilation)
         dx = reference.conv2d_backward_input(dy, w, short, stride, padding, dilation, groups)
         return np.pad(dx, ((0, 0), (0, 0), (rest[0], 0), (rest[1], 0)))
@@ -181,7 +182,7 @@ def kernel_that_skips_the_last_element(patch):
 def kernel_that_writes_past_the_end(patch):
     def relu(x):
         y = np.empty_like(x)
-        whole = -(-len(x) // 8) * 8
+        whole = ceil_div(len(x), 8) * 8
         beyond = np.lib.stride_tricks.as_strided(y, (whole,), y.strides)
         beyond[: len(x)] = np.maximum(x, 0)
         beyond[len(x) :] = 0

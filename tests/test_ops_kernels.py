@@ -78,10 +78,10 @@ def check_added_input_gradient(kernels, x_shape, w_shape, stride=(1, 1), padding
     x, w, geometry = draw(*x_shape), draw(*w_shape), (stride, padding, (1, 1), groups)
     dy = draw(*kernels.conv2d(x, w, *geometry).shape)
     dx = naive.conv2d_backward_input(dy.astype(float), w.astype(float), x.shape, *geometry)
-    into = channels_first(draw(*dx.transpose(0, 2, 3, 1).shape))
-    before = into.astype(float)
-    assert kernels.conv2d_backward_input(dy, w, x.shape, *geometry, into) is into
-    close(into, before + dx, 4)
+    total = channels_first(draw(*dx.transpose(0, 2, 3, 1).shape))
+    before = total.astype(float)
+    assert kernels.conv2d_backward_input(dy, w, x.shape, *geometry, total) is total
+    close(total, before + dx, 4)
 
 
 NORMS = ("plain", "relu", "join")  # a batch norm alone, with the ReLU behind it, with addition and ReLU

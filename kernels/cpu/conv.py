@@ -59,11 +59,11 @@ def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, grou
 
 
 def conv2d_backward_input(
-    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, into: Array | None = None
+    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, total: Array | None = None
 ) -> Any:
     """dx: at stride 1 a convolution with the filters turned around, at others one for each class of pixels.
 
-    Winograd adds it to ``into`` where its results leave the registers, the others in a second pass.
+    Winograd adds it to ``total`` where its results leave the registers, the others in a second pass.
     """
     (n, c, height, width), f, kernel = x_shape, w.shape[0], w.shape[2:]
     depthwise = _check(dy, w, w.shape, c, dilation, groups)
@@ -73,18 +73,18 @@ def conv2d_backward_input(
     if depthwise:
         dx = buffers.empty((n, height, width, c), np.float32)
         conv_depthwise.correlate_back(dy, w, stride, padding, dx, lanes)
-        return added(channels_first(dx), into, accumulate)
+        return added(channels_first(dx), total, accumulate)
     step_f, step_c, step_row, step_column = w.strides
     m = choose.tile("backward_input", n, f, c, (height, width), kernel, stride)
     if m and max(padding) <= 2:
         last = address(w) + 2 * step_row + 2 * step_column
         margin = (2 - padding[0], 2 - padding[1])
         taps = (step_f, step_c, -step_row, -step_column)
-        target = None if into is None else into.transpose(0, 2, 3, 1)
-        if target is not None and not (target.flags.c_contiguous and target.flags.writeable and into.dtype == dy.dtype):
+        target = None if total is None else total.transpose(0, 2, 3, 1)
+        if target is not None and not (target.flags.c_contiguous and target.flags.writeable and total.dtype == dy.dtype):
             raise Unsupported("a cotangent to add to that is not channels-last, read-only, or of another dtype")
         dx = winograd.convolve(dy, last, taps, c, (height, width), margin, m, lanes, target)
-        return channels_first(dx) if into is None else into
+        return channels_first(dx) if total is None else total
     dx = buffers.empty((n, height, width, c), np.float32)
     classes = []
     for row, rows, taps_down, last_down, top in conv_direct.input_classes(height, kernel[0], stride[0], padding[0]):
@@ -98,7 +98,7 @@ def conv2d_backward_input(
     taps = (step_f, step_c, -stride[0] * step_row, -stride[1] * step_column)
     steps = (4 * height * width * c, 4 * stride[0] * width * c, 4 * stride[1] * c)
     conv_direct.correlate(dy, classes, taps, (1, 1), c, address(dx), steps, lanes)
-    return added(channels_first(dx), into, accumulate)
+    return added(channels_first(dx), total, accumulate)
 
 
 def conv2d_backward_weight(

@@ -286,17 +286,17 @@ class _Blocks:
 
 
 def convolve(
-    x: Array, w: Array, taps: Taps, filters: int, size: Pair, padding: Pair, m: int, lanes: int, into: Array | None = None
+    x: Array, w: Array, taps: Taps, filters: int, size: Pair, padding: Pair, m: int, lanes: int, total: Array | None = None
 ) -> Any:
     """x (N, H, W, C) contiguous -> y (N, OH, OW, F); ``w`` is the address of the first tap, ``taps`` their strides.
 
-    ``into``, of the shape of y and contiguous, becomes into + y instead.
+    ``total``, of the shape of y and contiguous, becomes total + y instead.
     """
     n, h, width, c = x.shape
     cp, fp = round_up(c, lanes), round_up(filters, lanes)
     u_step = 4 * c * fp + 64
     memory = simd.workspace((m + 2) ** 2 * u_step)
-    y = buffers.empty((n, *size, filters), np.float32) if into is None else into
+    y = buffers.empty((n, *size, filters), np.float32) if total is None else total
     u = address(memory)
     simd.run(_filter_job(lanes, m), [w, u, u_step, c, filters, fp, *taps], c, 4 * 9 * lanes)
     b = _Blocks(n, size, m, lanes, cp, fp, cp, CACHE)
@@ -326,7 +326,7 @@ def convolve(
         per_job,
         u_step,
     ]
-    simd.run(_forward_job(lanes, m, into is not None), parameters, ceil_div(b.count, per_job), b.scratch)
+    simd.run(_forward_job(lanes, m, total is not None), parameters, ceil_div(b.count, per_job), b.scratch)
     return y
 
 

@@ -1,16 +1,14 @@
 """Random crop and flip, and a loader that lives on the device: `src/augment.cu`."""
 
-from typing import Any
-
 import numpy as np
 
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module, ceil_div
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import BLOCK, c_type, empty
 from tinyres.kernels.cuda.launch import kernel
 
 
-def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale: Any) -> Any:
+def crop_flip(images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
     """As the reference's, C-contiguous too. Offsets, flips, mean and scale may lie on the host."""
     if images.dtype != np.uint8:
         raise Unsupported(f"images of {images.dtype}")
@@ -24,14 +22,24 @@ def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale:
     mean, scale = _whole(mean, images), _whole(scale, images)
     y = empty(images, images.shape, np.float32)
     if y.size:
-        blocks = -(-c * h * w // BLOCK)  # of an image
+        blocks = ceil_div(c * h * w, BLOCK)  # of an image
         run = kernel("augment", "crop_flip", REAL="float")
         run(n * blocks, BLOCK, images, offsets, flips, mean, scale, y, blocks, c, h, w, pad)
     return y
 
 
 def next_batch(
-    images: Any, labels: Any, order: Any, step: Any, epoch: Any, x: Any, y: Any, mean: Any, scale: Any, pad: int, seed: int
+    images: Array,
+    labels: Array,
+    order: Array,
+    step: Array,
+    epoch: Array,
+    x: Array,
+    y: Array,
+    mean: Array,
+    scale: Array,
+    pad: int,
+    seed: int,
 ) -> None:
     (count, c, h, w), batch = images.shape, len(x)
     inside = x.transpose(0, 2, 3, 1)
@@ -44,7 +52,7 @@ def next_batch(
         raise ValueError("next_batch: x must be channels-last in memory.")
     if not x.size or not count:
         return
-    run, blocks = kernel("augment", "next_batch", REAL=c_type(x)), -(-h * w // BLOCK)
+    run, blocks = kernel("augment", "next_batch", REAL=c_type(x)), ceil_div(h * w, BLOCK)
     run(
         batch * blocks,
         BLOCK,
@@ -68,7 +76,7 @@ def next_batch(
     )
 
 
-def _whole(values: Any, images: Any) -> Any:
+def _whole(values: Array, images: Array) -> Array:
     """``values``, which broadcast to an image, as float32 (C, H, W) where the images are: itself, if it is that."""
     xp = array_module(images)
     return xp.ascontiguousarray(xp.broadcast_to(xp.asarray(values, np.float32), images.shape[1:]))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import array_module, channels_first
+from tinyres.kernels.arrays import Array, array_module, ceil_div, channels_first
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import emulator
 
@@ -13,7 +13,7 @@ MAX_BLOCKS = 132 * 8  # of kernels that go on to the next element: enough for an
 C_TYPES = {"float32": "float", "float64": "double", "float16": "half", "bfloat16": "bfloat16"}
 
 
-def c_type(*arrays: Any, allowed: tuple[str, ...] = tuple(C_TYPES)) -> str:
+def c_type(*arrays: Array, allowed: tuple[str, ...] = tuple(C_TYPES)) -> str:
     """The macro REAL for arrays of one dtype (None is left out). Raises Unsupported for others, and for two at once."""
     names = {a.dtype.name for a in arrays if a is not None}
     if len(names) != 1 or not names <= set(allowed):
@@ -21,21 +21,21 @@ def c_type(*arrays: Any, allowed: tuple[str, ...] = tuple(C_TYPES)) -> str:
     return C_TYPES[names.pop()]
 
 
-def address(array: Any) -> int:
+def address(array: Array) -> int:
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
 def blocks(items: int, per_block: int) -> int:
     """How many blocks go over ``items``, each ``per_block`` at a time."""
-    return max(1, min(-(-items // per_block), MAX_BLOCKS))
+    return max(1, min(ceil_div(items, per_block), MAX_BLOCKS))
 
 
-def in_memory(x: Any) -> Any:
+def in_memory(x: Array) -> Array:
     """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous. A view where it lies so, else a copy."""
     return contiguous(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
 
 
-def contiguous(x: Any) -> Any:
+def contiguous(x: Array) -> Array:
     """``x`` itself if it is contiguous, else a copy, which a graph that is captured makes anew when it is replayed."""
     if x.flags.c_contiguous:
         return x
@@ -44,7 +44,7 @@ def contiguous(x: Any) -> Any:
     return inside
 
 
-def copy(target: Any, array: Any) -> None:
+def copy(target: Array, array: Array) -> None:
     """target[...] = array, of any layout each. A graph that is captured copies, too, when it is replayed."""
     if isinstance(target, np.ndarray):
         emulator.copy(target, array)
@@ -52,12 +52,12 @@ def copy(target: Any, array: Any) -> None:
         target[...] = array
 
 
-def as_seen(x: Any) -> Any:
+def as_seen(x: Array) -> Array:
     """The other way: the (N, C, H, W) view of an image."""
     return channels_first(x) if x.ndim == 4 else x
 
 
-def empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
+def empty(like: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
     """A contiguous array on the device of ``like`` (and of its dtype) whose content is undefined: where launches are
     checked, every byte is 0xff, a NaN in every floating-point type.
     """

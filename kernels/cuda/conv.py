@@ -11,7 +11,7 @@ import os
 from types import ModuleType
 from typing import Any
 
-from tinyres.kernels.arrays import Pair, added
+from tinyres.kernels.arrays import Array, Pair, added
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import conv_depthwise, conv_exact, conv_tensor, im2col
 from tinyres.kernels.cuda.elementwise import accumulate
@@ -22,41 +22,41 @@ def tf32_allowed() -> bool:
     return os.environ.get("TINYRES_TF32", "1") != "0"
 
 
-def _candidates(image: Any) -> tuple[ModuleType, ...]:
+def _candidates(image: Array) -> tuple[ModuleType, ...]:
     if image.dtype.name == "float32" and not tf32_allowed():
         return conv_depthwise, conv_exact
     return conv_depthwise, conv_tensor, conv_exact
 
 
-def _first(name: str, image: Any, *args: Any, into: Any | None = None) -> Any:
+def _first(name: str, image: Array, *args: Any, total: Array | None = None) -> Array:
     for module in _candidates(image):
         try:
-            if into is not None and module is conv_tensor:
-                return module.conv2d_backward_input(image, *args, into)
-            return added(getattr(module, name)(image, *args), into, accumulate)
+            if total is not None and module is conv_tensor:
+                return module.conv2d_backward_input(image, *args, total)
+            return added(getattr(module, name)(image, *args), total, accumulate)
         except Unsupported:  # nor, on a GPU, what the card is too old for
             continue
-    return added(getattr(im2col, name)(image, *args), into, accumulate)
+    return added(getattr(im2col, name)(image, *args), total, accumulate)
 
 
-def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     return _first("conv2d", x, w, stride, padding, dilation, groups)
 
 
 def conv2d_backward_input(
-    dy: Any,
-    w: Any,
+    dy: Array,
+    w: Array,
     x_shape: tuple[int, ...],
     stride: Pair,
     padding: Pair,
     dilation: Pair,
     groups: int,
-    into: Any | None = None,
-) -> Any:
-    return _first("conv2d_backward_input", dy, w, x_shape, stride, padding, dilation, groups, into=into)
+    total: Array | None = None,
+) -> Array:
+    return _first("conv2d_backward_input", dy, w, x_shape, stride, padding, dilation, groups, total=total)
 
 
 def conv2d_backward_weight(
-    dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, x: Array, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     return _first("conv2d_backward_weight", dy, x, w_shape, stride, padding, dilation, groups)

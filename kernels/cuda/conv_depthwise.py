@@ -1,8 +1,6 @@
 """Depthwise convolution, one or more filters for each channel: `src/conv_depthwise.cu`. Every geometry and type."""
 
-from typing import Any
-
-from tinyres.kernels.arrays import Pair, output_size
+from tinyres.kernels.arrays import Array, Pair, ceil_div, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, contiguous, empty, in_memory
 from tinyres.kernels.cuda.im2col import add_parts, check_types, sum_dtype
@@ -12,14 +10,14 @@ RUN, TAPS = 4, 9  # of the source
 ENOUGH = 4 * 132  # blocks that keep the largest card busy
 
 
-def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     many = _filters_each(x.shape[1], w.shape, groups)
     real, param = check_types(x, w)
     x, taps, (f, _, *size) = in_memory(x), _taps(w), w.shape
     oh, ow = (output_size(x.shape[i + 1], size[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
     y = empty(x, (len(x), oh, ow, f))
     if y.size:
-        runs, packed = len(x) * oh * -(-ow // RUN), _packed(many, f, x, taps, y)
+        runs, packed = len(x) * oh * ceil_div(ow, RUN), _packed(many, f, x, taps, y)
         kernel("conv_depthwise", "depthwise", REAL=real, PARAM=param)(
             blocks(runs * f // _lot(x, packed), BLOCK),
             BLOCK,
@@ -42,8 +40,8 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, w: Array, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     many = _filters_each(x_shape[1], w.shape, groups)
     real, param = check_types(dy, w)
     dy, taps, (n, c, *images) = in_memory(dy), _taps(w), x_shape
@@ -71,15 +69,15 @@ def conv2d_backward_input(
 
 
 def conv2d_backward_weight(
-    dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, x: Array, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     many = _filters_each(x.shape[1], w_shape, groups)
     real = c_type(dy, x)
     dy, x, (f, _, kh, kw) = in_memory(dy), in_memory(x), w_shape
     dw = empty(dy, w_shape, sum_dtype(dy))
-    pixels, tiles, passes = dy.size // f, -(-f // 32), -(-kh * kw // TAPS)
-    per_part = max(64, -(-pixels * tiles * passes // ENOUGH))  # pixels of a part: from the shapes alone
-    parts = empty(dw, (-(-pixels // per_part), kh * kw, f))
+    pixels, tiles, passes = dy.size // f, ceil_div(f, 32), ceil_div(kh * kw, TAPS)
+    per_part = max(64, ceil_div(pixels * tiles * passes, ENOUGH))  # pixels of a part: from the shapes alone
+    parts = empty(dw, (ceil_div(pixels, per_part), kh * kw, f))
     if parts.size:
         kernel("conv_depthwise", "depthwise_backward_weight", REAL=real, PARAM=c_type(dw))(
             (tiles, len(parts), passes),
@@ -109,16 +107,16 @@ def _filters_each(channels: int, w_shape: tuple[int, ...], groups: int) -> int:
     return w_shape[0] // channels
 
 
-def _taps(w: Any) -> Any:
+def _taps(w: Array) -> Array:
     """w (F, 1, KH, KW) as (KH, KW, F): filters side by side, as the channels of images are."""
     return contiguous(w[:, 0].transpose(1, 2, 0))
 
 
-def _lot(images: Any, packed: bool) -> int:
+def _lot(images: Array, packed: bool) -> int:
     """How many channels a thread takes."""
     return 16 // images.itemsize if packed else 1
 
 
-def _packed(many: int, channels: int, *arrays: Any) -> bool:
+def _packed(many: int, channels: int, *arrays: Array) -> bool:
     """Whether threads can take channels 16 bytes at a time."""
     return many == 1 and channels % (16 // arrays[0].itemsize) == 0 and not any(address(a) % 16 for a in arrays)

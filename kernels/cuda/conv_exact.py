@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tinyres.kernels.arrays import Pair, output_size
+from tinyres.kernels.arrays import Array, Pair, ceil_div, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import address, as_seen, c_type, contiguous, empty, in_memory
 from tinyres.kernels.cuda.im2col import add_parts
@@ -11,7 +11,7 @@ from tinyres.kernels.cuda.launch import kernel
 ENOUGH = 2 * 132  # blocks that keep the largest card busy
 
 
-def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     real = _check(groups, x, w)
     x, taps, (f, _, kh, kw) = in_memory(x), contiguous(w.transpose(2, 3, 1, 0)), w.shape
     n, height, width, c = x.shape
@@ -23,7 +23,7 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
             "forward",
             tile,
             real,
-            (-(-n * oh * ow // tile[0]), -(-f // tile[1])),
+            (ceil_div(n * oh * ow, tile[0]), ceil_div(f, tile[1])),
             x,
             taps,
             y,
@@ -46,20 +46,20 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, w: Array, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     real = _check(groups, dy, w)
     dy, taps, (f, _, kh, kw) = in_memory(dy), contiguous(w.transpose(2, 3, 0, 1)), w.shape
     (n, c, height, width), (oh, ow) = x_shape, dy.shape[1:3]
     dx = empty(dy, (n, height, width, c))
     if dx.size:
-        phases, rows = stride[0] * stride[1], n * -(-height // stride[0]) * -(-width // stride[1])
+        phases, rows = stride[0] * stride[1], n * ceil_div(height, stride[0]) * ceil_div(width, stride[1])
         tile = _tile(rows, c, phases)
         _run(
             "backward_input",
             tile,
             real,
-            (-(-rows // tile[0]), -(-c // tile[1]), phases),
+            (ceil_div(rows, tile[0]), ceil_div(c, tile[1]), phases),
             dy,
             taps,
             dx,
@@ -82,15 +82,15 @@ def conv2d_backward_input(
 
 
 def conv2d_backward_weight(
-    dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, x: Array, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     real = _check(groups, dy, x)
     dy, x, (f, c, kh, kw) = in_memory(dy), in_memory(x), w_shape
     rows, depth = dy.size // f, kh * kw * c
     tile = (64, 16, 4) if f <= 16 else (64, 32, 4) if f <= 32 else (64, 64, 8)
-    tiles = (-(-depth // tile[0]), -(-f // tile[1]))
-    per_part = max(128, -(-rows * tiles[0] * tiles[1] // (2 * ENOUGH)))  # pixels of a part: from the shapes alone
-    parts = empty(dy, (-(-rows // per_part), depth, f))
+    tiles = (ceil_div(depth, tile[0]), ceil_div(f, tile[1]))
+    per_part = max(128, ceil_div(rows * tiles[0] * tiles[1], 2 * ENOUGH))  # pixels of a part: from the shapes alone
+    parts = empty(dy, (ceil_div(rows, per_part), depth, f))
     if parts.size:
         _run(
             "backward_weight",
@@ -116,7 +116,7 @@ def conv2d_backward_weight(
     return dw
 
 
-def _check(groups: int, *arrays: Any) -> str:
+def _check(groups: int, *arrays: Array) -> str:
     if groups != 1:
         raise Unsupported("groups")
     return c_type(*arrays, allowed=("float32", "float64"))
@@ -127,11 +127,11 @@ def _tile(rows: int, filters: int, phases: int = 1) -> tuple[int, int, int]:
     if filters <= 16:
         return 128, 16, 4
     if filters <= 32:
-        return (128, 32, 8) if -(-rows // 128) * phases >= ENOUGH else (64, 32, 4)
-    return (64, 64, 8) if -(-rows // 64) * -(-filters // 64) * phases >= ENOUGH else (64, 32, 4)
+        return (128, 32, 8) if ceil_div(rows, 128) * phases >= ENOUGH else (64, 32, 4)
+    return (64, 64, 8) if ceil_div(rows, 64) * ceil_div(filters, 64) * phases >= ENOUGH else (64, 32, 4)
 
 
-def _packed(length: int, *arrays: Any) -> bool:
+def _packed(length: int, *arrays: Array) -> bool:
     """Whether every row can be read and written 16 bytes at a time."""
     return length % 4 == 0 and not any(address(a) % 16 for a in arrays)
 

@@ -4,9 +4,7 @@ Images are float32, whose products are then those of TF32 numbers, or float16 or
 float32, and so are all sums. Every kernel size, stride and padding; no groups, no dilation.
 """
 
-from typing import Any
-
-from tinyres.kernels.arrays import Pair, array_module, output_size
+from tinyres.kernels.arrays import Array, Pair, array_module, ceil_div, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import address, as_seen, c_type, empty, in_memory
 from tinyres.kernels.cuda.im2col import add_parts
@@ -16,7 +14,7 @@ ENOUGH = 2 * 132  # blocks that keep the largest card busy
 WARPS = 8  # of a block of `gather`: a warp's tile is 32 pixels
 
 
-def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     real = _check(dilation, groups, x, w)
     x, w = in_memory(x), array_module(w).ascontiguousarray(w)
     oh, ow = (output_size(x.shape[i + 1], w.shape[i + 2], stride[i], padding[i]) for i in (0, 1))
@@ -26,40 +24,40 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any,
-    w: Any,
+    dy: Array,
+    w: Array,
     x_shape: tuple[int, ...],
     stride: Pair,
     padding: Pair,
     dilation: Pair,
     groups: int,
-    into: Any | None = None,
-) -> Any:
+    total: Array | None = None,
+) -> Array:
     real = _check(dilation, groups, dy, w)
     dy, w = in_memory(dy), array_module(w).ascontiguousarray(w)
     n, c, height, width = x_shape
-    if into is None:
+    if total is None:
         dx = empty(dy, (n, height, width, c))
     else:
-        dx = into.transpose(0, 2, 3, 1)
+        dx = total.transpose(0, 2, 3, 1)
         if not dx.flags.c_contiguous or dx.dtype != dy.dtype:
             raise Unsupported("a cotangent to add to that is not channels-last, or of another dtype")
-    _gather(real, dy, w, dx, stride, padding, stride[0] * stride[1], backward=True, add=into is not None)
-    return as_seen(dx) if into is None else into
+    _gather(real, dy, w, dx, stride, padding, stride[0] * stride[1], backward=True, add=total is not None)
+    return as_seen(dx) if total is None else total
 
 
 def conv2d_backward_weight(
-    dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, x: Array, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     real = _check(dilation, groups, dy, x)
     dy, x, (f, c, kh, kw) = in_memory(dy), in_memory(x), w_shape
     n, oh, ow = dy.shape[:3]
     tile = 32 if min(c, f) > 16 and _packed(c, 4, x) and _packed(f, 4, dy) else 16
     taps = 3 if kw == 3 and stride[1] == 1 and ow % 4 == 0 else 1
-    grid = (-(-f // tile) * -(-c // tile), kh * kw // taps)
-    sixteens = -(-n * oh * -(-ow // 4) // 4)  # 16 pixels are a warp's step; a block has 4 warps, for 4 steps or more
-    per_part = max(16, -(-sixteens * grid[0] * grid[1] // ENOUGH))
-    parts = empty(dy, (-(-sixteens // per_part), kh * kw * c, f), "float32")
+    grid = (ceil_div(f, tile) * ceil_div(c, tile), kh * kw // taps)
+    sixteens = ceil_div(n * oh * ceil_div(ow, 4), 4)  # 16 pixels are a warp's step; a block has 4 warps, for 4 steps or more
+    per_part = max(16, ceil_div(sixteens * grid[0] * grid[1], ENOUGH))
+    parts = empty(dy, (ceil_div(sixteens, per_part), kh * kw * c, f), "float32")
     if parts.size:
         kernel("conv_tensor_weight", "backward_weight", REAL=real, TILE=tile, TAPS=taps)(
             (len(parts), *grid),
@@ -84,7 +82,7 @@ def conv2d_backward_weight(
     return dw
 
 
-def _check(dilation: Pair, groups: int, images: Any, other: Any) -> str:
+def _check(dilation: Pair, groups: int, images: Array, other: Array) -> str:
     """The macro REAL. ``other`` are weights, or images of the same dtype."""
     if groups != 1 or dilation != (1, 1):
         raise Unsupported("groups" if groups != 1 else "dilation")
@@ -95,9 +93,9 @@ def _check(dilation: Pair, groups: int, images: Any, other: Any) -> str:
 
 def _gather(
     real: str,
-    images: Any,
-    w: Any,
-    result: Any,
+    images: Array,
+    w: Array,
+    result: Array,
     stride: Pair,
     padding: Pair,
     phases: int,
@@ -108,12 +106,12 @@ def _gather(
     if not result.size:
         return
     (n, height, width, c), (_, oh, ow, f), kernel_size = images.shape, result.shape, w.shape[2:]
-    pixels = n * -(-oh // stride[0]) * -(-ow // stride[1]) if backward else n * oh * ow  # of a phase
+    pixels = n * ceil_div(oh, stride[0]) * ceil_div(ow, stride[1]) if backward else n * oh * ow  # of a phase
     tile, words = _tile(real, c, f)
-    filters = -(-f // tile)
+    filters = ceil_div(f, tile)
     parts = _parts(pixels, filters * phases)
     kernel("conv_tensor_forward", "gather", REAL=real, TILE_F=tile, WORDS=words)(
-        (-(-pixels * parts // (32 * WARPS)), filters, phases),
+        (ceil_div(pixels * parts, 32 * WARPS), filters, phases),
         32 * WARPS,
         images,
         w,
@@ -148,11 +146,11 @@ def _tile(real: str, channels: int, filters: int) -> tuple[int, int]:
 def _parts(pixels: int, times: int) -> int:
     """How many warps share the terms of a sum: as few as keep the card busy."""
     for parts in (1, 2, 4):
-        if -(-pixels * parts // (32 * WARPS)) * times >= ENOUGH:
+        if ceil_div(pixels * parts, 32 * WARPS) * times >= ENOUGH:
             return parts
     return 4
 
 
-def _packed(length: int, at_once: int, *arrays: Any) -> bool:
+def _packed(length: int, at_once: int, *arrays: Array) -> bool:
     """Whether rows of ``length`` elements can be moved so many at once."""
     return length % at_once == 0 and not any(address(a) % 16 for a in arrays)

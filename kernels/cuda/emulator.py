@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyres.kernels.arrays import ceil_div
 from tinyres.kernels.cuda import cache
 from tinyres.kernels.cuda.sources import SOURCES, KernelFault, KernelSource, Macros, kernel_names, source
 
@@ -240,7 +241,7 @@ def _guarded(
     for group in _groups([value for value, yes in zip(values, is_array, strict=True) if yes]):
         begin = group[0].ctypes.data
         used = max(v.ctypes.data + v.nbytes for v in group) - begin
-        size = -(-max(used + 15, 1) // PAGE) * PAGE
+        size = ceil_div(max(used + 15, 1), PAGE) * PAGE
         mapping = (_free.setdefault(size, []) or [_Mapping(size)]).pop()
         mapping.inside[:] = 0xFF
         start = 0 if in_front else size - used - 15

@@ -6,7 +6,7 @@ The columns of some images at a time, and of one group of channels: `COLUMNS` bo
 from collections.abc import Iterator
 from typing import Any
 
-from tinyres.kernels.arrays import Pair, output_size
+from tinyres.kernels.arrays import Array, Pair, ceil_div, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import BLOCK, MAX_BLOCKS, address, as_seen, blocks, c_type, empty, in_memory
 from tinyres.kernels.cuda.launch import kernel
@@ -16,12 +16,12 @@ TILE = 16  # T of the source
 SPLIT = 4096  # terms of a sum, at least, that are one part of it
 
 
-def sum_dtype(images: Any) -> Any:
+def sum_dtype(images: Array) -> Any:
     """The dtype of a gradient of weights: that of sums over these images."""
     return "float64" if images.dtype.name == "float64" else "float32"
 
 
-def check_types(images: Any, w: Any) -> tuple[str, str]:
+def check_types(images: Array, w: Array) -> tuple[str, str]:
     """The macros REAL and of the weights. Raises Unsupported unless weights are of the images' dtype, or float32 beside
     float16 and bfloat16.
     """
@@ -31,7 +31,7 @@ def check_types(images: Any, w: Any) -> tuple[str, str]:
     return real, weights
 
 
-def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     real, weights = check_types(x, w)
     macros = {"REAL": real, "LEFT": real, "RIGHT": weights, "RESULT": real}
     x, rows, f = in_memory(x), in_memory(w), w.shape[0]
@@ -58,8 +58,8 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_input(
-    dy: Any, w: Any, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, w: Array, x_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     real, weights = check_types(dy, w)
     macros = {"REAL": real, "LEFT": real, "RIGHT": weights, "RESULT": c_type(empty(dy, (0,), sum_dtype(dy)))}
     dy, rows, (n, c, height, width), f = in_memory(dy), in_memory(w), x_shape, w.shape[0]
@@ -88,8 +88,8 @@ def conv2d_backward_input(
 
 
 def conv2d_backward_weight(
-    dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, x: Array, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     real = c_type(dy, x)
     dy, x, f = in_memory(dy), in_memory(x), w_shape[0]
     dw = empty(dy, w_shape, sum_dtype(dy))
@@ -97,7 +97,7 @@ def conv2d_backward_weight(
     geometry = (*x.shape[1:], *w_shape[2:], *dy.shape[1:3], *stride, *padding, *dilation)
     depth, per_group, pixels = w_shape[1] * w_shape[2] * w_shape[3], f // groups, dy[:1].size // f
     images = list(_blocks(len(x), pixels * depth * x.itemsize))
-    splits = [-(-pixels * len(dy[block]) // SPLIT) for block in images]
+    splits = [ceil_div(pixels * len(dy[block]), SPLIT) for block in images]
     for group in range(groups):
         parts, done = empty(dw, (sum(splits), depth, per_group)), 0
         for block, split in zip(images, splits, strict=True):
@@ -121,9 +121,9 @@ def conv2d_backward_weight(
 
 
 def matmul(
-    a: Any,
-    b: Any,
-    c: Any,
+    a: Array,
+    b: Array,
+    c: Array,
     size: tuple[int, int, int],
     a_strides: Pair,
     b_strides: Pair,
@@ -137,23 +137,23 @@ def matmul(
     ``first`` on. With several ``parts``, C is as many matrices, whose sum is the product.
     """
     m, n, depth = size
-    per_part = -(-depth // parts)
-    grid = (-(-m // TILE), -(-n // TILE), parts)
+    per_part = ceil_div(depth, parts)
+    grid = (ceil_div(m, TILE), ceil_div(n, TILE), parts)
     kernel("im2col", name, **macros)(
         grid, (TILE, TILE), a, b, c, m, n, depth, per_part, *a_strides, *b_strides, c_stride, *first
     )
 
 
-def add_parts(parts: Any, dw: Any) -> None:
+def add_parts(parts: Array, dw: Array) -> None:
     """dw (F, C, KH, KW) = the sum of parts (count, KH * KW * C, F) over ``count``, in an order that only it determines."""
     f, c, kh, kw = dw.shape
     real = c_type(parts, dw)
     run = kernel("im2col", "add_parts", REAL=real, LEFT=real, RIGHT=real, RESULT=real)
     if dw.size:
-        run(-(-dw.size // 32), (32, 8), parts, dw, len(parts), kh * kw, c, f)
+        run(ceil_div(dw.size, 32), (32, 8), parts, dw, len(parts), kh * kw, c, f)
 
 
-def _im2col(x: Any, columns: Any, group: int, channels: int, geometry: tuple[int, ...], macros: dict[str, str]) -> None:
+def _im2col(x: Array, columns: Array, group: int, channels: int, geometry: tuple[int, ...], macros: dict[str, str]) -> None:
     """The columns (pixels, KH * KW * channels) of a group: in packs of 16 bytes where they fit, else one by one."""
     pack = 16 // x.itemsize
     if channels % pack or x.shape[3] % pack or address(x) % 16 or address(columns) % 16:
@@ -162,12 +162,12 @@ def _im2col(x: Any, columns: Any, group: int, channels: int, geometry: tuple[int
         )
         return
     pixels, packs = len(columns), columns.shape[1] // pack
-    across = -(-packs // BLOCK)  # blocks side by side
-    wide = -(-packs // across)
-    share = max(4 * (BLOCK // wide), -(-pixels // MAX_BLOCKS))
+    across = ceil_div(packs, BLOCK)  # blocks side by side
+    wide = ceil_div(packs, across)
+    share = max(4 * (BLOCK // wide), ceil_div(pixels, MAX_BLOCKS))
     if pixels:
         kernel("im2col", "im2col_packed", **macros)(
-            (-(-pixels // share), across),
+            (ceil_div(pixels, share), across),
             (wide, BLOCK // wide),
             x,
             columns,

@@ -1,7 +1,6 @@
 """The linear layer and its gradients: `src/linear.cu`."""
 
-from typing import Any
-
+from tinyres.kernels.arrays import Array, ceil_div
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import C_TYPES, c_type, empty, in_memory
 from tinyres.kernels.cuda.launch import kernel
@@ -10,7 +9,7 @@ TILE = 16  # as in the source
 EXACT = ("float32", "float64")
 
 
-def linear(x: Any, w: Any, b: Any | None) -> Any:
+def linear(x: Array, w: Array, b: Array | None) -> Array:
     macros = _macros(x, w, b)
     x, w, b = in_memory(x), in_memory(w), None if b is None else in_memory(b)
     (n, inputs), outputs = x.shape, len(w)
@@ -20,7 +19,7 @@ def linear(x: Any, w: Any, b: Any | None) -> Any:
     return y
 
 
-def linear_backward_input(dy: Any, w: Any) -> Any:
+def linear_backward_input(dy: Array, w: Array) -> Array:
     macros = _macros(dy, dy, w)
     dy, w = in_memory(dy), in_memory(w)
     (n, outputs), inputs = dy.shape, w.shape[1]
@@ -31,7 +30,7 @@ def linear_backward_input(dy: Any, w: Any) -> Any:
     return dx
 
 
-def linear_backward_weight(dy: Any, x: Any) -> Any:
+def linear_backward_weight(dy: Array, x: Array) -> Array:
     macros = _macros(x, dy)
     dy, x = in_memory(dy), in_memory(x)
     (n, outputs), inputs = dy.shape, x.shape[1]
@@ -42,17 +41,17 @@ def linear_backward_weight(dy: Any, x: Any) -> Any:
     return dw
 
 
-def linear_backward_bias(dy: Any) -> Any:
+def linear_backward_bias(dy: Array) -> Array:
     macros = _macros(dy, dy)
     dy = in_memory(dy)
     n, outputs = dy.shape
     db = empty(dy, (outputs,))
     if db.size:
-        kernel("linear", "linear_backward_bias", **macros)(-(-outputs // 32), (32, 32), dy, db, n, outputs)
+        kernel("linear", "linear_backward_bias", **macros)(ceil_div(outputs, 32), (32, 32), dy, db, n, outputs)
     return db
 
 
-def _macros(x: Any, *others: Any) -> dict[str, str]:
+def _macros(x: Array, *others: Array) -> dict[str, str]:
     """x may have 16 bits an element where the others are float32."""
     real = c_type(*others, allowed=EXACT)
     stored = C_TYPES.get(x.dtype.name, "")
@@ -62,4 +61,4 @@ def _macros(x: Any, *others: Any) -> dict[str, str]:
 
 
 def _tiles(rows: int, columns: int) -> int:
-    return -(-rows // TILE) * -(-columns // TILE)
+    return ceil_div(rows, TILE) * ceil_div(columns, TILE)

@@ -1,8 +1,6 @@
 """Cross-entropy, its gradient, and the count of wrong answers: `src/loss.cu`."""
 
-from typing import Any
-
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module, ceil_div
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import BLOCK, blocks, c_type, empty
 from tinyres.kernels.cuda.launch import kernel
@@ -12,17 +10,17 @@ ONE_BLOCK = 1024  # rows of which one block makes the mean; more are spread over
 LABELS = {"int32": "int", "int64": "long long"}
 
 
-def cross_entropy(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any, Any]:
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
     macros, (logits, labels) = _arguments(logits, labels)
     n, k = logits.shape
     losses, log_probs = empty(logits, (n,)), empty(logits, (n, k))
     if n:
         run = kernel("loss", "cross_entropy", **macros)
-        run(-(-n * 32 // BLOCK), BLOCK, logits, labels, losses, log_probs, n, k, label_smoothing)
+        run(ceil_div(n * 32, BLOCK), BLOCK, logits, labels, losses, log_probs, n, k, label_smoothing)
     return losses, log_probs
 
 
-def cross_entropy_mean(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any, Any]:
+def cross_entropy_mean(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
     macros, (logits, labels) = _arguments(logits, labels)
     n, k = logits.shape
     loss = empty(logits, ())
@@ -36,15 +34,15 @@ def cross_entropy_mean(logits: Any, labels: Any, label_smoothing: float) -> tupl
     return loss, log_probs
 
 
-def cross_entropy_backward(dlosses: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
+def cross_entropy_backward(dlosses: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
     return _backward(dlosses, log_probs, labels, label_smoothing, per_row=True)
 
 
-def cross_entropy_mean_backward(dloss: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
+def cross_entropy_mean_backward(dloss: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
     return _backward(dloss, log_probs, labels, label_smoothing, per_row=False)
 
 
-def _backward(dloss: Any, log_probs: Any, labels: Any, label_smoothing: float, per_row: bool) -> Any:
+def _backward(dloss: Array, log_probs: Array, labels: Array, label_smoothing: float, per_row: bool) -> Array:
     c_type(dloss, log_probs)
     macros, (log_probs, labels) = _arguments(log_probs, labels)
     dlogits = empty(log_probs, log_probs.shape)
@@ -55,13 +53,13 @@ def _backward(dloss: Any, log_probs: Any, labels: Any, label_smoothing: float, p
     return dlogits
 
 
-def count_wrong(logits: Any, labels: Any, total: Any) -> None:
+def count_wrong(logits: Array, labels: Array, total: Array) -> None:
     macros, (logits, labels) = _arguments(logits, labels)
     if len(logits):
         kernel("loss", "count_wrong", **macros)(1, THREADS, logits, labels, total, *logits.shape)
 
 
-def _arguments(x: Any, labels: Any) -> tuple[dict[str, str], tuple[Any, Any]]:
+def _arguments(x: Array, labels: Array) -> tuple[dict[str, str], tuple[Array, Array]]:
     real = c_type(x, allowed=("float32", "float64"))
     if labels.dtype.name not in LABELS:
         raise Unsupported(f"labels of {labels.dtype.name}")

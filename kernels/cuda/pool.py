@@ -1,13 +1,10 @@
 """Pooling: `src/pool.cu`."""
 
-from typing import Any
-
-from tinyres.kernels.arrays import Pair, output_size
+from tinyres.kernels.arrays import Array, Pair, ceil_div, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import launch
 from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, empty, in_memory
 
-Array = Any
 Shape = tuple[int, ...]
 TILE = 32  # columns of a block of the global mean, at most
 PLACES = {"uint8": "uint8_t", "int32": "int", "int64": "long long"}
@@ -52,8 +49,8 @@ def global_avg_pool2d(x: Array) -> Array:
     width = width_of((x, y), c)
     columns, macros = c // width, {"REAL": c_type(x), "WIDTH": width, "PLACE": "uint8_t"}
     if y.size:
-        tiles = -(-columns // TILE)
-        wide = -(-columns // tiles)
+        tiles = ceil_div(columns, TILE)
+        wide = ceil_div(columns, tiles)
         block = (wide, max(1, min(BLOCK // wide, h * w)))
         shared = block[0] * block[1] * width * (8 if x.dtype.name == "float64" else 4)
         launch.kernel("pool", "global_avg_pool2d", **macros)((n, tiles), block, x, y, h * w, columns, shared=shared)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import emulator
 from tinyres.kernels.cuda.common import BLOCK, address, c_type, contiguous, empty
@@ -16,14 +16,14 @@ KEPT = 64  # lists on the device that no graph has been seen to use
 
 
 def sgd(
-    params: list[Any],
-    grads: list[Any],
-    buffers: list[Any],
-    lr: Any,
+    params: list[Array],
+    grads: list[Array],
+    buffers: list[Array],
+    lr: float | Array,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
-    skip: Any = None,
+    skip: Array | None = None,
 ) -> None:
     columns = [params, grads, buffers] if momentum else [params, grads]
     if any([a.shape for a in column] != [p.shape for p in params] for column in columns):
@@ -41,7 +41,7 @@ def sgd(
         kernel("update", "sgd", REAL=real)(len(lines), BLOCK, p, g, v, lines, *rates, momentum, weight_decay, nesterov, skip)
 
 
-def unscale(grads: list[Any], scale: Any) -> Any:
+def unscale(grads: list[Array], scale: Array) -> Array:
     found = empty(scale, (), np.int32)
     kernel("update", "clear", REAL="float")(1, 32, found)
     if grads:
@@ -52,21 +52,21 @@ def unscale(grads: list[Any], scale: Any) -> Any:
     return found
 
 
-def update_scale(scale: Any, good_steps: Any, found: Any, growth: float, backoff: float, interval: int) -> None:
+def update_scale(scale: Array, good_steps: Array, found: Array, growth: float, backoff: float, interval: int) -> None:
     kernel("update", "update_scale", REAL="float")(1, 32, scale, good_steps, found, growth, backoff, interval)
 
 
 # --- how arrays lie in memory: an elementwise kernel may go through them in any order, but through all in the same --------
 
 
-def _order(a: Any) -> list[int]:
+def _order(a: Array) -> list[int]:
     """The axes of an array from the outermost in memory to the innermost."""
     if a.flags.c_contiguous:
         return list(range(a.ndim))
     return sorted(range(a.ndim), key=lambda axis: -a.strides[axis])
 
 
-def _written(a: Any, order: list[int]) -> Any:
+def _written(a: Array, order: list[int]) -> Array:
     """``a`` as a contiguous array, its axes in this order: a view."""
     inside = a.transpose(order)
     if not inside.flags.c_contiguous:
@@ -76,7 +76,7 @@ def _written(a: Any, order: list[int]) -> Any:
     return inside
 
 
-def _read(a: Any, order: list[int]) -> Any:
+def _read(a: Array, order: list[int]) -> Array:
     """The same for what is not written: a copy where it lies otherwise."""
     return contiguous(a.transpose(order))
 
@@ -84,7 +84,7 @@ def _read(a: Any, order: list[int]) -> Any:
 # --- the list of the work ----------------------------------------------------------------------------------------------
 
 
-def _launches(params: list[Any], grads: list[Any], buffers: list[Any]) -> list[tuple[Any, Any, Any, Any]]:
+def _launches(params: list[Array], grads: list[Array], buffers: list[Array]) -> list[tuple[Any, Any, Any, Any]]:
     """The (p, grad, v, lines) that kernels are launched with: one list with addresses for all parameters.
 
     The emulation cannot guard arrays that it sees only as numbers. Where it checks, each parameter is launched by itself

@@ -27,7 +27,7 @@ def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, grou
 
 
 def conv2d_backward_input(
-    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, into: Array | None = None
+    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, total: Array | None = None
 ) -> Array:
     """dx[n, c, i s - p + a d, j s - p + b d] += w[f, c, a, b] dy[n, f, i, j]
 
@@ -37,10 +37,10 @@ def conv2d_backward_input(
     for n, f, i, j, dwindow in _output_pixels(dpadded, w.shape, stride, dilation, groups):
         dwindow += w[f] * dy[n, f, i, j]
     dx = crop(dpadded, padding)
-    if into is None:
+    if total is None:
         return dx
-    into += dx
-    return into
+    total += dx
+    return total
 
 
 def conv2d_backward_weight(

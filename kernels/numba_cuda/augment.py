@@ -1,10 +1,8 @@
 """Random crop and flip of a batch of images, from bytes to normalised floats."""
 
-from typing import Any
-
 import numpy as np
 
-from tinyres.kernels.arrays import array_module, channels_first
+from tinyres.kernels.arrays import Array, array_module, channels_first
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
 from tinyres.kernels.reference.augment import next_batch  # noqa: F401
 
@@ -29,7 +27,7 @@ def crop_flip_kernel(images, offsets, flips, pad, mean, scale, y):
             y[n, h, w, c] = 0
 
 
-def crop_flip(images: Any, offsets: Any, flips: Any, pad: int, mean: Any, scale: Any) -> Any:
+def crop_flip(images: Array, offsets: Array, flips: Array, pad: int, mean: Array, scale: Array) -> Array:
     check(mean, scale)
     xp, (n, c, h, w) = array_module(images), images.shape
     y = empty(images, n, h, w, c, dtype=np.float32)

@@ -11,9 +11,7 @@ taps; M = N * OH * OW windows of L = KH * KW * C / G numbers. Images are (N, H, 
 Every number of x is in KH * KW windows, so that the columns are that much larger than x: the price of a plain product.
 """
 
-from typing import Any
-
-from tinyres.kernels.arrays import Pair, added, channels_first, channels_last, output_size
+from tinyres.kernels.arrays import Array, Pair, added, channels_first, channels_last, output_size
 from tinyres.kernels.numba_cuda.elementwise import accumulate
 from tinyres.kernels.numba_cuda.matmul import long_product, product
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
@@ -67,7 +65,7 @@ def col2im_kernel(dcolumns, dx, size, kernel, stride, padding, dilation):
         dx[n, h, w, c] = total
 
 
-def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     check(x, w)
     f, kernel = w.shape[0], w.shape[2:]
     h, v = (output_size(x.shape[k + 2], kernel[k], stride[k], padding[k], dilation[k]) for k in (0, 1))
@@ -78,8 +76,8 @@ def conv2d(x: Any, w: Any, stride: Pair, padding: Pair, dilation: Pair, groups: 
 
 
 def conv2d_backward_weight(
-    dy: Any, x: Any, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Any:
+    dy: Array, x: Array, w_shape: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
     check(dy, x)
     dy, (f, channels, *kernel) = channels_last(dy), w_shape
     columns = _columns(channels_last(x), dy.shape[1:3], (kernel[0], kernel[1]), stride, padding, dilation, groups)
@@ -88,15 +86,15 @@ def conv2d_backward_weight(
 
 
 def conv2d_backward_input(
-    dy: Any,
-    w: Any,
+    dy: Array,
+    w: Array,
     x_shape: tuple[int, ...],
     stride: Pair,
     padding: Pair,
     dilation: Pair,
     groups: int,
-    into: Any | None = None,
-) -> Any:
+    total: Array | None = None,
+) -> Array:
     check(dy, w)
     dy, weights = channels_last(dy), _weights(w, groups)
     (n, c, height, width), size, kernel = x_shape, dy.shape[1:3], w.shape[2:]
@@ -104,10 +102,10 @@ def conv2d_backward_input(
     product(_by_group(dy, groups), weights, dcolumns)
     dx = empty(dy, n, height, width, c)
     col2im_kernel[blocks(dx.size), BLOCK](dcolumns, dx, size, kernel, stride, padding, dilation)
-    return added(channels_first(dx), into, accumulate)
+    return added(channels_first(dx), total, accumulate)
 
 
-def _columns(x: Any, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Any:
+def _columns(x: Array, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:
     """x (N, H, W, C) -> (G, M, L). The windows of a plain 1x1 convolution are the pixels themselves."""
     if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
         return _by_group(x, groups)
@@ -116,13 +114,13 @@ def _columns(x: Any, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dila
     return columns
 
 
-def _weights(w: Any, groups: int) -> Any:
+def _weights(w: Array, groups: int) -> Array:
     """w (F, C/G, KH, KW) -> (G, F/G, L)"""
     f, *window = w.shape
     return channels_last(w).reshape(groups, f // groups, window[0] * window[1] * window[2])
 
 
-def _by_group(pixels: Any, groups: int) -> Any:
+def _by_group(pixels: Array, groups: int) -> Array:
     """(N, H, W, channels) -> (G, N * H * W, channels / G), a view"""
     n, h, w, channels = pixels.shape
     return pixels.reshape(n * h * w, groups, channels // groups).transpose(1, 0, 2)

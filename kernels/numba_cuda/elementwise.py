@@ -7,9 +7,7 @@ are all that counts: 4 (float32) for each element of each array.
 Written as ``0 if x <= 0 else x``, NaN stays NaN: it is not <= 0. ``x if x > 0 else 0`` would hide it.
 """
 
-from typing import Any
-
-from tinyres.kernels.arrays import convert
+from tinyres.kernels.arrays import Array, convert
 from tinyres.kernels.numba_cuda.runtime import BLOCK, Kernel, as_seen, blocks, check, cuda, empty, flat, in_memory
 
 
@@ -57,7 +55,7 @@ def accumulate_kernel(x, total):
         total[i] += x[i]
 
 
-def map_elements(kernel: Kernel, *arrays: Any) -> Any:
+def map_elements(kernel: Kernel, *arrays: Array) -> Array:
     """The kernel's result on arrays of one shape, whose elements it meets in the order of memory."""
     check(*arrays)
     inputs = [in_memory(a) for a in arrays]
@@ -66,28 +64,28 @@ def map_elements(kernel: Kernel, *arrays: Any) -> Any:
     return as_seen(out)
 
 
-def relu(x: Any) -> Any:
+def relu(x: Array) -> Array:
     return map_elements(relu_kernel, x)
 
 
-def relu_backward(dy: Any, y: Any) -> Any:
+def relu_backward(dy: Array, y: Array) -> Array:
     return map_elements(relu_backward_kernel, dy, y)
 
 
-def relu6(x: Any) -> Any:
+def relu6(x: Array) -> Array:
     return map_elements(relu6_kernel, x)
 
 
-def relu6_backward(dy: Any, y: Any) -> Any:
+def relu6_backward(dy: Array, y: Array) -> Array:
     return map_elements(relu6_backward_kernel, dy, y)
 
 
 cast = convert  # the reference's own: kernels here take arrays of one dtype
 
 
-def accumulate(total: Any, x: Any) -> None:
+def accumulate(total: Array, x: Array) -> None:
     check(total, x)
     if total.ndim == 4:  # as images lie in memory, so that nothing need be copied
         total, x = total.transpose(0, 2, 3, 1), x.transpose(0, 2, 3, 1)
-    with flat(total) as (into,):
-        accumulate_kernel[blocks(x.size), BLOCK](in_memory(x.reshape(-1)), into)
+    with flat(total) as (inside,):
+        accumulate_kernel[blocks(x.size), BLOCK](in_memory(x.reshape(-1)), inside)

@@ -1,7 +1,6 @@
 """The linear layer y = x w^T + b and its gradients: the tiled product of `matmul`, on transposed views."""
 
-from typing import Any
-
+from tinyres.kernels.arrays import Array
 from tinyres.kernels.numba_cuda.matmul import long_product, product, sum_rows
 from tinyres.kernels.numba_cuda.runtime import BLOCK, Kernel, blocks, check, cuda, empty, in_memory
 
@@ -13,7 +12,7 @@ def add_bias_kernel(y, b):
         y[e // y.shape[1], e % y.shape[1]] += b[e % y.shape[1]]
 
 
-def linear(x: Any, w: Any, b: Any | None) -> Any:
+def linear(x: Array, w: Array, b: Array | None) -> Array:
     check(x, w, b)
     y = empty(x, x.shape[0], w.shape[0])
     product(x[None], w.T[None], y[None])
@@ -22,18 +21,18 @@ def linear(x: Any, w: Any, b: Any | None) -> Any:
     return y
 
 
-def linear_backward_input(dy: Any, w: Any) -> Any:
+def linear_backward_input(dy: Array, w: Array) -> Array:
     check(dy, w)
     dx = empty(dy, dy.shape[0], w.shape[1])
     product(dy[None], w[None], dx[None])
     return dx
 
 
-def linear_backward_weight(dy: Any, x: Any) -> Any:
+def linear_backward_weight(dy: Array, x: Array) -> Array:
     check(dy, x)
     return long_product(dy.T[None], x[None])[0]
 
 
-def linear_backward_bias(dy: Any) -> Any:
+def linear_backward_bias(dy: Array) -> Array:
     check(dy)
     return sum_rows(in_memory(dy), len(dy))[0]

@@ -3,8 +3,8 @@ little where K is 10 or 100, and needs no thread but itself.
 """
 
 import math
-from typing import Any
 
+from tinyres.kernels.arrays import Array
 from tinyres.kernels.numba_cuda.matmul import sum_rows
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
 from tinyres.kernels.reference.loss import count_wrong  # noqa: F401
@@ -48,27 +48,27 @@ def cross_entropy_backward_kernel(dlosses, one, divisor, log_probs, labels, smoo
         dlogits[n, k] = (math.exp(log_probs[n, k]) - q) * d / divisor
 
 
-def cross_entropy(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any, Any]:
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
     check(logits)
     losses, log_probs = empty(logits, len(logits)), empty(logits, *logits.shape)
     cross_entropy_kernel[blocks(len(losses)), BLOCK](logits, labels, label_smoothing, losses, log_probs)
     return losses, log_probs
 
 
-def cross_entropy_mean(logits: Any, labels: Any, label_smoothing: float) -> tuple[Any, Any]:
+def cross_entropy_mean(logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
     losses, log_probs = cross_entropy(logits, labels, label_smoothing)
     return sum_rows(losses.reshape(-1, 1), len(losses), len(losses)).reshape(()), log_probs
 
 
-def cross_entropy_backward(dlosses: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
+def cross_entropy_backward(dlosses: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
     return _backward(dlosses, False, 1, log_probs, labels, label_smoothing)
 
 
-def cross_entropy_mean_backward(dloss: Any, log_probs: Any, labels: Any, label_smoothing: float) -> Any:
+def cross_entropy_mean_backward(dloss: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:
     return _backward(dloss.reshape(1), True, len(labels), log_probs, labels, label_smoothing)
 
 
-def _backward(dlosses: Any, one: bool, divisor: int, log_probs: Any, labels: Any, smoothing: float) -> Any:
+def _backward(dlosses: Array, one: bool, divisor: int, log_probs: Array, labels: Array, smoothing: float) -> Array:
     check(dlosses, log_probs)
     dlogits = empty(log_probs, *log_probs.shape)
     cross_entropy_backward_kernel[blocks(dlogits.size), BLOCK](dlosses, one, divisor, log_probs, labels, smoothing, dlogits)

@@ -4,8 +4,7 @@ losses are made of.
 Views do the transposing: ``a.transpose(...)`` changes an array's strides and copies nothing, and Numba reads any strides.
 """
 
-from typing import Any
-
+from tinyres.kernels.arrays import Array, ceil_div
 from tinyres.kernels.numba_cuda.runtime import REAL, SIMULATED, Kernel, cuda, empty
 
 TILE = 4 if SIMULATED else 16  # a block computes TILE x TILE elements of the product
@@ -79,21 +78,21 @@ def sum_rows_kernel(x, length, divisor, sums):
         sums[b, column] = partial[0, cuda.threadIdx.x] / REAL(divisor)
 
 
-def product(a: Any, b: Any, c: Any, parts: int = 1) -> None:
+def product(a: Array, b: Array, c: Array, parts: int = 1) -> None:
     """c = a @ b for each of a batch of matrices: a (G, M, K), b (G, K, N), c (G * parts, M, N)."""
-    grid = (-(-c.shape[1] // TILE), -(-c.shape[2] // TILE), c.shape[0])
+    grid = (ceil_div(c.shape[1], TILE), ceil_div(c.shape[2], TILE), c.shape[0])
     product_kernel[grid, (TILE, TILE)](a, b, c, parts)
 
 
-def long_product(a: Any, b: Any) -> Any:
+def long_product(a: Array, b: Array) -> Array:
     """a @ b (G, M, N) where the inner length is large, and M and N are not.
 
     The product alone has too few blocks to keep a GPU busy. So the inner length is cut into parts, each part gets blocks
     of its own, and the parts' matrices are summed.
     """
     (groups, m, k), n = a.shape, b.shape[2]
-    tiles = max(1, groups * -(-m // TILE) * -(-n // TILE))
-    parts = max(1, min(-(-BUSY // tiles), k // (4 * TILE)))
+    tiles = max(1, groups * ceil_div(m, TILE) * ceil_div(n, TILE))
+    parts = max(1, min(ceil_div(BUSY, tiles), k // (4 * TILE)))
     c = empty(a, groups * parts, m, n)
     product(a, b, c, parts)
     return c if parts == 1 else sum_rows(c.reshape(groups * parts, m * n), parts).reshape(groups, m, n)
@@ -101,12 +100,12 @@ def long_product(a: Any, b: Any) -> Any:
 
 def sum_grid(pieces: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Grid and block of a kernel that sums columns, piece by piece."""
-    return (pieces, -(-columns // COLUMNS)), (COLUMNS, ROWS)
+    return (pieces, ceil_div(columns, COLUMNS)), (COLUMNS, ROWS)
 
 
-def sum_rows(x: Any, length: int, divisor: int = 1) -> Any:
+def sum_rows(x: Array, length: int, divisor: int = 1) -> Array:
     """x (B * length, C) -> (B, C): sums of ``length`` rows each (the last may be of fewer), divided by ``divisor``."""
-    pieces = max(1, -(-x.shape[0] // max(1, length)))
+    pieces = max(1, ceil_div(x.shape[0], max(1, length)))
     sums = empty(x, pieces, x.shape[1])
     sum_rows_kernel[sum_grid(*sums.shape)](x, length, divisor, sums)
     return sums

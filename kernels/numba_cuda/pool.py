@@ -4,9 +4,7 @@ One thread an element of the result, which gathers what it needs: the forward pa
 the windows that cover a pixel. So no two threads write to one place, and a sum has one order.
 """
 
-from typing import Any
-
-from tinyres.kernels.arrays import Pair, channels_first, channels_last, output_size
+from tinyres.kernels.arrays import Array, Pair, channels_first, channels_last, output_size
 from tinyres.kernels.numba_cuda.matmul import sum_rows
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
 
@@ -104,7 +102,7 @@ def spread_kernel(dy, dx):
         dx[n, p, c] = dy[n, c] / REAL(pixels)
 
 
-def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, Any]:
+def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     check(x)
     y = _windows(x, kernel, stride, padding)
     index = empty(y, *y.shape, dtype="i4")
@@ -112,35 +110,35 @@ def max_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Any, 
     return channels_first(y), channels_first(index)
 
 
-def max_pool2d_backward(dy: Any, index: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(dy)
     dx = new_image(dy, x_shape)
     max_pool_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), channels_last(index), dx, kernel, stride, padding)
     return channels_first(dx)
 
 
-def avg_pool2d(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(x)
     y = _windows(x, kernel, stride, padding)
     avg_pool_kernel[blocks(y.size), BLOCK](channels_last(x), y, kernel, stride, padding)
     return channels_first(y)
 
 
-def avg_pool2d_backward(dy: Any, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+def avg_pool2d_backward(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(dy)
     dx = new_image(dy, x_shape)
     avg_pool_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), dx, kernel, stride, padding)
     return channels_first(dx)
 
 
-def global_avg_pool2d(x: Any) -> Any:
+def global_avg_pool2d(x: Array) -> Array:
     """The pixels of a map are so many rows of (N * H * W, C)."""
     check(x)
     n, c, h, w = x.shape
     return sum_rows(channels_last(x).reshape(n * h * w, c), h * w, h * w)[:n]
 
 
-def global_avg_pool2d_backward(dy: Any, x_shape: Shape) -> Any:
+def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     check(dy)
     n, c, h, w = x_shape
     dx = new_image(dy, x_shape)
@@ -148,12 +146,12 @@ def global_avg_pool2d_backward(dy: Any, x_shape: Shape) -> Any:
     return channels_first(dx)
 
 
-def _windows(x: Any, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+def _windows(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     """An array for a number a window, (N, OH, OW, C)."""
     h, w = (output_size(x.shape[k + 2], kernel[k], stride[k], padding[k]) for k in (0, 1))
     return empty(x, x.shape[0], h, w, x.shape[1])
 
 
-def new_image(like: Any, x_shape: Shape) -> Any:
+def new_image(like: Array, x_shape: Shape) -> Array:
     n, c, h, w = x_shape
     return empty(like, n, h, w, c)

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numba import cuda
 
-from tinyres.kernels.arrays import array_module, channels_first, channels_last
+from tinyres.kernels.arrays import Array, array_module, ceil_div, channels_first, channels_last
 from tinyres.kernels.contract import Unsupported
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
@@ -83,10 +83,10 @@ class Kernel:
 
 def blocks(items: int) -> int:
     """How many blocks of BLOCK threads go over ``items``, where a thread goes on to its next one."""
-    return min(-(-items // BLOCK), MAX_BLOCKS)
+    return min(ceil_div(items, BLOCK), MAX_BLOCKS)
 
 
-def check(*arrays: Any) -> None:
+def check(*arrays: Array) -> None:
     """Raises Unsupported unless all arrays (None is left out) are of one dtype that is known here, on the right device."""
     given = [a for a in arrays if a is not None]
     names = sorted({a.dtype.name for a in given})
@@ -97,23 +97,23 @@ def check(*arrays: Any) -> None:
         raise Unsupported("the simulator takes NumPy's arrays" if SIMULATED else "the arrays are in host memory")
 
 
-def in_memory(x: Any) -> Any:
+def in_memory(x: Array) -> Array:
     """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous. A view where it lies so, else a copy."""
     return channels_last(x) if x.ndim == 4 else array_module(x).ascontiguousarray(x).reshape(x.shape)
 
 
-def as_seen(x: Any) -> Any:
+def as_seen(x: Array) -> Array:
     """The other way: the (N, C, H, W) view of an image."""
     return channels_first(x) if x.ndim == 4 else x
 
 
-def empty(like: Any, *shape: int, dtype: Any = None) -> Any:
+def empty(like: Array, *shape: int, dtype: Any = None) -> Array:
     """A contiguous array on the device of ``like``, whose content is undefined."""
     return array_module(like).empty(shape, like.dtype if dtype is None else dtype)
 
 
 @contextlib.contextmanager
-def flat(*arrays: Any) -> Iterator[list[Any]]:
+def flat(*arrays: Array) -> Iterator[list[Array]]:
     """The arrays as contiguous vectors that a kernel may write to: views, or copies that are copied back at the end."""
     vectors = [array_module(a).ascontiguousarray(a).reshape(-1) for a in arrays]
     yield vectors

@@ -5,11 +5,10 @@ it: nothing is read back by the host.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import Array, array_module
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, flat
 
 
@@ -56,14 +55,14 @@ def update_scale_kernel(scale, good_steps, found, growth, backoff, interval):
 
 
 def sgd(
-    params: list[Any],
-    grads: list[Any],
-    buffers: list[Any],
-    lr: Any,
+    params: list[Array],
+    grads: list[Array],
+    buffers: list[Array],
+    lr: float | Array,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
-    skip: Any = None,
+    skip: Array | None = None,
 ) -> None:
     check(*params, *grads, *buffers)
     xp = array_module(params[0])
@@ -77,7 +76,7 @@ def sgd(
             )
 
 
-def unscale(grads: list[Any], scale: Any) -> Any:
+def unscale(grads: list[Array], scale: Array) -> Array:
     check(*grads)
     found = array_module(scale).zeros((), np.int32)
     for g in grads:
@@ -86,6 +85,6 @@ def unscale(grads: list[Any], scale: Any) -> Any:
     return found
 
 
-def update_scale(scale: Any, good_steps: Any, found: Any, growth: float, backoff: float, interval: int) -> None:
+def update_scale(scale: Array, good_steps: Array, found: Array, growth: float, backoff: float, interval: int) -> None:
     check(scale)
     update_scale_kernel[1, 1](*(a.reshape(1) for a in (scale, good_steps, found)), growth, backoff, interval)

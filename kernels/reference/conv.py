@@ -49,9 +49,9 @@ def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, grou
 
 
 def conv2d_backward_input(
-    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, into: Array | None = None
+    dy: Array, w: Array, x_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int, total: Array | None = None
 ) -> Array:
-    return added(_conv2d_backward_input(dy, w, x_shape, stride, padding, dilation, groups), into, accumulate)
+    return added(_conv2d_backward_input(dy, w, x_shape, stride, padding, dilation, groups), total, accumulate)
 
 
 @mixed
