@@ -15,11 +15,13 @@ os.environ.setdefault("TINYRES_EMULATOR", "checked")  # memory of emulated kerne
 os.environ.setdefault("TINYRES_TF32", "0")  # the tests' tolerances are those of float32
 
 
-def pytest_report_header(config):
+def pytest_report_collectionfinish(config):
     """Which backends the tests run on, which not and why; and what is left out unless it is asked for."""
-    from backends import BACKENDS, REASONS
+    lines = []
+    if "backends" in sys.modules:  # (else none of the tests asks)
+        from backends import BACKENDS, REASONS
 
-    lines = [f"backends: {', '.join(BACKENDS)}", *(f"not here: {name}: {why}" for name, why in REASONS.items() if why)]
+        lines = [f"backends: {', '.join(BACKENDS)}", *(f"not here: {name}: {why}" for name, why in REASONS.items() if why)]
     if not find_spec("torch"):
         lines.append("not here: PyTorch, and comparisons with it")
     if config.option.markexpr == "not kernels":
