@@ -56,6 +56,13 @@ def fails_without_a_fault(check):
         return fails(check)
 
 
+def check_places(mutants):
+    """Every fault can be planted: whoever changes a source hears it at once, not only where the wrong kernels are run."""
+    for replacement, _ in mutants.values():
+        with sources(OWN, replacement):
+            pass
+
+
 def check_caught(replacement, check):
     assert not fails_without_a_fault(check), "the check fails without the fault"
     with sources(OWN, replacement):

@@ -7,10 +7,9 @@ import pytest
 import test_cuda_augment as augmentation
 import test_ops_kernels as kernels
 from backends import BACKENDS
-from cuda_mutants import check_caught, of, registry
+from cuda_mutants import check_caught, check_places, of, registry
 
 __test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
-pytestmark = pytest.mark.kernels
 mutant, MUTANTS = registry()
 
 # --- batch norm ------------------------------------------------------------------------------------------------------
@@ -219,6 +218,11 @@ mutant(
 )
 
 
+def test_what_is_replaced_stands_in_its_source_once():
+    check_places(MUTANTS)
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_kernel_is_caught(name):
     check_caught(*MUTANTS[name])

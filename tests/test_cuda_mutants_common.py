@@ -7,12 +7,11 @@ import pytest
 import test_cuda_elementwise as elementwise
 import test_cuda_emulator as emulation
 from backends import BACKENDS
-from cuda_mutants import check_caught, registry
+from cuda_mutants import check_caught, check_places, registry
 
 from tinyres.kernels.cuda import launch
 
 __test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
-pytestmark = pytest.mark.kernels
 mutant, MUTANTS = registry()
 
 # --- common.cuh: 16-bit numbers, the sum over a block ----------------------------------------------------------------
@@ -186,6 +185,11 @@ mutant(
 )
 
 
+def test_what_is_replaced_stands_in_its_source_once():
+    check_places(MUTANTS)
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_kernel_is_caught(name):
     check_caught(*MUTANTS[name])

@@ -7,10 +7,9 @@ import pytest
 import test_cuda_conv_tensor as tensor_cores
 import test_ops_kernels as kernels
 from backends import BACKENDS
-from cuda_mutants import check_caught, registry
+from cuda_mutants import check_caught, check_places, registry
 
 __test__ = "cuda-emulated" in BACKENDS  # else none of these tests is collected
-pytestmark = pytest.mark.kernels
 mutant, MUTANTS = registry()
 
 # --- convolution -----------------------------------------------------------------------------------------------------
@@ -226,6 +225,11 @@ mutant(
 mutant("tensor cores: the last four of a row are all pixels", WEIGHT, "i < pixels ? F - f : 0", "F - f", ODD)
 
 
+def test_what_is_replaced_stands_in_its_source_once():
+    check_places(MUTANTS)
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_kernel_is_caught(name):
     check_caught(*MUTANTS[name])
