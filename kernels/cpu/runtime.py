@@ -234,7 +234,7 @@ def spread(job: int, parameters: array, count: int, scratch_size: int = 0, paral
 
     ``job`` is an address, ``parameters`` the table that it reads, ``scratch_size`` in bytes per thread; scratch comes
     aligned to 64 bytes and with any content. Any thread may call this at any time. A helper that comes late finds nothing
-    left to take and touches only `progress`, which is kept alive for it.
+    left to take and touches only ``progress``, which is kept alive for it.
     """
     helpers = min(threads(), count // 2) - 1 if parallel else 0
     size = ceil_div(scratch_size, buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets

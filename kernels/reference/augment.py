@@ -11,9 +11,9 @@ def crop_flip(images: Array, offsets: Array, flips: Array, pad: int, mean: Array
         y[n, c, h, w] = z[n, c, i + h, j + w]              as it is,
         y[n, c, h, w] = z[n, c, i + h, j + W - 1 - w]      where flips[n].
 
-    offsets: integers (N, 2), down and right, each in 0 .. 2 pad, where (pad, pad) leaves the image in its place.  flips:
-    booleans (N,).  mean, scale: float32 that broadcast to (C, H, W), in units of images / 255. The border is laid after
-    the mean is taken away, as in He et al. 2015, section 4.2: it is as bright as the mean, not black.  y is C-contiguous.
+    offsets: integers (N, 2), down and right, each in 0 .. 2 pad, where (pad, pad) leaves the image in its place. flips:
+    booleans (N,). mean, scale: float32 that broadcast to (C, H, W), in units of images / 255. The border is laid after
+    the mean is taken away, as in He et al. 2015, section 4.2: it is as bright as the mean, not black. y is C-contiguous.
     """
     xp = array_module(images)
     count, channels, height, width = images.shape
