@@ -130,3 +130,11 @@ def test_an_operation_and_its_kernels_are_in_files_of_one_name():
         first = next(iter(places.kernel_places(kernel, folder)), None)
         if first and not first.owner:
             assert first.name == kernel and first.path == places.KERNELS / folder / f"{FILES[kernel]}.py"
+
+
+def test_the_page_of_the_docs_is_what_the_command_writes(capsys):
+    page = Path(__file__).parent.parent / "docs" / "ops.md"
+    assert main(["where", "--markdown"]) == 0
+    assert capsys.readouterr().out == page.read_text("utf-8"), "tinyres where --markdown > docs/ops.md"
+    links = re.findall(r"\]\((.+?)\)", page.read_text("utf-8"))
+    assert links and all((page.parent / link).is_file() for link in links)
