@@ -18,7 +18,7 @@ from tinyres.errors import UsageError
 from tinyres.kernels.contract import FILES
 
 PACKAGE, KERNELS = Path(tinyres.__file__).parent, Path(tinyres.kernels.__file__).parent
-FORMULA = "formula"
+FORMULA, CALLED = "formula", "called by"
 PLACES = {  # in reading order: the folder of kernels, and what is to be read there
     "naive": "definition",
     "reference": "NumPy made fast",
@@ -40,7 +40,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Entry:
-    """An operation, or a single kernel. ``formula`` and ``kernels`` are by pass: "forward", "backward", or "" ."""
+    """An operation, or a single kernel, whose ``formula`` is where it is called. ``formula`` and ``kernels`` are by pass:
+    "forward" and "backward", or "" for a single kernel.
+    """
 
     name: str
     summary: str
@@ -49,9 +51,10 @@ class Entry:
 
     def places(self) -> dict[str, dict[str, list[Place]]]:
         """By place in reading order, and by pass. An empty list: the backend has no such kernel, the reference's runs."""
+        first = {CALLED if "" in self.formula else FORMULA: self.formula}
         if not any(self.kernels.values()):
-            return {FORMULA: self.formula}
-        return {FORMULA: self.formula} | {
+            return first
+        return first | {
             title: {
                 name: [place for kernel in used for place in kernel_places(kernel, folder)]
                 for name, used in self.kernels.items()
@@ -199,7 +202,7 @@ def _operation(text: Source, node: ast.ClassDef) -> Entry:
 
 @functools.cache
 def single_kernels() -> list[Entry]:
-    """Every kernel of the contract; in the place of its formula, where it is called from."""
+    """Every kernel of the contract."""
     calls: dict[str, list[Place]] = {kernel: [] for kernel in FILES}
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.is_relative_to(KERNELS) or path.is_relative_to(PACKAGE / "benchmarks"):  # inside, where it is installed

@@ -66,7 +66,7 @@ def show(entry: Entry) -> None:
     for title, passes in entry.places().items():
         for name, found in passes.items():
             lines = [
-                f"{'  ' * (place.path.suffix == '.cu')}{short(place.path)}:{place.line} {described(place)}"
+                f"{'  ' * (place.path.suffix == '.cu')}{short(place.path)}:{place.line} {place.name}{note(place)}"
                 for place in found
             ]
             table.add_row(title, name, "\n".join(lines) or LEFT)
@@ -135,10 +135,11 @@ def links(found: list[Place], name: str = "") -> str:
     for path, inside in files.items():
         root = places.KERNELS if path.is_relative_to(places.KERNELS) else places.PACKAGE
         relative = f"{root.name}/{path.relative_to(root).as_posix()}"
-        names = dict.fromkeys(f"`{name or described(place)}`" for place in inside)
+        names = dict.fromkeys(f"`{name or place.name}`{note(place)}" for place in inside)
         cells.append(f"[{path.name}](../{relative}) {', '.join(names)}")
     return "<br>".join(cells)
 
 
-def described(place: Place) -> str:
-    return f"{place.name} ({LEFT if place.owner == 'reference' else 'shared'})" if place.owner else place.name
+def note(place: Place) -> str:
+    """Whose it is, where a backend leaves a kernel to another."""
+    return f" ({LEFT if place.owner == 'reference' else 'shared'})" if place.owner else ""
