@@ -60,8 +60,8 @@ def _bars(axes: Any, labels: list[str], rows: list[str], value: Any) -> None:
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
         heights = [value(label, row) for label in labels]
-        at = [k + (i - (len(rows) - 1) / 2) * width for k in range(len(labels))]
-        axes.bar(at, heights, width, label=row, color=COLOURS.get(row))
+        places = [k + (i - (len(rows) - 1) / 2) * width for k in range(len(labels))]
+        axes.bar(places, heights, width, label=row, color=COLOURS.get(row))
     slanted = {"rotation": 35, "ha": "right"} if len(labels) > 6 else {}
     axes.set_xticks(range(len(labels)), labels, **slanted)
     axes.spines[["top", "right"]].set_visible(False)

@@ -35,7 +35,7 @@ def is_floating(dtype: Any) -> bool:
 
 
 def is_half(dtype: Any) -> bool:
-    """float16 or bfloat16: the dtypes of images in mixed precision."""
+    """float16 or bfloat16: the dtypes of activations in mixed precision."""
     return dtype.itemsize == 2 and is_floating(dtype)
 
 

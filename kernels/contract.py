@@ -2,10 +2,10 @@
 names; what it lacks, or refuses by raising `Unsupported`, the reference does.
 
 Arrays are float32 or float64, all of one dtype in a call, with any strides; they may be read-only and are not written to
-unless it says so. In mixed precision, images and their cotangents are float16 or bfloat16 (all of one dtype), while
+unless it says so. In mixed precision, activations and their cotangents are float16 or bfloat16 (all of one dtype), while
 parameters, statistics, gradients of parameters, logits and losses stay float32, and sums are computed in float32.
 
-Images are (N, C, H, W) to the caller, whatever their memory looks like. Results are new arrays, laid out channels-last:
+Activations are (N, C, H, W) to the caller, whatever their memory looks like. Results are new arrays, laid out channels-last:
 the (N, C, H, W) view of a contiguous (N, H, W, C) array (the reference's elementwise kernels keep the layout that they are
 given; `naive` lets NumPy choose). ``stride``, ``padding``, ``dilation`` and pooling windows are (height, width) pairs.
 Arguments have been checked by the caller.

@@ -57,7 +57,7 @@ def test_the_places_of_the_join_and_of_a_convolution():
     join = places.find("add_relu").places()
     assert [place.name for place in join["formula"]["backward"]] == ["AddReLU.backward"]
     assert [place.name for place in join["definition"]["backward"]] == ["relu_backward"]
-    assert [place.path.name for place in join["CUDA C++"]["forward"]][1:] == ["elementwise.cu"]
+    assert [place.path.name for place in join["CUDA C++"]["forward"]][1:] == ["join.cu"]
     conv = places.find("Conv2d").places()
     assert [p.name for p in conv["SIMD"]["backward"]] == ["conv2d_backward_input", "conv2d_backward_weight"]
     started = {place.path.name for place in conv["CUDA C++"]["forward"]}

@@ -81,9 +81,7 @@ mutant(
     "last = (i + padding) / stride;",
     POOL,
 )
-mutant(
-    "pooling: the first window is rounded down", "pool.cu", "(before + stride - 1) / stride : 0", "before / stride : 0", POOL
-)
+mutant("pooling: the first window is rounded down", "pool.cu", "ceil_div(before, stride) : 0", "before / stride : 0", POOL)
 SHORTCUT = of(kernels.check_shortcut, (2, 5, 9, 8), 7, 2)
 mutant(
     "global pooling: nobody waits in the tree",
@@ -94,7 +92,7 @@ mutant(
 )
 mutant(
     "shortcut: channels at the wrong end",
-    "pool.cu",
+    "join.cu",
     "const int column = spot.column - before;",
     "const int column = spot.column;",
     SHORTCUT,

@@ -85,14 +85,14 @@ def elements(check, name, dtype="float32"):
 
 mutant(
     "NaN is swallowed by a comparison",
-    "elementwise.cu",
+    "map.cuh",
     "{ return x <= 0 ? ACC(0) : x; }",
     "{ return x > 0 ? x : ACC(0); }",
     elements("special", "relu"),
 )
 mutant(
     "NaN is swallowed by fmax",
-    "elementwise.cu",
+    "join.cu",
     "{ return relu_of(x + y); }",
     "{ return fmax(x + y, ACC(0)); }",
     elements("special", "add_relu"),
@@ -120,21 +120,21 @@ mutant(
 )
 mutant(
     "one element too many",
-    "elementwise.cu",
+    "map.cuh",
     "i < n; i += stride) narrow(z[i], f(widen(x[i])));",
     "i <= n; i += stride) narrow(z[i], f(widen(x[i])));",
     elements("sizes", "relu"),
 )
 mutant(
     "one pack too many",
-    "elementwise.cu",
+    "map.cuh",
     "i < packs; i += stride) {\n        const Pack a = reinterpret_cast<const Pack*>(x)[i], b",
     "i <= packs; i += stride) {\n        const Pack a = reinterpret_cast<const Pack*>(x)[i], b",
     elements("sizes", "add_relu"),
 )
 mutant(
     "the rest behind the packs is left out",
-    "elementwise.cu",
+    "map.cuh",
     "i < n; i += stride) narrow(z[i], f(widen(x[i])));",
     "i < packs; i += stride) narrow(z[i], f(widen(x[i])));",
     elements("sizes", "relu"),

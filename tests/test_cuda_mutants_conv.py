@@ -50,7 +50,7 @@ mutant(
     "&& w >= 0)\n",
     PACKED,
 )
-mutant("im2col in packs: pixels beyond the last", "im2col.cu", "if (m < end) to[", "to[", PACKED)
+mutant("im2col in packs: pixels beyond the last", "im2col.cu", "if (m < end) target[", "target[", PACKED)
 mutant("im2col in packs: one image only", "im2col.cu", "if (++i == OH) i = 0, n++;", "if (++i == OH) i = 0;", PACKED)
 mutant(
     "col2im: stride is not looked at",
@@ -106,7 +106,7 @@ mutant(
 mutant(
     "implicit product: the image has no edge at the bottom",
     "conv_exact.cu",
-    "row >= 0 && row < of.IH &&",
+    "row >= 0 && row < sizes.IH &&",
     "row >= 0 &&",
     EXACT,
 )
@@ -189,7 +189,7 @@ mutant(
     "",
     tensor(1, 64, 16, 4, 4, 3, 1, 1),
 )
-mutant("tensor cores: results beyond the last filter", FORWARD, "if (f + e + i < F) to[e + i]", "to[e + i]", ODD)
+mutant("tensor cores: results beyond the last filter", FORWARD, "if (f + e + i < F) target[e + i]", "target[e + i]", ODD)
 mutant(
     "tensor cores: taps not flipped",
     FORWARD,
@@ -204,8 +204,8 @@ mutant("tensor cores: TF32 is cut off", TENSOR, "? to_tf32(__uint_as_float(word)
 mutant(
     "tensor cores: halves exchanged in a word",
     TENSOR,
-    "bits(from[e]) << e % PER_WORD * 16",
-    "bits(from[e]) << (PER_WORD - 1 - e % PER_WORD) * 16",
+    "bits(source[e]) << e % PER_WORD * 16",
+    "bits(source[e]) << (PER_WORD - 1 - e % PER_WORD) * 16",
     tensor(1, 5, 3, 5, 4, 3, 1, 1, real="bfloat16"),
 )
 mutant(

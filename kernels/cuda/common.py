@@ -31,7 +31,7 @@ def blocks(items: int, per_block: int) -> int:
 
 
 def in_memory(x: Array) -> Array:
-    """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous. A view where it lies so, else a copy."""
+    """``x`` as the kernels read it: maps as (N, H, W, C), and contiguous. A view where it lies so, else a copy."""
     return contiguous(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
 
 
@@ -53,7 +53,7 @@ def copy(target: Array, array: Array) -> None:
 
 
 def as_seen(x: Array) -> Array:
-    """The other way: the (N, C, H, W) view of an image."""
+    """The other way: maps as (N, C, H, W)."""
     return channels_first(x) if x.ndim == 4 else x
 
 

@@ -22,21 +22,21 @@ def tf32_allowed() -> bool:
     return os.environ.get("TINYRES_TF32", "1") != "0"
 
 
-def _candidates(image: Array) -> tuple[ModuleType, ...]:
-    if image.dtype.name == "float32" and not tf32_allowed():
+def _candidates(x: Array) -> tuple[ModuleType, ...]:
+    if x.dtype.name == "float32" and not tf32_allowed():
         return conv_depthwise, conv_exact
     return conv_depthwise, conv_tensor, conv_exact
 
 
-def _first(name: str, image: Array, *args: Any, total: Array | None = None) -> Array:
-    for module in _candidates(image):
+def _first(name: str, x: Array, *args: Any, total: Array | None = None) -> Array:
+    for module in _candidates(x):
         try:
             if total is not None and module is conv_tensor:
-                return module.conv2d_backward_input(image, *args, total)
-            return added(getattr(module, name)(image, *args), total, accumulate)
+                return module.conv2d_backward_input(x, *args, total)
+            return added(getattr(module, name)(x, *args), total, accumulate)
         except Unsupported:  # nor, on a GPU, what the card is too old for
             continue
-    return added(getattr(im2col, name)(image, *args), total, accumulate)
+    return added(getattr(im2col, name)(x, *args), total, accumulate)
 
 
 def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Array:

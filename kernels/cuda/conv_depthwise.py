@@ -44,8 +44,8 @@ def conv2d_backward_input(
 ) -> Array:
     many = _filters_each(x_shape[1], w.shape, groups)
     real, param = check_types(dy, w)
-    dy, taps, (n, c, *images) = in_memory(dy), _taps(w), x_shape
-    dx = empty(dy, (n, *images, c))
+    dy, taps, (n, c, *size) = in_memory(dy), _taps(w), x_shape
+    dx = empty(dy, (n, *size, c))
     if dx.size:
         packed = _packed(many, c, dy, taps, dx)
         kernel("conv_depthwise", "depthwise_backward_input", REAL=real, PARAM=param)(
@@ -56,7 +56,7 @@ def conv2d_backward_input(
             dx,
             dx.size // c,
             packed,
-            *images,
+            *size,
             many,
             c * many,
             *w.shape[2:],
@@ -108,13 +108,13 @@ def _filters_each(channels: int, w_shape: tuple[int, ...], groups: int) -> int:
 
 
 def _taps(w: Array) -> Array:
-    """w (F, 1, KH, KW) as (KH, KW, F): filters side by side, as the channels of images are."""
+    """w (F, 1, KH, KW) as (KH, KW, F): filters side by side, as the channels of activations are."""
     return contiguous(w[:, 0].transpose(1, 2, 0))
 
 
-def _lot(images: Array, packed: bool) -> int:
+def _lot(x: Array, packed: bool) -> int:
     """How many channels a thread takes."""
-    return 16 // images.itemsize if packed else 1
+    return 16 // x.itemsize if packed else 1
 
 
 def _packed(many: int, channels: int, *arrays: Array) -> bool:

@@ -1,7 +1,7 @@
 """Convolution on the tensor cores: `src/conv_tensor_forward.cu` and `src/conv_tensor_weight.cu`.
 
-Images are float32, whose products are then those of TF32 numbers, or float16 or bfloat16; weights and their gradients are
-float32, and so are all sums. Every kernel size, stride and padding; no groups, no dilation.
+Activations are float32, whose products are then those of TF32 numbers, or float16 or bfloat16; weights and their gradients
+are float32, and so are all sums. Every kernel size, stride and padding; no groups, no dilation.
 """
 
 from tinyres.kernels.arrays import Array, Pair, array_module, ceil_div, output_size
@@ -82,18 +82,18 @@ def conv2d_backward_weight(
     return dw
 
 
-def _check(dilation: Pair, groups: int, images: Array, other: Array) -> str:
-    """The macro REAL. ``other`` are weights, or images of the same dtype."""
+def _check(dilation: Pair, groups: int, activations: Array, other: Array) -> str:
+    """The macro REAL. ``other`` are weights, or activations of the same dtype."""
     if groups != 1 or dilation != (1, 1):
         raise Unsupported("groups" if groups != 1 else "dilation")
-    if other.dtype.name not in ("float32", images.dtype.name):
-        raise Unsupported(f"images of dtype {images.dtype} and weights of {other.dtype}")
-    return c_type(images, allowed=("float32", "float16", "bfloat16"))
+    if other.dtype.name not in ("float32", activations.dtype.name):
+        raise Unsupported(f"activations of dtype {activations.dtype} and weights of {other.dtype}")
+    return c_type(activations, allowed=("float32", "float16", "bfloat16"))
 
 
 def _gather(
     real: str,
-    images: Array,
+    activations: Array,
     w: Array,
     result: Array,
     stride: Pair,
@@ -102,10 +102,10 @@ def _gather(
     backward: bool = False,
     add: bool = False,
 ) -> None:
-    """Forward, or backward with ``images`` and ``result`` for dy and dx. ``add``: to what is in ``result``."""
+    """Forward, or backward with ``activations`` and ``result`` for dy and dx. ``add``: to what is in ``result``."""
     if not result.size:
         return
-    (n, height, width, c), (_, oh, ow, f), kernel_size = images.shape, result.shape, w.shape[2:]
+    (n, height, width, c), (_, oh, ow, f), kernel_size = activations.shape, result.shape, w.shape[2:]
     pixels = n * ceil_div(oh, stride[0]) * ceil_div(ow, stride[1]) if backward else n * oh * ow  # of a phase
     tile, words = _tile(real, c, f)
     filters = ceil_div(f, tile)
@@ -113,7 +113,7 @@ def _gather(
     kernel("conv_tensor_forward", "gather", REAL=real, TILE_F=tile, WORDS=words)(
         (ceil_div(pixels * parts, 32 * WARPS), filters, phases),
         32 * WARPS,
-        images,
+        activations,
         w,
         result,
         backward,
@@ -129,7 +129,7 @@ def _gather(
         *kernel_size,
         *stride,
         *padding,
-        _packed(c, words * 4 // images.itemsize, images),
+        _packed(c, words * 4 // activations.itemsize, activations),
         _packed(f, min(tile // 4, 16 // result.itemsize), result),
     )
 

@@ -4,46 +4,48 @@ from typing import Any
 
 from tinyres.kernels.arrays import Array
 from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, copy, empty, in_memory
-from tinyres.kernels.cuda.launch import kernel
+from tinyres.kernels.cuda.launch import Kernel, kernel
 
 
-def _map(name: str, *operands: Array) -> Array:
+def run_over(run: Kernel, *operands: Array) -> Array:
     """Runs a kernel over the operands' elements; returns the last one, which is the result."""
-    real, n = c_type(*operands), operands[0].size
+    n, size = operands[0].size, operands[0].itemsize
     if n:
-        size = operands[0].itemsize
         packs = 0 if any(address(a) % 16 for a in operands) else n * size // 16
-        kernel("elementwise", name, REAL=real)(blocks(n * size, 16 * BLOCK), BLOCK, *operands, n, packs)
+        run(blocks(n * size, 16 * BLOCK), BLOCK, *operands, n, packs)
     return operands[-1]
 
 
-def map_new(name: str, *arrays: Array) -> Array:
-    """What the kernel makes of arrays of one shape."""
-    c_type(*arrays)
+def run_new(run: Kernel, *arrays: Array) -> Array:
+    """The same for arrays of one shape, laid out as they like; the result is a new one."""
     operands = [in_memory(a) for a in arrays]
-    return as_seen(_map(name, *operands, empty(operands[0], operands[0].shape)))
+    return as_seen(run_over(run, *operands, empty(operands[0], operands[0].shape)))
+
+
+def _new(name: str, *arrays: Array) -> Array:
+    return run_new(kernel("elementwise", name, REAL=c_type(*arrays)), *arrays)
 
 
 def relu(x: Array) -> Array:
-    return map_new("relu", x)
+    return _new("relu", x)
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
-    return map_new("relu_backward", dy, y)
+    return _new("relu_backward", dy, y)
 
 
 def relu6(x: Array) -> Array:
-    return map_new("relu6", x)
+    return _new("relu6", x)
 
 
 def relu6_backward(dy: Array, y: Array) -> Array:
-    return map_new("relu6_backward", dy, y)
+    return _new("relu6_backward", dy, y)
 
 
 def accumulate(total: Array, x: Array) -> None:
-    c_type(total, x)
+    run = kernel("elementwise", "accumulate", REAL=c_type(total, x))
     inside = in_memory(total)
-    _map("accumulate", in_memory(x), inside)
+    run_over(run, in_memory(x), inside)
     if address(inside) != address(total):  # total lies otherwise in memory
         copy(total, as_seen(inside))
 

@@ -1,6 +1,6 @@
 """Convolution through a matrix of columns, for every geometry and type: `src/im2col.cu`, where it is derived.
 
-The columns of some images at a time, and of one group of channels: `COLUMNS` bounds their bytes.
+The columns of some of the batch at a time, and of one group of channels: `COLUMNS` bounds their bytes.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ TILE = 16  # T of the source
 SPLIT = 4096  # terms of a sum, at least, that are one part of it
 
 
-def sum_dtype(images: Array) -> Any:
-    """The dtype of a gradient of weights: that of sums over these images."""
-    return "float64" if images.dtype.name == "float64" else "float32"
+def sum_dtype(x: Array) -> Any:
+    """The dtype of a gradient of weights: that of sums over these activations."""
+    return "float64" if x.dtype.name == "float64" else "float32"
 
 
-def check_types(images: Array, w: Array) -> tuple[str, str]:
-    """The macros REAL and of the weights. Raises Unsupported unless weights are of the images' dtype, or float32 beside
+def check_types(x: Array, w: Array) -> tuple[str, str]:
+    """The macros REAL and of the weights. Raises Unsupported unless weights are of the activations' dtype, or float32 beside
     float16 and bfloat16.
     """
-    real, weights = c_type(images), c_type(w)
+    real, weights = c_type(x), c_type(w)
     if weights != real and (weights != "float" or real == "double"):
-        raise Unsupported(f"images of dtype {images.dtype} and weights of {w.dtype}")
+        raise Unsupported(f"activations of dtype {x.dtype} and weights of {w.dtype}")
     return real, weights
 
 
@@ -96,11 +96,11 @@ def conv2d_backward_weight(
     macros = {"REAL": real, "LEFT": real, "RIGHT": real, "RESULT": c_type(dw)}
     geometry = (*x.shape[1:], *w_shape[2:], *dy.shape[1:3], *stride, *padding, *dilation)
     depth, per_group, pixels = w_shape[1] * w_shape[2] * w_shape[3], f // groups, dy[:1].size // f
-    images = list(_blocks(len(x), pixels * depth * x.itemsize))
-    splits = [ceil_div(pixels * len(dy[block]), SPLIT) for block in images]
+    parts_of_batch = list(_blocks(len(x), pixels * depth * x.itemsize))
+    splits = [ceil_div(pixels * len(dy[block]), SPLIT) for block in parts_of_batch]
     for group in range(groups):
         parts, done = empty(dw, (sum(splits), depth, per_group)), 0
-        for block, split in zip(images, splits, strict=True):
+        for block, split in zip(parts_of_batch, splits, strict=True):
             columns = empty(x, (dy[block].size // f, depth))
             _im2col(x[block], columns, group, w_shape[1], geometry, macros)
             matmul(
@@ -179,7 +179,7 @@ def _im2col(x: Array, columns: Array, group: int, channels: int, geometry: tuple
         )
 
 
-def _blocks(images: int, size: int) -> Iterator[slice]:
-    """Slices of the images: as many at a time as have `COLUMNS` bytes of columns, at ``size`` each."""
+def _blocks(count: int, size: int) -> Iterator[slice]:
+    """Slices of the batch: as many at a time as have `COLUMNS` bytes of columns, at ``size`` each."""
     step = max(1, COLUMNS // max(size, 1))
-    return (slice(i, min(i + step, images)) for i in range(0, images, step))
+    return (slice(i, min(i + step, count)) for i in range(0, count, step))

@@ -1,4 +1,4 @@
-"""Where a residual block ends, and the shortcut that has no parameters: `src/elementwise.cu`, `norm.cu`, `pool.cu`.
+"""Where a residual block ends, and the shortcut that has no parameters: `src/join.cu`, and `src/norm.cu`.
 
     z = relu(bn(x) + residual)          ds = dz (z > 0)          dresidual = ds          dx = bn's gradient, from ds
 
@@ -8,15 +8,16 @@ written; backward, ds is written where dz and z are read for the sums, and the s
 
 from tinyres.kernels.arrays import Array, ceil_div
 from tinyres.kernels.cuda import norm
-from tinyres.kernels.cuda.common import as_seen, empty, in_memory
-from tinyres.kernels.cuda.elementwise import map_new
-from tinyres.kernels.cuda.pool import launch_pool, new_images, width_of
+from tinyres.kernels.cuda.common import BLOCK, as_seen, blocks, c_type, empty, in_memory
+from tinyres.kernels.cuda.elementwise import run_new
+from tinyres.kernels.cuda.launch import kernel
+from tinyres.kernels.cuda.pool import new_maps, width_of
 
 Shape = tuple[int, ...]
 
 
 def add_relu(x: Array, y: Array) -> Array:
-    return map_new("add_relu", x, y)
+    return run_new(kernel("join", "add_relu", REAL=c_type(x, y), WIDTH=16 // x.itemsize), x, y)
 
 
 def batch_norm_add_relu(
@@ -45,7 +46,7 @@ def subsample_pad(x: Array, out_channels: int, stride: int) -> Array:
 
 
 def subsample_pad_backward(dy: Array, x_shape: Shape, stride: int) -> Array:
-    dx, dy = new_images(dy, x_shape), in_memory(dy)
+    dx, dy = new_maps(dy, x_shape), in_memory(dy)
     _subsample("subsample_pad_backward", dy, dx, dx.shape, dy.shape, stride)
     return as_seen(dx)
 
@@ -55,4 +56,6 @@ def _subsample(name: str, source: Array, out: Array, wide: Shape, narrow: Shape,
     before = (narrow[3] - wide[3]) // 2
     width = width_of((source, out), wide[3], narrow[3], before)
     sizes = (*wide[1:3], wide[3] // width, *narrow[1:3], narrow[3] // width, before // width, stride)
-    launch_pool(name, (source, out), out, width, sizes)
+    macros, groups = {"REAL": c_type(source, out), "WIDTH": width}, out.size // width
+    if groups:
+        kernel("join", name, **macros)(blocks(groups, BLOCK), BLOCK, source, out, groups, *sizes)

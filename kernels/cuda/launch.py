@@ -4,8 +4,8 @@ CUDA checks nothing of what it is given. Here the signature is read from the sou
 it: how many arguments, their types, contiguity, one device for all, and whether numbers fit. Where an array is so large
 that indices might not fit into an int, the kernel runs as it is compiled with INDEX = long long.
 
-    run = kernel("elementwise", "add_relu", REAL="float")
-    run(blocks, threads, x, y, z, n, packs)
+    run = kernel("elementwise", "relu_backward", REAL="float")
+    run(blocks, threads, dy, y, dx, n, packs)
 """
 
 import functools

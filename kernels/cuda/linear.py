@@ -52,7 +52,7 @@ def linear_backward_bias(dy: Array) -> Array:
 
 
 def _macros(x: Array, *others: Array) -> dict[str, str]:
-    """x may have 16 bits an element where the others are float32."""
+    """x may have 16 bits per element where the others are float32."""
     real = c_type(*others, allowed=EXACT)
     stored = C_TYPES.get(x.dtype.name, "")
     if stored not in ((real,) if real == "double" else (real, "half", "bfloat16")):

@@ -84,8 +84,8 @@ def backward(
     dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, keeps: bool
 ) -> tuple[Array, Array, Array, Array | None]:
     """`batch_norm_backward`; with ``keeps``, also dy * (y > 0), and so it is `batch_norm_add_relu_backward`."""
-    plan, *images, (scale, centre, spread) = _prepare((dy, x, y), (weight, mean, var))
-    d, inside, result = images
+    plan, *activations, (scale, centre, spread) = _prepare((dy, x, y), (weight, mean, var))
+    d, inside, result = activations
     dx, dweight, dbias = empty(d, d.shape), empty(weight, weight.shape), empty(weight, weight.shape)
     dz, parts = empty(d, d.shape) if keeps else None, plan.new_parts(weight)
     plan.first("batch_norm_backward_sums", d, inside, result, centre, dz, parts, plan.rows, plan.share, plan.columns)
@@ -130,7 +130,7 @@ class _Plan:
         self.share = max(ceil_div(self.rows, most), STATISTICS_ROWS * self.block[1])
         self.parts = max(1, ceil_div(self.rows, self.share))
         sums = 8 if vector == "double" else 4
-        self.shared = self.block[0] * self.block[1] * (2 * self.width + 1) * sums  # a Moments or a Sums a thread
+        self.shared = self.block[0] * self.block[1] * (2 * self.width + 1) * sums  # one Moments or Sums per thread
 
     def new_parts(self, vector: Array) -> Array:
         return empty(vector, (self.parts, 2, self.columns * self.width))
@@ -146,12 +146,12 @@ class _Plan:
         return kernel("norm", name, **self.macros)
 
 
-def _prepare(images: tuple[Array | None, ...], vectors: tuple[Array | None, ...]) -> Any:
-    """-> plan, *images as (N, H, W, C), contiguous vectors. Raises Unsupported for dtypes that do not go together."""
-    real = c_type(*images)
+def _prepare(activations: tuple[Array | None, ...], vectors: tuple[Array | None, ...]) -> Any:
+    """-> plan, *activations as (N, H, W, C), contiguous vectors. Raises Unsupported for dtypes that do not go together."""
+    real = c_type(*activations)
     wanted = "float64" if real == "double" else "float32"
     vector = c_type(*vectors, allowed=(wanted,))
-    inside = [None if a is None else in_memory(a) for a in images]
+    inside = [None if a is None else in_memory(a) for a in activations]
     first = inside[0]
     aligned = not any(address(a) % 16 for a in inside if a is not None)
     flat = [None if a is None else in_memory(a) for a in vectors]

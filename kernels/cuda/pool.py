@@ -22,7 +22,7 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
 def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     if index.dtype.name not in PLACES:
         raise Unsupported(f"places of dtype {index.dtype}")
-    dx = new_images(dy, x_shape)
+    dx = new_maps(dy, x_shape)
     operands = (in_memory(dy), in_memory(index), dx)
     _map("max_pool2d_backward", operands, dx, _geometry(x_shape, kernel, stride, padding), PLACES[index.dtype.name])
     return as_seen(dx)
@@ -37,7 +37,7 @@ def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
 
 
 def avg_pool2d_backward(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
-    dx = new_images(dy, x_shape)
+    dx = new_maps(dy, x_shape)
     _map("avg_pool2d_backward", (in_memory(dy), dx), dx, _geometry(x_shape, kernel, stride, padding))
     return as_seen(dx)
 
@@ -58,14 +58,14 @@ def global_avg_pool2d(x: Array) -> Array:
 
 
 def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
-    dx, dy = new_images(dy, x_shape), in_memory(dy)
+    dx, dy = new_maps(dy, x_shape), in_memory(dy)
     width = width_of((dy, dx), x_shape[1])
-    launch_pool("global_avg_pool2d_backward", (dy, dx), dx, width, (x_shape[2] * x_shape[3], x_shape[1] // width))
+    _launch("global_avg_pool2d_backward", (dy, dx), dx, width, (x_shape[2] * x_shape[3], x_shape[1] // width))
     return as_seen(dx)
 
 
-def new_images(like: Array, shape: Shape) -> Array:
-    """An undefined (N, H, W, C) array for images of an (N, C, H, W) shape."""
+def new_maps(like: Array, shape: Shape) -> Array:
+    """An undefined (N, H, W, C) array for maps of an (N, C, H, W) shape."""
     n, c, h, w = shape
     return empty(like, (n, h, w, c))
 
@@ -86,10 +86,10 @@ def width_of(arrays: tuple[Array, ...], *channels: int) -> int:
 def _map(name: str, operands: tuple[Array, ...], out: Array, geometry: tuple[int, ...], place: str = "uint8_t") -> None:
     """Runs a kernel of windows over the elements of ``out``."""
     width = width_of(operands, out.shape[-1])
-    launch_pool(name, operands, out, width, (*geometry[:2], out.shape[-1] // width, *geometry[2:]), place)
+    _launch(name, operands, out, width, (*geometry[:2], out.shape[-1] // width, *geometry[2:]), place)
 
 
-def launch_pool(
+def _launch(
     name: str, operands: tuple[Array, ...], out: Array, width: int, sizes: tuple[int, ...], place: str = "uint8_t"
 ) -> None:
     macros, groups = {"REAL": c_type(operands[0], out), "WIDTH": width, "PLACE": place}, out.size // width

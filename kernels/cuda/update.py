@@ -11,7 +11,7 @@ from tinyres.kernels.cuda.common import BLOCK, address, c_type, contiguous, empt
 from tinyres.kernels.cuda.launch import kernel
 
 EXACT = ("float32", "float64")
-PIECE = 1024  # elements of a block: 16 bytes a thread
+PIECE = 1024  # elements of a block: 16 bytes per thread
 KEPT = 64  # lists on the device that no graph has been seen to use
 
 

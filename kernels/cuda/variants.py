@@ -77,6 +77,7 @@ VARIANTS: dict[str, list[Variant]] = {
             for one in _each(real, LEFT=real, RIGHT=right or real, RESULT=result or real)
         ),
     ],
+    "join": [one for real in ALL for width in (1, PACK[real]) for one in _each(real, WIDTH=width)],
     "linear": [*_each("double", INPUT="double"), *(v for one in ("float", *HALVES) for v in _each("float", INPUT=one))],
     "loss": [one for label in ("int", "long long") for one in _each("float", "double", LABEL=label)],
     "norm": [

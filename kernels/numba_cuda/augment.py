@@ -12,7 +12,7 @@ def crop_flip_kernel(images, offsets, flips, pad, mean, scale, y):
     """y[n, h, w, c] = (images[n, c, i, j] / 255 - mean[c, i, j]) * scale[c, i, j] at i = h + down - pad and j = w + right -
     pad, where w counts from the right if the image is mirrored; 0 beside the image. (down, right) = offsets[n].
 
-    A thread an element: a byte read, 4 bytes written.
+    One thread per element: a byte read, 4 bytes written.
     """
     height, width, channels = y.shape[1], y.shape[2], y.shape[3]
     for e in range(cuda.grid(1), y.shape[0] * height * width * channels, cuda.gridsize(1)):

@@ -1,9 +1,10 @@
 """Convolution as a matrix product of gathered windows ("im2col", Chellapilla et al. 2006), and its two gradients.
 
 Letters: N images, C input channels, F filters, G groups, (H, W) an input map, (OH, OW) an output map, (KH, KW) a filter's
-taps; M = N * OH * OW windows of L = KH * KW * C / G numbers. Images are (N, H, W, C) in memory, weights (F, KH, KW, C/G).
+taps; M = N * OH * OW windows of L = KH * KW * C / G numbers. Activations are (N, H, W, C) in memory, weights
+(F, KH, KW, C/G).
 
-    columns (G, M, L)  = the windows, one a row             im2col
+    columns (G, M, L)  = the windows, one per row             im2col
     y  (G, M, F/G)     = columns @ w^T                      w (G, F/G, L)
     dw (G, F/G, L)     = dy^T @ columns
     dcolumns (G, M, L) = dy @ w,  and each window's cotangent goes back to the pixels it covers   col2im
@@ -19,7 +20,7 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, chec
 
 @Kernel
 def im2col_kernel(x, columns, size, kernel, stride, padding, dilation):
-    """columns[g, (n, i, j), (a, b, c)] = x[n, i s - p + a d, j s - p + b d, g C/G + c], and 0 beside the image.
+    """columns[g, (n, i, j), (a, b, c)] = x[n, i s - p + a d, j s - p + b d, g C/G + c], and 0 beside the map.
 
     A thread writes one number of the columns at a time. Neighbours write side by side and, since channels lie last, also
     read side by side.  4 M L G bytes written, and as many read, of which most come from the cache.

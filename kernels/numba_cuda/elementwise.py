@@ -1,6 +1,6 @@
 """ReLU, ReLU6, their gradients, and the sum of cotangents.
 
-One thread an element: thread i takes elements i, i + t, i + 2t ... where t is the number of all threads. Neighbours read
+One thread per element: thread i takes elements i, i + t, i + 2t ... where t is the number of all threads. Neighbours read
 neighbouring memory, which a GPU fetches in one piece. There is one operation or two to an element, so the bytes moved
 are all that counts: 4 (float32) for each element of each array.
 
@@ -13,7 +13,7 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, Kernel, as_seen, blocks, c
 
 @Kernel
 def relu_kernel(x, y):
-    """y = max(x, 0).  8 bytes an element."""
+    """y = max(x, 0).  8 bytes per element."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         y[i] = x[i]
         if x[i] <= 0:
@@ -22,7 +22,7 @@ def relu_kernel(x, y):
 
 @Kernel
 def relu6_kernel(x, y):
-    """y = min(max(x, 0), 6).  8 bytes an element."""
+    """y = min(max(x, 0), 6).  8 bytes per element."""
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         y[i] = x[i]
         if x[i] <= 0:
@@ -33,7 +33,7 @@ def relu6_kernel(x, y):
 
 @Kernel
 def relu_backward_kernel(dy, y, dx):
-    """dx = dy (y > 0), where y is the ReLU's output.  12 bytes an element.
+    """dx = dy (y > 0), where y is the ReLU's output.  12 bytes per element.
 
     A product, not a choice: where y is 0, an infinity in dy becomes NaN and is seen.
     """
@@ -43,14 +43,14 @@ def relu_backward_kernel(dy, y, dx):
 
 @Kernel
 def relu6_backward_kernel(dy, y, dx):
-    """dx = dy (0 < y < 6).  12 bytes an element."""
+    """dx = dy (0 < y < 6).  12 bytes per element."""
     for i in range(cuda.grid(1), dx.size, cuda.gridsize(1)):
         dx[i] = dy[i] * (y[i] > 0 and y[i] < 6)
 
 
 @Kernel
 def accumulate_kernel(x, total):
-    """total += x: where the cotangents of a block's two branches meet.  12 bytes an element."""
+    """total += x: where the cotangents of a block's two branches meet.  12 bytes per element."""
     for i in range(cuda.grid(1), total.size, cuda.gridsize(1)):
         total[i] += x[i]
 
@@ -85,7 +85,7 @@ cast = convert  # the reference's own: kernels here take arrays of one dtype
 
 def accumulate(total: Array, x: Array) -> None:
     check(total, x)
-    if total.ndim == 4:  # as images lie in memory, so that nothing need be copied
+    if total.ndim == 4:  # as maps lie in memory, so that nothing need be copied
         total, x = total.transpose(0, 2, 3, 1), x.transpose(0, 2, 3, 1)
     with flat(total) as (inside,):
         accumulate_kernel[blocks(x.size), BLOCK](in_memory(x.reshape(-1)), inside)

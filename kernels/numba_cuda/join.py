@@ -10,7 +10,7 @@ import math
 from tinyres.kernels.arrays import Array, ceil_div, channels_first, channels_last
 from tinyres.kernels.numba_cuda.elementwise import map_elements, relu_backward
 from tinyres.kernels.numba_cuda.norm import batch_norm_backward, pixels_of, statistics
-from tinyres.kernels.numba_cuda.pool import new_image
+from tinyres.kernels.numba_cuda.pool import new_maps
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, empty
 
 Shape = tuple[int, ...]
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 @Kernel
 def add_relu_kernel(x, y, z):
-    """z = max(x + y, 0), the join that ends a residual block.  12 bytes an element; x + y and then a ReLU would move 20."""
+    """z = max(x + y, 0), the join that ends a residual block.  12 bytes per element; x + y and then a ReLU would move 20."""
     for i in range(cuda.grid(1), z.size, cuda.gridsize(1)):
         total = x[i] + y[i]
         z[i] = total
@@ -30,7 +30,7 @@ def add_relu_kernel(x, y, z):
 def normalise_add_relu_kernel(x, residual, weight, bias, mean, var, eps, z):
     """z = max(weight (x - mean) / sqrt(var + eps) + bias + residual, 0)
 
-    A thread an element. In one pass 12 M C bytes; three passes for the three steps would move 28.
+    One thread per element. In one pass 12 M C bytes; three passes for the three steps would move 28.
     """
     columns = x.shape[1]
     for e in range(cuda.grid(1), x.shape[0] * columns, cuda.gridsize(1)):
@@ -46,7 +46,7 @@ def normalise_add_relu_kernel(x, residual, weight, bias, mean, var, eps, z):
 def subsample_kernel(x, y, before, stride):
     """y[n, i, j, before + c] = x[n, i s, j s, c], and 0 in channels that x has not.
 
-    4 bytes an element of y, and of x as far as it is read.
+    4 bytes per element of y, and of x as far as it is read.
     """
     rows, columns, channels = y.shape[1], y.shape[2], y.shape[3]
     for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
@@ -112,6 +112,6 @@ def subsample_pad(x: Array, out_channels: int, stride: int) -> Array:
 
 def subsample_pad_backward(dy: Array, x_shape: Shape, stride: int) -> Array:
     check(dy)
-    dx = new_image(dy, x_shape)
+    dx = new_maps(dy, x_shape)
     subsample_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), dx, (dy.shape[1] - x_shape[1]) // 2, stride)
     return channels_first(dx)

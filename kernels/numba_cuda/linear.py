@@ -7,7 +7,7 @@ from tinyres.kernels.numba_cuda.runtime import BLOCK, Kernel, blocks, check, cud
 
 @Kernel
 def add_bias_kernel(y, b):
-    """y[n, o] += b[o]. A thread an element, 8 N O bytes."""
+    """y[n, o] += b[o]. One thread per element, 8 N O bytes."""
     for e in range(cuda.grid(1), y.shape[0] * y.shape[1], cuda.gridsize(1)):
         y[e // y.shape[1], e % y.shape[1]] += b[e % y.shape[1]]
 

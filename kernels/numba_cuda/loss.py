@@ -1,4 +1,4 @@
-"""Cross-entropy of logits and integer labels. One thread an image: it walks along its row of K logits three times, which is
+"""Cross-entropy of logits and integer labels. One thread per image: it walks along its row of K logits three times, which is
 little where K is 10 or 100, and needs no thread but itself.
 """
 
@@ -36,7 +36,7 @@ def cross_entropy_kernel(logits, labels, smoothing, losses, log_probs):
 @Kernel
 def cross_entropy_backward_kernel(dlosses, one, divisor, log_probs, labels, smoothing, dlogits):
     """dlogits[n, k] = (p_k - q_k) dloss / divisor, q = (1 - s) one_hot(label) + s / K. With ``one``, all images share
-    dlosses[0]. A thread an element, 8 N K bytes.
+    dlosses[0]. One thread per element, 8 N K bytes.
     """
     classes = log_probs.shape[1]
     for e in range(cuda.grid(1), log_probs.shape[0] * classes, cuda.gridsize(1)):

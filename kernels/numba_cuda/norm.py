@@ -1,6 +1,6 @@
 """Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167), fused with the ReLU that may follow.
 
-Images are seen as a matrix x (M, C) of M = N * H * W pixels: a channel is a column. Sums over a column are taken in
+Activations are seen as a matrix x (M, C) of M = N * H * W pixels: a channel is a column. Sums over a column are taken in
 pieces, many blocks at once, and then over the pieces, each time as a tree (see `matmul.sum_rows_kernel`).
 """
 
@@ -78,7 +78,7 @@ def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):
 def normalise_kernel(x, weight, bias, mean, var, eps, relu, y):
     """y = weight (x - mean) / sqrt(var + eps) + bias, with ``relu`` then max(., 0).
 
-    A thread an element. In one pass 8 M C bytes; two passes for the two steps would move 16.
+    One thread per element. In one pass 8 M C bytes; two passes for the two steps would move 16.
     """
     columns = x.shape[1]
     for e in range(cuda.grid(1), x.shape[0] * columns, cuda.gridsize(1)):
@@ -95,7 +95,7 @@ def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx):
     """dx = weight / sqrt(var + eps) (dz - (sum dz + xhat sum dz xhat) / m) in training, where the batch's own mean and
     variance hang on x, else weight / sqrt(var + eps) dz.  sums (2, C) holds both sums; dz as in `sum_gradients_kernel`.
 
-    A thread an element.  12 M C bytes, and 4 more with a ReLU, for y.
+    One thread per element.  12 M C bytes, and 4 more with a ReLU, for y.
     """
     rows, columns = x.shape
     for e in range(cuda.grid(1), rows * columns, cuda.gridsize(1)):
@@ -112,7 +112,7 @@ def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx):
 
 @Kernel
 def running_kernel(running_mean, running_var, mean, var, momentum, m):
-    """running += momentum (new - running), the new variance unbiased: var m / (m - 1). A thread a channel."""
+    """running += momentum (new - running), the new variance unbiased: var m / (m - 1). One thread per channel."""
     for c in range(cuda.grid(1), mean.size, cuda.gridsize(1)):
         running_mean[c] += momentum * (mean[c] - running_mean[c])
         running_var[c] += momentum * (var[c] * (m / (m - 1)) - running_var[c])

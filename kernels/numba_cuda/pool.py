@@ -1,6 +1,6 @@
 """Pooling: the largest or the mean of each window, and the mean of a whole map.
 
-One thread an element of the result, which gathers what it needs: the forward passes over a window, the backward passes over
+One thread per element of the result, which gathers what it needs: the forward passes over a window, the backward passes over
 the windows that cover a pixel. So no two threads write to one place, and a sum has one order.
 """
 
@@ -16,7 +16,7 @@ INFINITY = float("inf")
 def max_pool_kernel(x, y, index, kernel, stride, padding):
     """y = the largest of a window, index = where in the window it stood, counted row by row. NaN wins over numbers.
 
-    The first of equals wins (> and not >=). A place beside the image never wins.  4 N H W C bytes and more read (windows
+    The first of equals wins (> and not >=). A place beside the map never wins.  4 N H W C bytes and more read (windows
     that overlap find most in the cache), 8 N OH OW C written.
     """
     height, width, channels = x.shape[1], x.shape[2], x.shape[3]
@@ -59,7 +59,7 @@ def max_pool_backward_kernel(dy, index, dx, kernel, stride, padding):
 
 @Kernel
 def avg_pool_kernel(x, y, kernel, stride, padding):
-    """y = the sum over a window, zero beside the image, divided by KH * KW."""
+    """y = the sum over a window, zero beside the map, divided by KH * KW."""
     height, width, channels = x.shape[1], x.shape[2], x.shape[3]
     rows, columns = y.shape[1], y.shape[2]
     for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
@@ -112,7 +112,7 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
 
 def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(dy)
-    dx = new_image(dy, x_shape)
+    dx = new_maps(dy, x_shape)
     max_pool_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), channels_last(index), dx, kernel, stride, padding)
     return channels_first(dx)
 
@@ -126,7 +126,7 @@ def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
 
 def avg_pool2d_backward(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(dy)
-    dx = new_image(dy, x_shape)
+    dx = new_maps(dy, x_shape)
     avg_pool_backward_kernel[blocks(dx.size), BLOCK](channels_last(dy), dx, kernel, stride, padding)
     return channels_first(dx)
 
@@ -141,17 +141,17 @@ def global_avg_pool2d(x: Array) -> Array:
 def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     check(dy)
     n, c, h, w = x_shape
-    dx = new_image(dy, x_shape)
+    dx = new_maps(dy, x_shape)
     spread_kernel[blocks(dx.size), BLOCK](dy, dx.reshape(n, h * w, c))
     return channels_first(dx)
 
 
 def _windows(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
-    """An array for a number a window, (N, OH, OW, C)."""
+    """An array for one number per window, (N, OH, OW, C)."""
     h, w = (output_size(x.shape[k + 2], kernel[k], stride[k], padding[k]) for k in (0, 1))
     return empty(x, x.shape[0], h, w, x.shape[1])
 
 
-def new_image(like: Array, x_shape: Shape) -> Array:
+def new_maps(like: Array, x_shape: Shape) -> Array:
     n, c, h, w = x_shape
     return empty(like, n, h, w, c)

@@ -98,12 +98,12 @@ def check(*arrays: Array) -> None:
 
 
 def in_memory(x: Array) -> Array:
-    """``x`` as the kernels read it: (N, H, W, C) for an image, and contiguous. A view where it lies so, else a copy."""
+    """``x`` as the kernels read it: maps as (N, H, W, C), and contiguous. A view where it lies so, else a copy."""
     return channels_last(x) if x.ndim == 4 else array_module(x).ascontiguousarray(x).reshape(x.shape)
 
 
 def as_seen(x: Array) -> Array:
-    """The other way: the (N, C, H, W) view of an image."""
+    """The other way: maps as (N, C, H, W)."""
     return channels_first(x) if x.ndim == 4 else x
 
 

@@ -237,8 +237,8 @@ class ResidentEvaluation:
         return next((captured.reason for _, _, captured in self.parts if captured.reason), "")
 
     def run(self, on_batch: Callable[[int, int], None] | None = None) -> Evaluation:
-        """What `evaluate` returns and raises; ``on_batch(done, of)`` is called after 1, 2, 4, ... batches, as long as they
-        take a fraction of a second.
+        """What `evaluate` returns and raises; ``on_batch(done, total)`` is called after 1, 2, 4, ... batches, as long as
+        they take a fraction of a second.
         """
         arrays, before, training = self._arrays(), self.arrays, self.model.training
         self.arrays = arrays
@@ -256,7 +256,7 @@ class ResidentEvaluation:
         return Evaluation(float(self.loss) / self.count, 100 * int(self.wrong) / self.count, self.count)
 
     def _run(self, on_batch: Callable[[int, int], None] | None) -> None:
-        done, of, group = 0, sum(many for many, _, _ in self.parts), 1
+        done, total, group = 0, sum(many for many, _, _ in self.parts), 1
         for many, batches, captured in self.parts:
             end = done + many
             while done < end:
@@ -268,7 +268,7 @@ class ResidentEvaluation:
                     self._name_the_culprit(batches)
                 group *= 2 if time.perf_counter() - began < LOOK else 1
                 if on_batch:
-                    on_batch(done, of)
+                    on_batch(done, total)
 
     def _pass(self, batches: Batches) -> None:
         kernels = dispatch.current()

@@ -27,7 +27,7 @@ __device__ __forceinline__ Words philox(Words c, unsigned key0, unsigned key1) {
     return c;
 }
 
-// The generator alone: its authors have published what it must give. One thread a counter of four words.
+// The generator alone: its authors have published what it must give. One thread per counter of four words.
 extern "C" __global__ void __launch_bounds__(256) philox_words(
     const unsigned* __restrict__ counters, const unsigned* __restrict__ key, unsigned* __restrict__ words, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -49,12 +49,12 @@ __device__ __forceinline__ float by_255(float v) {
 __device__ __forceinline__ float element(
     const uint8_t* plane, const float* mean, const float* scale, int row, int column, int height, int width) {
     if (row < 0 || row >= height || column < 0 || column >= width) return 0;  // in the border
-    const int at = row * width + column;
-    return (by_255(plane[at]) - mean[at]) * scale[at];
+    const int offset = row * width + column;
+    return (by_255(plane[offset]) - mean[offset]) * scale[offset];
 }
 
-// images (N, C, H, W), offsets (N, 2), flips (N,), mean and scale (C, H, W) -> y (N, C, H, W). One thread an element, and
-// ``blocks`` blocks an image, so that positions within it are small numbers.
+// images (N, C, H, W), offsets (N, 2), flips (N,), mean and scale (C, H, W) -> y (N, C, H, W). One thread per element, and
+// ``blocks`` blocks per image, so that positions within it are small numbers.
 extern "C" __global__ void __launch_bounds__(256) crop_flip(
     const uint8_t* __restrict__ images, const long long* __restrict__ offsets, const uint8_t* __restrict__ flips,
     const float* __restrict__ mean, const float* __restrict__ scale, float* __restrict__ y,
@@ -67,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(256) crop_flip(
     y[first + i] = element(images + first + c * pixels, mean + c * pixels, scale + c * pixels, row, column, height, width);
 }
 
-// Batch step[0] of the images (count, C, H, W) in this order -> x (batch, H, W, C) and y (batch,). One thread a pixel with
+// Batch step[0] of the images (count, C, H, W) in this order -> x (batch, H, W, C) and y (batch,). One thread per pixel with
 // all its channels: neighbouring threads read neighbours of each plane, and write side by side. Each thread draws its
 // image's numbers again: 40 multiplications are cheaper than to meet at a barrier for them. With ``pad`` 0 nothing is
 // drawn, and images come as they are. Behind the last image the first one follows.
@@ -88,9 +88,9 @@ extern "C" __global__ void __launch_bounds__(256) next_batch(
         row += int(__umulhi(random.v[0], 2u * pad + 1)) - pad;  // of 0 .. 2 pad, each as often but for one part in 2^28
         column += int(__umulhi(random.v[1], 2u * pad + 1)) - pad;
     }
-    const uint8_t* from = images + (INDEX)image * channels * pixels;
-    REAL* to = x + ((INDEX)n * pixels + pixel) * channels;
-    for (int c = 0; c < channels; c++, from += pixels, mean += pixels, scale += pixels)
-        narrow(to[c], element(from, mean, scale, row, column, height, width));
+    const uint8_t* source = images + (INDEX)image * channels * pixels;
+    REAL* target = x + ((INDEX)n * pixels + pixel) * channels;
+    for (int c = 0; c < channels; c++, source += pixels, mean += pixels, scale += pixels)
+        narrow(target[c], element(source, mean, scale, row, column, height, width));
     if (pixel == 0) y[n] = labels[image];
 }

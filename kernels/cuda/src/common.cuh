@@ -28,6 +28,9 @@ typedef INDEX Index;
 #undef INDEX
 #define INDEX Index  // one word, so that INDEX(x) is a conversion
 
+// a / b, rounded up: how many pieces of b it takes to hold a
+template <class A, class B> __device__ constexpr A ceil_div(A a, B b) { return (a + b - 1) / b; }
+
 // --- widen(x): the number to compute with.  narrow(y, x): y gets x, rounded to nearest even ---
 
 __device__ __forceinline__ float widen(float x) { return x; }
@@ -75,7 +78,7 @@ template <class T> __device__ __forceinline__ T narrow(ACC x) { T y; narrow(y, x
 constexpr int PACK = 16 / sizeof(REAL);
 struct __align__(16) Pack { REAL v[PACK]; };
 
-// A sum over the block, the same in every thread. ``of_warp`` is shared memory for a number a warp; the tree is fixed, so
+// A sum over the block, the same in every thread. ``of_warp``: shared memory, one number per warp; the tree is fixed, so
 // the bits are. All threads of the block must call it, in whole warps.
 template <class T> __device__ __forceinline__ T block_sum(T sum, T* of_warp) {
     for (int mask = 16; mask; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);

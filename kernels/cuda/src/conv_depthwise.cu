@@ -7,30 +7,30 @@
 // caches: memory limits it, and the kernels are made to read whole lines. Channels lie side by side; with one filter a
 // channel a thread takes PACK of them, 16 bytes, else one. The filters are laid out (KH KW, F), to be read in the same way.
 //
-// Macros: REAL is the type of images, PARAM that of filters. Sums are in ACC.
+// Macros: REAL is the type of activations, PARAM that of filters. Sums are in ACC.
 #include "common.cuh"
 
 #ifndef PARAM
 #define PARAM REAL
 #endif
 
-// V elements from ``from`` on, to compute with: one by one, or 16 bytes at a time where V is PACK
+// V elements from ``source`` on, to compute with: one by one, or 16 bytes at a time where V is PACK
 template <int V> struct Numbers { ACC v[V]; };
 
-template <int V, class T> __device__ __forceinline__ Numbers<V> read(const T* from) {
+template <int V, class T> __device__ __forceinline__ Numbers<V> read(const T* source) {
     struct __align__(sizeof(T) * V > 16 ? 16 : sizeof(T) * V) Lot { T v[V]; };
-    const Lot lot = *reinterpret_cast<const Lot*>(from);
+    const Lot lot = *reinterpret_cast<const Lot*>(source);
     Numbers<V> result;
 #pragma unroll
     for (int e = 0; e < V; e++) result.v[e] = widen(lot.v[e]);
     return result;
 }
 
-template <int V> __device__ __forceinline__ void write(REAL* to, const ACC (&sums)[V]) {
+template <int V> __device__ __forceinline__ void write(REAL* target, const ACC (&sums)[V]) {
     struct __align__(sizeof(REAL) * V) Lot { REAL v[V]; } lot;
 #pragma unroll
     for (int e = 0; e < V; e++) narrow(lot.v[e], sums[e]);
-    *reinterpret_cast<Lot*>(to) = lot;
+    *reinterpret_cast<Lot*>(target) = lot;
 }
 
 // --- the output: a thread makes RUN neighbours of a row, for which it reads a tap of the filter once ---
@@ -41,10 +41,11 @@ template <int V> __device__ __forceinline__ void forward_of(
     const REAL* __restrict__ x, const PARAM* __restrict__ w, REAL* __restrict__ y, INDEX runs, int H, int W, int MULT, int F,
     int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
     int dilation_w) {
-    const int C = F / MULT, lots = F / V, in_row = (OW + RUN - 1) / RUN;
-    for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < runs * lots; at += INDEX(gridDim.x) * blockDim.x) {
-        const int f = at % lots * V, c = f / MULT, j = at / lots % in_row * RUN;
-        const INDEX row = at / lots / in_row, n = row / OH;
+    const int C = F / MULT, lots = F / V, in_row = ceil_div(OW, RUN);
+    for (INDEX lot = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; lot < runs * lots;
+         lot += INDEX(gridDim.x) * blockDim.x) {
+        const int f = lot % lots * V, c = f / MULT, j = lot / lots % in_row * RUN;
+        const INDEX row = lot / lots / in_row, n = row / OH;
         const int top = int(row % OH) * stride_h - padding_h, left = j * stride_w - padding_w;
         ACC sums[RUN][V] = {};
         for (int a = 0; a < KH; a++) {
@@ -69,7 +70,7 @@ template <int V> __device__ __forceinline__ void forward_of(
     }
 }
 
-// x (N, H, W, C), w (KH, KW, F) -> y (N, OH, OW, F). ``runs`` is N OH ceil(OW / RUN); ``packed``: PACK channels a thread.
+// x (N, H, W, C), w (KH, KW, F) -> y (N, OH, OW, F). ``runs`` is N OH ceil(OW / RUN); ``packed``: PACK channels per thread.
 extern "C" __global__ void __launch_bounds__(256, 2) depthwise(
     const REAL* __restrict__ x, const PARAM* __restrict__ w, REAL* __restrict__ y, INDEX runs, int packed, int H, int W,
     int MULT, int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w,
@@ -87,9 +88,10 @@ template <int V> __device__ __forceinline__ void backward_input_of(
     int F, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
     int dilation_w) {
     const int C = F / MULT, lots = C / V;
-    for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < pixels * lots; at += INDEX(gridDim.x) * blockDim.x) {
-        const int c = at % lots * V;
-        const INDEX pixel = at / lots, n = pixel / W / H;
+    for (INDEX lot = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; lot < pixels * lots;
+         lot += INDEX(gridDim.x) * blockDim.x) {
+        const int c = lot % lots * V;
+        const INDEX pixel = lot / lots, n = pixel / W / H;
         const int h = pixel / W % H, column = pixel % W;
         ACC sums[V] = {};
         for (int a = 0; a < KH; a++) {

@@ -2,8 +2,8 @@
 //
 // It is the product of im2col.cu, y = columns w^T with k = (tap, channel), but a block makes the piece of the columns that
 // it needs just now, in shared memory, straight from x. Costs: 2 M F K FLOPs for each of the three; memory is read about
-// once per tile, so e (M K / KH KW + F K + M F) bytes at best. With 16 channels that is 36 FLOPs a byte in float: the cores
-// limit it, and beside them the reads of shared memory. Hence three levels of tiles:
+// once per tile, so e (M K / KH KW + F K + M F) bytes at best. With 16 channels that is 36 FLOPs per byte in float: the
+// cores limit it, and beside them the reads of shared memory. Hence three levels of tiles:
 //
 //   block   TILE_M pixels x TILE_F filters: a number that was loaded is used TILE_F or TILE_M times
 //   thread  EACH pixels x 4 filters, in registers: a number that was read from shared memory is used 4 or EACH times
@@ -27,15 +27,16 @@ constexpr int ACROSS = TILE_F / 4, DOWN = TILE_M / EACH, THREADS = ACROSS * DOWN
 constexpr int RESIDENT = sizeof(REAL) == 4 ? 3 : 1;  // blocks that a multiprocessor must have registers for
 struct __align__(16) Four { REAL v[4]; };
 
-__device__ __forceinline__ const Four& four(const REAL* from) { return *reinterpret_cast<const Four*>(from); }
-__device__ __forceinline__ Four& four(REAL* at) { return *reinterpret_cast<Four*>(at); }
+__device__ __forceinline__ const Four& four(const REAL* source) { return *reinterpret_cast<const Four*>(source); }
+__device__ __forceinline__ Four& four(REAL* target) { return *reinterpret_cast<Four*>(target); }
 
-// Four numbers of a row of ``length``, from ``at`` on; zeros behind its end. ``packed``: all starts are multiples of four.
-__device__ __forceinline__ Four read(const REAL* row, int at, int length, int packed) {
-    if (packed && at < length) return four(row + at);
+// Four numbers of a row of ``length``, from ``first`` on; zeros behind its end. ``packed``: each ``first`` is a multiple of
+// four.
+__device__ __forceinline__ Four read(const REAL* row, int first, int length, int packed) {
+    if (packed && first < length) return four(row + first);
     Four result;
 #pragma unroll
-    for (int e = 0; e < 4; e++) result.v[e] = at + e < length ? row[at + e] : REAL(0);
+    for (int e = 0; e < 4; e++) result.v[e] = first + e < length ? row[first + e] : REAL(0);
     return result;
 }
 
@@ -60,7 +61,7 @@ __device__ Axis backward_axis(int phase, int size, int taps, int stride, int pad
     int tap = 0, every = 1;
     while (tap < taps && (phase + padding - tap * dilation) % stride) tap++;
     while (every * dilation % stride) every++;
-    return {(size - phase + stride - 1) / stride, phase, stride, 1, (phase + padding - tap * dilation) / stride,
+    return {ceil_div(size - phase, stride), phase, stride, 1, (phase + padding - tap * dilation) / stride,
             -(every * dilation / stride), tap, every, tap < taps ? (taps - 1 - tap) / every + 1 : 0};
 }
 
@@ -68,17 +69,17 @@ struct Sizes { int N, IH, IW, C, OH, OW, F, KW; };  // input and output maps: fo
 
 // Four terms k of one pixel: the pixel's window starts at (y, x) of an image.
 __device__ __forceinline__ Four window(
-    const REAL* image, int y, int x, int k, const Axis& v, const Axis& h, const Sizes& of, int packed) {
+    const REAL* image, int y, int x, int k, const Axis& v, const Axis& h, const Sizes& sizes, int packed) {
     Four result = {};
-    const int K = v.taps * h.taps * of.C;
+    const int K = v.taps * h.taps * sizes.C;
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-        const int tap = (k + e) / of.C, c = k + e - tap * of.C, a = tap / h.taps, b = tap - a * h.taps;
+        const int tap = (k + e) / sizes.C, c = k + e - tap * sizes.C, a = tap / h.taps, b = tap - a * h.taps;
         const int row = y + a * v.step, column = x + b * h.step;
-        const bool inside = k + e < K && row >= 0 && row < of.IH && column >= 0 && column < of.IW;
-        const REAL* from = image + (INDEX(row) * of.IW + column) * of.C + c;
-        if (packed) return inside ? four(from) : result;  // all four are of one tap
-        if (inside) result.v[e] = *from;
+        const bool inside = k + e < K && row >= 0 && row < sizes.IH && column >= 0 && column < sizes.IW;
+        const REAL* source = image + (INDEX(row) * sizes.IW + column) * sizes.C + c;
+        if (packed) return inside ? four(source) : result;  // all four are of one tap
+        if (inside) result.v[e] = *source;
     }
     return result;
 }
@@ -86,12 +87,12 @@ __device__ __forceinline__ Four window(
 // w holds the filters as (tap, C, F).
 __device__ __forceinline__ void gather(
     const REAL* __restrict__ in, const REAL* __restrict__ w, REAL* __restrict__ out, const Axis& v, const Axis& h,
-    const Sizes& of, int packed_in, int packed_out, Four (*pixels)[ROW], Four (*filters)[ACROSS]) {
-    constexpr int LOAD_M = TILE_M * DEPTH / 4 / THREADS, LOAD_F = (DEPTH * ACROSS + THREADS - 1) / THREADS;
-    const INDEX rows = INDEX(of.N) * v.places * h.places, first = INDEX(blockIdx.x) * TILE_M;
+    const Sizes& sizes, int packed_in, int packed_out, Four (*pixels)[ROW], Four (*filters)[ACROSS]) {
+    constexpr int LOAD_M = TILE_M * DEPTH / 4 / THREADS, LOAD_F = ceil_div(DEPTH * ACROSS, THREADS);
+    const INDEX rows = INDEX(sizes.N) * v.places * h.places, first = INDEX(blockIdx.x) * TILE_M;
     if (first >= rows) return;  // a smaller phase than others; the whole block leaves
     const int t = threadIdx.x, across = t % ACROSS, down = t / ACROSS, f0 = blockIdx.y * TILE_F;
-    const int K = v.taps * h.taps * of.C;
+    const int K = v.taps * h.taps * sizes.C;
 
     // the pixels that this thread loads, and their windows
     const REAL* image[LOAD_M];
@@ -101,21 +102,21 @@ __device__ __forceinline__ void gather(
         const INDEX m = first + t / 4 + THREADS / 4 * i, line = m / h.places;
         x[i] = int(m - line * h.places) * h.scale + h.origin;
         y[i] = m < rows ? int(line % v.places) * v.scale + v.origin : -(1 << 28);  // outside of every image
-        image[i] = in + (m < rows ? line / v.places * of.IH * of.IW * of.C : INDEX(0));
+        image[i] = in + (m < rows ? line / v.places * sizes.IH * sizes.IW * sizes.C : INDEX(0));
     }
     Four next_pixels[LOAD_M], next_filters[LOAD_F];
     auto load = [&](int k0) {
 #pragma unroll
         for (int i = 0; i < LOAD_M; i++)
-            next_pixels[i] = window(image[i], y[i], x[i], k0 + 4 * (t % 4), v, h, of, packed_in);
+            next_pixels[i] = window(image[i], y[i], x[i], k0 + 4 * (t % 4), v, h, sizes, packed_in);
 #pragma unroll
         for (int i = 0; i < LOAD_F; i++) {
-            const int q = t + THREADS * i, k = k0 + q / ACROSS, tap = k / of.C;
+            const int q = t + THREADS * i, k = k0 + q / ACROSS, tap = k / sizes.C;
             next_filters[i] = {};
             if (q >= DEPTH * ACROSS || k >= K) continue;
             const int a = v.tap + tap / h.taps * v.tap_every, b = h.tap + tap % h.taps * h.tap_every;
-            const INDEX row = INDEX(a * of.KW + b) * of.C + k - tap * of.C;
-            next_filters[i] = read(w + row * of.F, f0 + q % ACROSS * 4, of.F, packed_out);
+            const INDEX row = INDEX(a * sizes.KW + b) * sizes.C + k - tap * sizes.C;
+            next_filters[i] = read(w + row * sizes.F, f0 + q % ACROSS * 4, sizes.F, packed_out);
         }
     };
     REAL sums[EACH][4] = {};
@@ -151,13 +152,13 @@ __device__ __forceinline__ void gather(
     for (int i = 0; i < EACH; i++) {
         const INDEX m = first + down + DOWN * i, line = m / h.places;
         if (m >= rows) continue;
-        const INDEX row = line / v.places * of.OH + v.first + line % v.places * v.every;
-        REAL* to = out + (row * of.OW + h.first + (m - line * h.places) * h.every) * of.F;
-        if (packed_out && f < of.F) four(to + f) = Four{sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
+        const INDEX row = line / v.places * sizes.OH + v.first + line % v.places * v.every;
+        REAL* target = out + (row * sizes.OW + h.first + (m - line * h.places) * h.every) * sizes.F;
+        if (packed_out && f < sizes.F) four(target + f) = Four{sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
         else
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                if (f + j < of.F) to[f + j] = sums[i][j];
+                if (f + j < sizes.F) target[f + j] = sums[i][j];
     }
 }
 
@@ -193,11 +194,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
     const REAL* __restrict__ dy, const REAL* __restrict__ x, REAL* __restrict__ parts, INDEX per_part, int N, int H, int W,
     int C, int OH, int OW, int F, int KH, int KW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
     int dilation_w, int packed_in, int packed_out) {
-    constexpr int QUADS = TILE_M / 4, LOAD_M = DEPTH * QUADS / THREADS, LOAD_F = (DEPTH * ACROSS + THREADS - 1) / THREADS;
+    constexpr int QUADS = TILE_M / 4, LOAD_M = DEPTH * QUADS / THREADS, LOAD_F = ceil_div(DEPTH * ACROSS, THREADS);
     __shared__ Four columns[DEPTH][QUADS], cotangents[DEPTH][ACROSS];
     const Axis v = forward_axis(OH, KH, stride_h, padding_h, dilation_h);
     const Axis h = forward_axis(OW, KW, stride_w, padding_w, dilation_w);
-    const Sizes of = {N, H, W, C, OH, OW, F, KW};
+    const Sizes sizes = {N, H, W, C, OH, OW, F, KW};
     const int t = threadIdx.x, across = t % ACROSS, down = t / ACROSS, K = KH * KW * C;
     const int k0 = blockIdx.x * TILE_M, f0 = blockIdx.y * TILE_F;
     const INDEX rows = INDEX(N) * OH * OW, begin = blockIdx.z * per_part;
@@ -210,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
             next_columns[i] = {};
             if (m >= end) continue;
             const int top = int(line - n * OH) * stride_h - padding_h, left = int(m - line * OW) * stride_w - padding_w;
-            next_columns[i] = window(x + n * H * W * C, top, left, k0 + t % QUADS * 4, v, h, of, packed_in);
+            next_columns[i] = window(x + n * H * W * C, top, left, k0 + t % QUADS * 4, v, h, sizes, packed_in);
         }
 #pragma unroll
         for (int i = 0; i < LOAD_F; i++) {
@@ -250,12 +251,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         const int k = k0 + 4 * down + DOWN * (i / 4 * 4) + i % 4;
-        REAL* to = parts + (INDEX(blockIdx.z) * K + k) * F;
+        REAL* target = parts + (INDEX(blockIdx.z) * K + k) * F;
         if (k >= K) continue;
-        if (packed_out && f < F) four(to + f) = Four{sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
+        if (packed_out && f < F) four(target + f) = Four{sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
         else
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                if (f + j < F) to[f + j] = sums[i][j];
+                if (f + j < F) target[f + j] = sums[i][j];
     }
 }

@@ -20,16 +20,16 @@ __device__ __forceinline__ uint32_t bits(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ uint32_t bits(half x) { return x.bits; }
 __device__ __forceinline__ uint32_t bits(bfloat16 x) { return x.bits; }
 
-// The words from ``from`` on, where ``left`` more elements belong to the row: zeros for the others. ``packed``: a row is a
+// The words from ``source`` on, where ``left`` more elements belong to the row: zeros for the others. ``packed``: a row is a
 // whole number of them and starts at a multiple of their size.
-template <int SIZE> __device__ __forceinline__ Words<SIZE> read_words(const REAL* from, int left, int packed) {
+template <int SIZE> __device__ __forceinline__ Words<SIZE> read_words(const REAL* source, int left, int packed) {
     Words<SIZE> words = {};
     if (packed) {
-        if (left > 0) words = *reinterpret_cast<const Words<SIZE>*>(from);
+        if (left > 0) words = *reinterpret_cast<const Words<SIZE>*>(source);
     } else {
 #pragma unroll
         for (int e = 0; e < SIZE * PER_WORD; e++)
-            if (e < left) words.v[e / PER_WORD] |= bits(from[e]) << e % PER_WORD * 16;
+            if (e < left) words.v[e / PER_WORD] |= bits(source[e]) << e % PER_WORD * 16;
     }
     return words;
 }

@@ -13,7 +13,7 @@
 //
 // (Estimates for an H200; mma.sync gets about 63 % of the peak.)  So the cores are not the limit here. What comes close to
 // it is the way of the columns to the cores: each element of x is wanted by 9 taps. The L1 caches of 132 multiprocessors
-// deliver 128 bytes a clock each: 75 MB are 2.6 us, if each is moved ONCE from L1 to a register. The usual path, from L2 to
+// deliver 128 bytes per clock each: 75 MB are 2.6 us if each is moved ONCE from L1 to a register. The usual path, from L2 to
 // shared memory (cp.async), then from there to registers (ldmatrix), moves all nine copies of x three times, and pays for
 // barriers and addresses. Hence:
 //
@@ -60,21 +60,21 @@ struct Axis { int places, first, every, scale, origin, step, tap, tap_every, tap
 __device__ __forceinline__ Axis axis(int backward, int phase, int places, int taps, int stride, int padding) {
     if (!backward) return {places, 0, 1, stride, -padding, 1, 0, 1, taps};
     const int tap = (phase + padding) % stride;
-    return {(places - phase + stride - 1) / stride, phase, stride, 1, (phase + padding - tap) / stride, -1, tap, stride,
+    return {ceil_div(places - phase, stride), phase, stride, 1, (phase + padding - tap) / stride, -1, tap, stride,
             tap < taps ? (taps - 1 - tap) / stride + 1 : 0};
 }
 
 struct Place { INDEX n; int y, x; };  // an output pixel of a phase
 
-__device__ __forceinline__ void advance(Place& at, int pixels, const Axis& v, const Axis& h) {
-    for (at.x += pixels; at.x >= h.places; at.x -= h.places)
-        if (++at.y == v.places) at.y = 0, at.n++;
+__device__ __forceinline__ void advance(Place& spot, int pixels, const Axis& v, const Axis& h) {
+    for (spot.x += pixels; spot.x >= h.places; spot.x -= h.places)
+        if (++spot.y == v.places) spot.y = 0, spot.n++;
 }
 
 struct Chunk { int channel, y, x; INDEX input, weight; };  // from where a window starts; from where a filter starts
 
 // x (N, IH, IW, C), w, y (N, OH, OW, F). Forward, w is (F, C, KH, KW). Backward, dy, w and dx take their places, so w is
-// (C, F, KH, KW). With ``add``, results are added to what y holds: where a block's input forks, its two cotangents meet here.
+// (C, F, KH, KW). With ``add``, results are added to what y holds: where a block's input forks, two cotangents meet here.
 // Grid: tiles of pixels, tiles of filters, phases.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
     const REAL* __restrict__ x, const float* __restrict__ w, REAL* __restrict__ y, int backward, int add, int parts, int N,
@@ -89,30 +89,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
     const INDEX rows = INDEX(N) * v.places * h.places, first = INDEX(blockIdx.x) * (WARPS / parts * 32);
     if (first >= rows) return;  // a smaller phase than others; the whole block leaves
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32, part = warp % parts;
-    const int f0 = blockIdx.y * TILE_F, taps = v.taps * h.taps, count = taps * ((C + DEPTH - 1) / DEPTH);
+    const int f0 = blockIdx.y * TILE_F, taps = v.taps * h.taps, count = taps * ceil_div(C, DEPTH);
 
     // the windows of this lane's four pixels, which are rows g, g + 8, g + 16 and g + 24 of the tile
     const INDEX m = first + warp / parts * 32 + g;
     const INDEX line = m / h.places;
-    Place at = {line / v.places, int(line % v.places), int(m - line * h.places)};
-    INDEX from[4];
+    Place spot = {line / v.places, int(line % v.places), int(m - line * h.places)};
+    INDEX start[4];
     int top[4], left[4];
 #pragma unroll
     for (int r = 0; r < 4; r++) {
-        left[r] = at.x * h.scale + h.origin;
-        top[r] = m + 8 * r < rows ? at.y * v.scale + v.origin : -(1 << 28);  // outside of every image
-        from[r] = ((at.n * IH + at.y * v.scale + v.origin) * IW + left[r]) * C + t * EACH;
-        advance(at, 8, v, h);
+        left[r] = spot.x * h.scale + h.origin;
+        top[r] = m + 8 * r < rows ? spot.y * v.scale + v.origin : -(1 << 28);  // outside of every image
+        start[r] = ((spot.n * IH + spot.y * v.scale + v.origin) * IW + left[r]) * C + t * EACH;
+        advance(spot, 8, v, h);
     }
 
     // Chunk q is tap q % taps of a block of channels. The divisions that say so are done once for a block of threads.
     const INDEX next_depth = INDEX(backward ? F : 1) * KH * KW, next_filter = INDEX(backward ? 1 : C) * KH * KW;
-    auto describe = [&](Chunk* to, int q0) {
+    auto describe = [&](Chunk* target, int q0) {
         const int q = q0 + threadIdx.x;
         if (threadIdx.x >= STAGE || q >= count) return;
         const int tap = q % taps, a = tap / h.taps, b = tap - a * h.taps, channel = q / taps * DEPTH;
         const int dy = a * v.step, dx = b * h.step;
-        to[threadIdx.x] = {channel, dy, dx, (INDEX(dy) * IW + dx) * C + channel,
+        target[threadIdx.x] = {channel, dy, dx, (INDEX(dy) * IW + dx) * C + channel,
                            channel * next_depth + (v.tap + a * v.tap_every) * KW + h.tap + b * h.tap_every};
     };
     Words<WORDS> next[4];
@@ -121,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             const bool inside = unsigned(top[r] + chunk.y) < unsigned(IH) && unsigned(left[r] + chunk.x) < unsigned(IW);
-            next[r] = read_words<WORDS>(x + (from[r] + chunk.input), inside ? channels : 0, packed_in);
+            next[r] = read_words<WORDS>(x + (start[r] + chunk.input), inside ? channels : 0, packed_in);
         }
     };
 
@@ -145,11 +145,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
             float values[16];
 #pragma unroll
             for (int i = 0; i < 16; i++, filter += next_filter) values[i] = i < left ? *filter : 0.f;
-            uint32_t* to = filters + s * CHUNK + k / EACH * WORDS + k % EACH / PER_WORD;
+            uint32_t* target = filters + s * CHUNK + k / EACH * WORDS + k % EACH / PER_WORD;
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 const int column = c0 + i, row = column / OF_LANE * 2 + column % 2, tile = column % OF_LANE / 2;
-                uint32_t* word = to + (tile * 32 + row * 4) * WORDS;
+                uint32_t* word = target + (tile * 32 + row * 4) * WORDS;
                 if (sizeof(REAL) == 4) *word = to_tf32(values[i]);
                 else narrow(reinterpret_cast<REAL*>(word)[k % PER_WORD], values[i]);
             }
@@ -190,26 +190,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gather(
             const INDEX line = row / v.places * OH + v.first + row % v.places * v.every;
             pixel = line * OW + h.first + (place - row * h.places) * h.every;
         }
-        REAL* to = y + pixel * F + f;
+        REAL* target = y + pixel * F + f;
 #pragma unroll
         for (int e = 0; e < OF_LANE; e += OUT) {
             Out out = {};
             if (add && packed_out) {
-                if (f + e < F) out = *reinterpret_cast<const Out*>(to + e);
+                if (f + e < F) out = *reinterpret_cast<const Out*>(target + e);
             } else if (add) {
 #pragma unroll
                 for (int i = 0; i < OUT; i++)
-                    if (f + e + i < F) out.v[i] = to[e + i];
+                    if (f + e + i < F) out.v[i] = target[e + i];
             }
 #pragma unroll
             for (int i = 0; i < OUT; i++)
                 narrow(out.v[i], widen(out.v[i]) + sums[r / 2][(e + i) / 2][r % 2 * 2 + (e + i) % 2]);
             if (packed_out) {
-                if (f + e < F) *reinterpret_cast<Out*>(to + e) = out;
+                if (f + e < F) *reinterpret_cast<Out*>(target + e) = out;
             } else {
 #pragma unroll
                 for (int i = 0; i < OUT; i++)
-                    if (f + e + i < F) to[e + i] = out.v[i];
+                    if (f + e + i < F) target[e + i] = out.v[i];
             }
         }
     }

@@ -39,8 +39,8 @@ __device__ __forceinline__ uint32_t fragment(
     return e % 2 ? low >> 16 | (high & 0xffff0000u) : (low & 0xffffu) | high << 16;
 }
 
-__device__ __forceinline__ Piece read_piece(const REAL* from, int left, int packed) {
-    Piece piece = read_words<WORDS>(from, left, TILE == 32 || packed);
+__device__ __forceinline__ Piece read_piece(const REAL* start, int left, int packed) {
+    Piece piece = read_words<WORDS>(start, left, TILE == 32 || packed);
 #pragma unroll
     for (int i = 0; i < WORDS; i++) piece.v[i] = operand(piece.v[i]);
     return piece;
@@ -54,31 +54,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward_weight(
     int packed_dy) {
     __shared__ float shared[WARPS / 2 * 32 * SUMS];
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
-    const int channel_tiles = (C + TILE - 1) / TILE;
+    const int channel_tiles = ceil_div(C, TILE);
     const int f = blockIdx.y / channel_tiles * TILE + g * EACH, c = blockIdx.y % channel_tiles * TILE + g * EACH;
     const int a = TAPS == 3 ? blockIdx.z : blockIdx.z / KW, b = TAPS == 3 ? 0 : blockIdx.z % KW;
-    const int in_row = (OW + 3) / 4;                             // fours of pixels
+    const int in_row = ceil_div(OW, 4);                          // fours of pixels
     const INDEX fours = INDEX(N) * OH * in_row;
-    const INDEX begin = blockIdx.x * per_part, whole = (fours + 3) / 4;
+    const INDEX begin = blockIdx.x * per_part, whole = ceil_div(fours, 4);
     const INDEX end = begin + per_part < whole ? begin + per_part : whole;
 
     float sums[TAPS][EACH / 2][EACH][4] = {};
     for (INDEX four = begin + warp; four < end; four += WARPS) {
-        const INDEX at = 4 * four + t, line = at / in_row, n = line / OH;
-        const int j = int(at - line * in_row) * 4, column = j * stride_w - padding_w + b;
+        const INDEX place = 4 * four + t, line = place / in_row, n = line / OH;
+        const int j = int(place - line * in_row) * 4, column = j * stride_w - padding_w + b;
         const int row = int(line - n * OH) * stride_h - padding_h + a;
-        const int pixels = at < fours ? OW - j : 0;  // of this lane, if less than 4
+        const int pixels = place < fours ? OW - j : 0;  // of this lane, if less than 4
         const bool inside = unsigned(row) < unsigned(H);
         Piece of_dy[4], of_x[WINDOW];
 #pragma unroll
         for (int i = 0; i < 4; i++)
             of_dy[i] = read_piece(dy + (line * OW + j + i) * F + f, i < pixels ? F - f : 0, packed_dy);
-        const INDEX from = ((n * H + row) * W + column) * C + c;
+        const INDEX start = ((n * H + row) * W + column) * C + c;
 #pragma unroll
         for (int i = 0; i < WINDOW; i++) {
             const int step = TAPS == 3 ? i : i * stride_w;
             const bool read = inside && (TAPS == 3 ? pixels > 0 : i < pixels) && unsigned(column + step) < unsigned(W);
-            of_x[i] = read_piece(x + (from + step * C), read ? C - c : 0, packed_x);
+            of_x[i] = read_piece(x + (start + step * C), read ? C - c : 0, packed_x);
         }
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {

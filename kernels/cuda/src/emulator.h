@@ -90,7 +90,7 @@ static char* stacks;
 
 #if !defined(TINYRES_UCONTEXT)
 static void* scheduler;
-extern "C" __attribute__((visibility("hidden"))) void tinyres_switch(void** from, void* to);
+extern "C" __attribute__((visibility("hidden"))) void tinyres_switch(void** saved, void* next);
 __asm__(R"(
     .text
     .p2align 4
@@ -111,14 +111,14 @@ tinyres_switch:
     popq %rbp
     ret
 )");
-OURS inline void from_scheduler(Fiber& to) { tinyres_switch(&scheduler, to.stack); }
-OURS inline void to_scheduler(Fiber& from) { tinyres_switch(&from.stack, scheduler); }
-OURS inline void from_to(Fiber& from, Fiber& to) { tinyres_switch(&from.stack, to.stack); }
+OURS inline void from_scheduler(Fiber& next) { tinyres_switch(&scheduler, next.stack); }
+OURS inline void to_scheduler(Fiber& fiber) { tinyres_switch(&fiber.stack, scheduler); }
+OURS inline void from_to(Fiber& fiber, Fiber& next) { tinyres_switch(&fiber.stack, next.stack); }
 #else
 static ucontext_t scheduler;
-OURS inline void from_scheduler(Fiber& to) { swapcontext(&scheduler, &to.context); }
-OURS inline void to_scheduler(Fiber& from) { swapcontext(&from.context, &scheduler); }
-OURS inline void from_to(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+OURS inline void from_scheduler(Fiber& next) { swapcontext(&scheduler, &next.context); }
+OURS inline void to_scheduler(Fiber& fiber) { swapcontext(&fiber.context, &scheduler); }
+OURS inline void from_to(Fiber& fiber, Fiber& next) { swapcontext(&fiber.context, &next.context); }
 #endif
 
 // The warp that runs: its lanes in the order of their turns, and how many of them have had theirs.
@@ -191,9 +191,9 @@ template <class T> OURS inline const char* exchange(const T& value, const char* 
     wait_at(AT_WARP, what);
     return mine[0];
 }
-template <class T> T shown(const char* from, int lane) {
+template <class T> T shown(const char* slots, int lane) {
     T value;
-    std::memcpy(&value, from + SLOT * (lane & 31), sizeof value);
+    std::memcpy(&value, slots + SLOT * (lane & 31), sizeof value);
     return value;
 }
 // Whether this lane is the first of its warp after a barrier, and can prepare something for the others.
@@ -314,15 +314,15 @@ static int launch(void (*kernel)(const char*), dim3 grid, dim3 block, size_t sha
     if (!status) run_grid(grid, block, shared, order);
     for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &before[i], nullptr);
     const dim3 thread = now ? now->index : dim3{0, 0, 0};
-    const unsigned at[6] = {block_index.x, block_index.y, block_index.z, thread.x, thread.y, thread.z};
-    std::memcpy(report.block, at, sizeof at);
+    const unsigned position[6] = {block_index.x, block_index.y, block_index.z, thread.x, thread.y, thread.z};
+    std::memcpy(report.block, position, sizeof position);
     return status;
 }
 
 // The arguments of a kernel lie one behind the other, each in 8 bytes.
-template <class T> T argument(const char* from) {
+template <class T> T argument(const char* source) {
     T value;
-    std::memcpy(&value, from, sizeof value);
+    std::memcpy(&value, source, sizeof value);
     return value;
 }
 template <class... A, size_t... I> void call(void (*kernel)(A...), const char* args, std::index_sequence<I...>) {

@@ -18,9 +18,9 @@
 //
 // Costs, with elements of e bytes: each product 2 M F K FLOPs. The columns are KH KW times as large as x (9 times, for a
 // 3 x 3 filter); they are written once and read once for each 16 filters, so 2 M K e bytes and more: this is what limits it,
-// and what the implicit products of conv_exact.cu and conv_tensor.cu do without.
+// and what the implicit products of conv_exact.cu and conv_tensor_forward.cu do without.
 //
-// Macros: LEFT, RIGHT and RESULT are the types of a product's three matrices; REAL that of images.
+// Macros: LEFT, RIGHT and RESULT are the types of a product's three matrices; REAL that of activations.
 #include "common.cuh"
 
 #ifndef LEFT
@@ -33,7 +33,7 @@
 #define RESULT REAL
 #endif
 
-// --- step 1: the columns. One thread an element: k runs fastest, and within it the channel, so that neighbouring threads
+// --- step 1: the columns. One thread per element: k runs fastest, and within it the channel, so that neighbouring threads
 // read neighbouring channels of one pixel, and write neighbouring elements: both are whole lines of memory. ---
 
 // x (N, H, W, C) -> columns (N OH OW, KH KW CG): of the CG channels from ``channel`` on (a group of a grouped convolution).
@@ -42,20 +42,20 @@ extern "C" __global__ void im2col(
     int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
     int dilation_w) {
     const int K = KH * KW * CG;
-    for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < elements; at += INDEX(gridDim.x) * blockDim.x) {
-        const INDEX m = at / K, n = m / (OH * OW);
-        const int k = at % K, c = k % CG, a = k / CG / KW, b = k / CG % KW;
+    for (INDEX e = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; e < elements; e += INDEX(gridDim.x) * blockDim.x) {
+        const INDEX m = e / K, n = m / (OH * OW);
+        const int k = e % K, c = k % CG, a = k / CG / KW, b = k / CG % KW;
         const int h = int(m / OW % OH) * stride_h - padding_h + a * dilation_h;
         const int w = int(m % OW) * stride_w - padding_w + b * dilation_w;
         REAL value;
         narrow(value, ACC(0));
         if (h >= 0 && h < H && w >= 0 && w < W) value = x[((n * H + h) * W + w) * C + channel + c];
-        columns[at] = value;
+        columns[e] = value;
     }
 }
 
 // The same, tuned. Above, an element of 4 bytes takes some 8 divisions, and a division of integers some 20 instructions: a
-// multiprocessor does 128 a clock, so 132 of them write about 0.6 TB/s, where memory takes 4.3. Here a thread divides once:
+// multiprocessor does 128 per clock, and 132 write about 0.6 TB/s, where memory takes 4.3. A thread here divides once:
 // it keeps its place k in the window, PACK channels of one tap, which it moves 16 bytes at a time, and goes on from pixel to
 // pixel, where counting is enough. Neighbouring threads have neighbouring packs of the columns.
 //
@@ -73,8 +73,8 @@ extern "C" __global__ void __launch_bounds__(256) im2col_packed(
     INDEX m = begin + threadIdx.y;
     if (k >= packs || m >= end) return;
     const int tap = k / of_tap, down = tap / KW * dilation_h - padding_h, right = tap % KW * dilation_w - padding_w;
-    const REAL* from = x + channel + k % of_tap * PACK;
-    Pack* to = reinterpret_cast<Pack*>(columns) + k;
+    const REAL* source = x + channel + k % of_tap * PACK;
+    Pack* target = reinterpret_cast<Pack*>(columns) + k;
     INDEX n = m / OW / OH;
     int i = int(m / OW % OH), j = int(m % OW);
     while (m < end) {
@@ -83,13 +83,13 @@ extern "C" __global__ void __launch_bounds__(256) im2col_packed(
         for (int g = 0; g < GROUP; g++) {
             const int h = i * stride_h + down, w = j * stride_w + right;
             if (m + g * INDEX(blockDim.y) < end && unsigned(h) < unsigned(H) && unsigned(w) < unsigned(W))
-                values[g] = *reinterpret_cast<const Pack*>(from + ((n * H + h) * W + w) * C);
+                values[g] = *reinterpret_cast<const Pack*>(source + ((n * H + h) * W + w) * C);
             for (j += blockDim.y; j >= OW; j -= OW)
                 if (++i == OH) i = 0, n++;
         }
 #pragma unroll
         for (int g = 0; g < GROUP; g++, m += blockDim.y)
-            if (m < end) to[m * packs] = values[g];
+            if (m < end) target[m * packs] = values[g];
     }
 }
 
@@ -156,9 +156,9 @@ extern "C" __global__ void col2im(
     int KH, int KW, int OH, int OW, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h,
     int dilation_w) {
     const INDEX K = INDEX(KH) * KW * CG;
-    for (INDEX at = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; at < elements; at += INDEX(gridDim.x) * blockDim.x) {
-        const INDEX pixel = at / CG, n = pixel / (H * W);
-        const int c = at % CG, h = pixel / W % H, w = pixel % W;
+    for (INDEX e = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; e < elements; e += INDEX(gridDim.x) * blockDim.x) {
+        const INDEX pixel = e / CG, n = pixel / (H * W);
+        const int c = e % CG, h = pixel / W % H, w = pixel % W;
         ACC sum = 0;
         for (int a = 0; a < KH; a++) {
             const int i = h + padding_h - a * dilation_h;
@@ -180,14 +180,14 @@ extern "C" __global__ void col2im(
 extern "C" __global__ void __launch_bounds__(256) add_parts(
     const RESULT* __restrict__ parts, RESULT* __restrict__ dw, int count, int TAPS, int C, int F) {
     __shared__ ACC sums[8][32];
-    const INDEX elements = INDEX(TAPS) * C * F, at = INDEX(blockIdx.x) * 32 + threadIdx.x;
+    const INDEX elements = INDEX(TAPS) * C * F, element = INDEX(blockIdx.x) * 32 + threadIdx.x;
     ACC sum = 0;
-    if (at < elements)
-        for (int part = threadIdx.y; part < count; part += 8) sum += widen(parts[part * elements + at]);
+    if (element < elements)
+        for (int part = threadIdx.y; part < count; part += 8) sum += widen(parts[part * elements + element]);
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
-    if (threadIdx.y || at >= elements) return;
+    if (threadIdx.y || element >= elements) return;
     for (int y = 1; y < 8; y++) sum += sums[y][threadIdx.x];
-    const INDEX f = at % F, c = at / F % C, tap = at / F / C;
+    const INDEX f = element % F, c = element / F % C, tap = element / F / C;
     narrow(dw[(f * C + c) * TAPS + tap], sum);
 }

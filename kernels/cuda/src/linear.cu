@@ -37,7 +37,7 @@ template <class T> __device__ __forceinline__ void load(
 template <class A, class B> __device__ __forceinline__ void product(
     ACC* left, ACC* right, const A* a, const B* b, const REAL* bias, REAL* c, INDEX rows, INDEX columns, INDEX depth,
     INDEX a_row, INDEX a_k, INDEX b_row, INDEX b_k) {
-    const INDEX across = (columns + TILE - 1) / TILE;
+    const INDEX across = ceil_div(columns, TILE);
     const INDEX row = blockIdx.x / across * TILE, column = blockIdx.x % across * TILE;
     ACC sum = 0;
     for (INDEX k = 0; k < depth; k += DEPTH) {

@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mean(const REAL* __restric
     if (threadIdx.x == 0) loss[0] = sum / n;
 }
 
-// One thread an element. ``per_row`` is 1 where each row has its dloss, 0 where all share one, of their mean.
+// One thread per element. ``per_row`` is 1 where each row has its dloss, 0 where all share one, of their mean.
 extern "C" __global__ void __launch_bounds__(256) cross_entropy_backward(
     const REAL* __restrict__ dloss, const REAL* __restrict__ log_p, const LABEL* __restrict__ labels, REAL* __restrict__ dx,
     int n, int k, int per_row, double smoothing) {

@@ -22,14 +22,14 @@ typedef float Row __attribute__((vector_size(32)));  // 8 floats at once, in as 
 // D += A B of all lanes' registers, which lie on their stacks.
 template <int DEPTH, class Element> __attribute__((noinline)) static void multiply_warp(const char* warp, Element element) {
     constexpr int EACH = DEPTH / 8;  // elements of a register
-    Registers of[32];
+    Registers registers[32];
     float rows[16][DEPTH];
     Row columns[DEPTH];
     for (int lane = 0; lane < 32; lane++) {
         uint32_t a[4], b[2];
-        of[lane] = shown<Registers>(warp, lane);
-        std::memcpy(a, of[lane].a, sizeof a);
-        std::memcpy(b, of[lane].b, sizeof b);
+        registers[lane] = shown<Registers>(warp, lane);
+        std::memcpy(a, registers[lane].a, sizeof a);
+        std::memcpy(b, registers[lane].b, sizeof b);
         for (int e = 0; e < EACH; e++) {
             const int k = lane % 4 * EACH + e, g = lane / 4;
             for (int i = 0; i < 4; i++) rows[g + i % 2 * 8][k + i / 2 * (DEPTH / 2)] = element(a[i], e);
@@ -40,11 +40,11 @@ template <int DEPTH, class Element> __attribute__((noinline)) static void multip
         Row sums = {};
         for (int k = 0; k < DEPTH; k++) sums += rows[r][k] * columns[k];
         for (int t = 0; t < 4; t++) {
-            float* to = of[r % 8 * 4 + t].d + r / 8 * 2;
+            float* target = registers[r % 8 * 4 + t].d + r / 8 * 2;
             float d[2];
-            std::memcpy(d, to, sizeof d);
+            std::memcpy(d, target, sizeof d);
             for (int i = 0; i < 2; i++) d[i] += sums[2 * t + i];
-            std::memcpy(to, d, sizeof d);
+            std::memcpy(target, d, sizeof d);
         }
     }
 }

@@ -1,8 +1,10 @@
-// Batch norm: z = weight * (x - mean) / sqrt(var + eps) + bias,  y = relu(z + residual),  by channel over all pixels.
+// Batch norm: z = weight * (x - mean) / sqrt(var + eps) + bias,  y = relu(z),  by channel over all pixels; and the join that
+// may follow it, y = relu(z + residual), since what is added in the same pass costs no pass of its own.
 //
-// An image is a matrix here: a row is a pixel, a column is WIDTH channels side by side, which a thread reads at once. About
-// 8 operations an element are nothing to a GPU; what costs is memory, so every pass is one kernel that reads and writes each
-// array once. Sums over all pixels need all blocks to meet, and they meet where one kernel ends and the next begins:
+// Maps are a matrix here: a row is a pixel, a column is WIDTH channels side by side, which a thread reads at once.
+// About 8 operations per element are nothing to a GPU; what costs is memory, so every pass is one kernel that reads and
+// writes each array once. Sums over all pixels need all blocks to meet, and they meet where one kernel ends and the next
+// begins:
 //
 //     forward   statistics  reads x                     normalise      reads x (residual), writes y
 //     backward  sums        reads dy, x (y; writes dz)  input gradient reads dz, x, writes dx

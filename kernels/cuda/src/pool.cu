@@ -1,47 +1,19 @@
-// Pooling, and the shortcut that has no parameters. All of it moves memory and computes next to nothing.
-//
-// A thread makes WIDTH channels of one pixel of the result: they lie side by side, 16 bytes of them, and so do their
-// neighbours' in the next thread. Windows that overlap are read again, but from the cache.
+// Pooling. All of it moves memory and computes next to nothing. A thread makes WIDTH channels of one pixel of the result.
+// Windows that overlap are read again, but from the cache.
 //
 // Backward is written the other way round from the formula, which sends every cotangent to the pixels of its window: two
 // windows that overlap would meet in one pixel. Here each pixel of dx looks up the windows that it is in, and adds up what
 // they send to it: nothing collides, and the order of the sum is fixed.
 //
-// Macros: WIDTH channels that a thread reads at once: 16 bytes of them, or 1 where they do not fill packs
+// Macros: WIDTH as in columns.cuh
 //         PLACE the type of an index into a window: as small as the window allows
-#include "common.cuh"
-#ifndef WIDTH
-#define WIDTH PACK
-#endif
+#include "columns.cuh"
 #ifndef PLACE
 #define PLACE uint8_t
 #endif
 
-template <class T> struct __align__(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Several { T v[WIDTH]; };
-typedef Several<REAL> Values;
 typedef Several<PLACE> Places;
 struct Sums { ACC v[WIDTH]; };
-
-__device__ __forceinline__ Values read(const REAL* x, INDEX i) { return reinterpret_cast<const Values*>(x)[i]; }
-__device__ __forceinline__ void write(REAL* x, INDEX i, const Values& values) { reinterpret_cast<Values*>(x)[i] = values; }
-
-// The i-th group of WIDTH channels of an (n, h, w, columns * WIDTH) array: its image, row, column of pixels and of channels.
-struct Spot {
-    INDEX n;
-    int row, pixel, column;
-    __device__ Spot(INDEX i, int h, int w, int columns) {
-        column = i % columns;
-        i /= columns;
-        pixel = i % w;
-        i /= w;
-        row = i % h;
-        n = i / h;
-    }
-};
-
-__device__ __forceinline__ INDEX at(INDEX n, int row, int pixel, int column, int h, int w, int columns) {
-    return ((n * h + row) * w + pixel) * columns + column;
-}
 
 // The first and the last window that pixel ``i`` of an axis is in: windows start at o * stride - padding. Empty where the
 // first is behind the last.
@@ -49,7 +21,7 @@ struct Windows {
     int first, last;
     __device__ Windows(int i, int kernel, int stride, int padding, int out) {
         const int before = i + padding - kernel + 1;
-        first = before > 0 ? (before + stride - 1) / stride : 0;
+        first = before > 0 ? ceil_div(before, stride) : 0;
         last = min((i + padding) / stride, out - 1);
     }
 };
@@ -69,7 +41,7 @@ extern "C" __global__ void max_pool2d(
             for (int b = 0; b < kw; b++) {
                 const int pixel = spot.pixel * sw - pw + b;
                 if (pixel < 0 || pixel >= w) continue;
-                const Values values = read(x, at(spot.n, row, pixel, spot.column, h, w, columns));
+                const Values values = read(x, index_of(spot.n, row, pixel, spot.column, h, w, columns));
                 for (int k = 0; k < WIDTH; k++) {
                     const ACC value = widen(values.v[k]);
                     // the first of equals stays, and a NaN wins over a number
@@ -97,9 +69,9 @@ extern "C" __global__ void max_pool2d_backward(
             for (int pixel = pixels.first; pixel <= pixels.last; pixel++) {
                 // which of the window's places this pixel is
                 const int place = (spot.row + ph - row * sh) * kw + spot.pixel + pw - pixel * sw;
-                const INDEX from = at(spot.n, row, pixel, spot.column, oh, ow, columns);
-                const Values values = read(dy, from);
-                const Places places = reinterpret_cast<const Places*>(index)[from];
+                const INDEX source = index_of(spot.n, row, pixel, spot.column, oh, ow, columns);
+                const Values values = read(dy, source);
+                const Places places = reinterpret_cast<const Places*>(index)[source];
                 for (int k = 0; k < WIDTH; k++)
                     if (places.v[k] == place) sum.v[k] += widen(values.v[k]);
             }
@@ -122,7 +94,7 @@ extern "C" __global__ void avg_pool2d(
             for (int b = 0; b < kw; b++) {
                 const int pixel = spot.pixel * sw - pw + b;
                 if (pixel < 0 || pixel >= w) continue;
-                const Values values = read(x, at(spot.n, row, pixel, spot.column, h, w, columns));
+                const Values values = read(x, index_of(spot.n, row, pixel, spot.column, h, w, columns));
                 for (int k = 0; k < WIDTH; k++) sum.v[k] += widen(values.v[k]);
             }
         }
@@ -142,7 +114,7 @@ extern "C" __global__ void avg_pool2d_backward(
         for (int k = 0; k < WIDTH; k++) sum.v[k] = 0;
         for (int row = rows.first; row <= rows.last; row++)
             for (int pixel = pixels.first; pixel <= pixels.last; pixel++) {
-                const Values values = read(dy, at(spot.n, row, pixel, spot.column, oh, ow, columns));
+                const Values values = read(dy, index_of(spot.n, row, pixel, spot.column, oh, ow, columns));
                 for (int k = 0; k < WIDTH; k++) sum.v[k] += widen(values.v[k]);
             }
         Values result;
@@ -184,36 +156,6 @@ extern "C" __global__ void global_avg_pool2d_backward(
         const INDEX pixel = i / columns;
         Values values = read(dy, pixel / pixels * columns + (i - pixel * columns));
         for (int k = 0; k < WIDTH; k++) narrow(values.v[k], widen(values.v[k]) / pixels);
-        write(dx, i, values);
-    }
-}
-
-// y[n, i, j] = x[n, i * stride, j * stride], between zeros: x's channels stand in y from column ``before`` on.
-extern "C" __global__ void subsample_pad(
-    const REAL* __restrict__ x, REAL* __restrict__ y, INDEX n, int h, int w, int columns, int oh, int ow, int out_columns,
-    int before, int stride) {
-    for (INDEX i = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += INDEX(gridDim.x) * blockDim.x) {
-        const Spot spot(i, oh, ow, out_columns);
-        const int column = spot.column - before;
-        Values values;
-        if (column >= 0 && column < columns)
-            values = read(x, at(spot.n, spot.row * stride, spot.pixel * stride, column, h, w, columns));
-        else
-            for (int k = 0; k < WIDTH; k++) narrow(values.v[k], ACC(0));
-        write(y, i, values);
-    }
-}
-
-extern "C" __global__ void subsample_pad_backward(
-    const REAL* __restrict__ dy, REAL* __restrict__ dx, INDEX n, int h, int w, int columns, int oh, int ow, int out_columns,
-    int before, int stride) {
-    for (INDEX i = INDEX(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += INDEX(gridDim.x) * blockDim.x) {
-        const Spot spot(i, h, w, columns);
-        Values values;
-        if (spot.row % stride == 0 && spot.pixel % stride == 0)
-            values = read(dy, at(spot.n, spot.row / stride, spot.pixel / stride, spot.column + before, oh, ow, out_columns));
-        else
-            for (int k = 0; k < WIDTH; k++) narrow(values.v[k], ACC(0));
         write(dx, i, values);
     }
 }

@@ -17,7 +17,8 @@ extern "C" __global__ void note(const int* __restrict__ found, int* __restrict__
 // Adds the loss of ``rows`` images to the epoch's and goes on to the next step. After a step that may not be followed by
 // another (``bad``), nothing changes: the counter still points at it.
 extern "C" __global__ void end_step(
-    const float* __restrict__ loss, const int* __restrict__ bad, int rows, double* __restrict__ total, int* __restrict__ step) {
+    const float* __restrict__ loss, const int* __restrict__ bad, int rows, double* __restrict__ total,
+    int* __restrict__ step) {
     if (threadIdx.x || bad[0]) return;
     if (loss[0] - loss[0] == 0) total[0] += double(loss[0]) * rows;  // (of an infinity or a NaN, it is not)
     step[0] += 1;

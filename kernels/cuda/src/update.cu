@@ -2,7 +2,7 @@
 //
 //     g = grad + decay p;   v = momentum v + g;   p -= lr v,  or with Nesterov's momentum  p -= lr (g + momentum v)
 //
-// 6 floating-point operations an element for 5 elements moved: memory limits it. A ResNet-20 has 272,000 parameters in 65
+// 6 floating-point operations per element for 5 elements moved: memory limits it. A ResNet-20 has 272,000 parameters in 65
 // arrays, most of them of 16 to 64 elements: 5 MB to move take 2 us, 65 launches would take 100.
 //
 // So the host writes a list of the work, and each block does one line of it: where its piece of p, of grad and of v begins,
