@@ -9,6 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
+_removed_at_exit: list[tempfile.TemporaryDirectory[str]] = []
+
 
 @functools.cache
 def folder(kind: str) -> Path:
@@ -21,9 +23,6 @@ def folder(kind: str) -> Path:
     own = tempfile.TemporaryDirectory(prefix="tinyres-")
     _removed_at_exit.append(own)
     return Path(own.name)
-
-
-_removed_at_exit: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def path(kind: str, suffix: str, *inputs: str) -> Path:
