@@ -7,7 +7,7 @@ that the kernel reads and writes, each once, so that bytes / copy bandwidth is a
 import math
 from typing import Any
 
-# elementwise kernels: floating-point operations for each element of the first array
+# elementwise kernels: floating-point operations for each element of the first array, or of all arrays of the first list
 _ELEMENTWISE = {
     "batch_norm": 7,
     "batch_norm_inference": 4,
@@ -30,12 +30,15 @@ _ELEMENTWISE = {
     "max_pool2d": 1,
     "avg_pool2d": 1,
     "global_avg_pool2d": 1,
+    "linear_backward_bias": 1,
+    "sgd": 6,
+    "unscale": 1,
 }
 
 
 def cost(kernel: str, args: tuple[Any, ...], result: Any) -> tuple[int, int]:
     """(FLOPs, bytes) of ``result = kernel(*args)``."""
-    in_place = {"accumulate": (0,), "sgd": (0, 2)}.get(kernel, ())  # written, after they were read
+    in_place = {"accumulate": (0,), "sgd": (0, 2), "unscale": (0,)}.get(kernel, ())  # written, after they were read
     return _flops(kernel, args, result), _bytes(args) + _bytes(result) + _bytes([args[i] for i in in_place])
 
 
@@ -50,9 +53,8 @@ def _flops(kernel: str, args: tuple[Any, ...], result: Any) -> int:
         return 2 * args[0].shape[0] * math.prod(args[1].shape)
     if kernel == "linear_backward_weight":
         return 2 * args[0].size * args[1].shape[1]
-    if kernel == "sgd":
-        return 6 * sum(p.size for p in args[0])
-    return _ELEMENTWISE.get(kernel, 1 if kernel == "linear_backward_bias" else 0) * args[0].size
+    size = sum(a.size for a in args[0]) if isinstance(args[0], list) else args[0].size
+    return _ELEMENTWISE.get(kernel, 0) * size
 
 
 def _bytes(value: Any) -> int:

@@ -58,6 +58,17 @@ def test_each_kernel_of_a_training_step_and_of_an_evaluation_is_a_case():
     assert called <= {case.kernel for case in CASES.values()}
 
 
+def test_a_step_whose_loss_is_scaled_can_be_profiled():
+    model = tr.nn.Linear(3, 2)
+    optimizer, scaler = tr.optim.SGD(model.parameters(), lr=0.1), tr.optim.GradScaler(init_scale=2.0)
+    with tr.use_backend("numpy"), tr.profile() as profile:
+        scaler.backward(model(np.ones((4, 3), np.float32)).sum())
+        scaler.step(optimizer)
+        scaler.update()
+    record = profile.by("kernel")["unscale",]
+    assert record.calls == 1 and record.flops == 8 and record.bytes == 2 * 4 * 8 + 4 + 4  # 6 weights, 2 biases; scale, found
+
+
 def test_costs_are_those_of_the_formulas():
     x = np.zeros((2, 3, 4, 4), np.float32)
     w = np.zeros((5, 3, 3, 3), np.float32)
