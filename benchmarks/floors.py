@@ -1,8 +1,8 @@
-"""Where the time of a training step goes, by kernel, beside what the machine would need at least.
+"""Where the time of a training step goes, by kernel, beside the time that the machine needs at least.
 
-The floor of a kernel is the longer of two times: its FLOPs at the multiply-add peak (the matrix product's rate where the
-peak is not known), and its bytes, each moved once, at the copy bandwidth. A Winograd convolution can be faster than the
-first, since FLOPs are counted as direct convolution; data that stays in the cache beats the second.
+This floor of a kernel is the longer of two times: its FLOPs at the multiply-add peak (or at the rate of the matrix product,
+if the peak is not known), and its bytes, each moved once, at the copy bandwidth. A Winograd convolution can be faster than
+the first, since FLOPs are counted as direct convolution; data that stays in the cache can be faster than the second.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
 """``tinyres bench gpu``: all that only a GPU can show, in one command of at most eight minutes.
 
-Parity of every kernel and of whole steps, bandwidth and arithmetic of the kernels beside the card's own, whole steps beside
-PyTorch, a training run, compute-sanitizer over a small step, the GPU tests, and PyTorch's compiler: in this order, since
-what comes last goes without if the time is up. With the backend ``cuda-emulated`` it runs through all of this at tiny sizes
-on the CPU, so that the command itself is tested where no GPU is; those figures mean nothing.
+Parity of every kernel and of whole steps, bandwidth and arithmetic of the kernels beside those of the card, whole steps
+beside PyTorch, a training run, a small step under compute-sanitizer, the GPU tests, and PyTorch's compiler: in this order,
+since the last parts are left out when the time is up. With the backend ``cuda-emulated`` it does all of this at tiny sizes
+on the CPU, so that the command itself is tested without a GPU; those figures mean nothing.
 """
 
 import shutil
@@ -42,8 +42,8 @@ PARTS: dict[str, Callable[[Run, Any, Path], Any]] = {
 
 
 def run(backend: str, out: Path, data: Any, tiny: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The result of ``tinyres bench gpu`` as a dict for JSON, and as ``result.json`` in ``out`` after each part, so that no
-    crash loses what was found. ``data``: what the training run is on (`tinyres.data`).
+    """The result of ``tinyres bench gpu`` as a dict for JSON, also written to ``result.json`` in ``out`` after each part, so
+    that a crash loses nothing. ``data`` is the data set (`tinyres.data`) of the training run.
     """
     one = Run(backend, TINY if tiny else FULL, say)
     result: dict[str, Any] = {
@@ -75,7 +75,7 @@ def _outcome(one: Run, name: str, part: Callable[[], Any]) -> Any:
             return part()
     except OutOfTime as error:
         outcome = f"cut short: {error}"
-    except Exception as error:  # one part that fails, whatever CuPy or the driver raises, does not lose the others
+    except Exception as error:  # whatever CuPy or the driver raises, the other parts still run
         one.say(traceback.format_exc())
         outcome = f"failed: {type(error).__name__}: {error}"
     one.say(outcome)
@@ -173,7 +173,7 @@ def bandwidth(one: Run) -> list[dict[str, Any]]:
 
 
 def sanitizer(one: Run) -> dict[str, str]:
-    """compute-sanitizer over two steps of a ResNet-8, for memory and for races; without a GPU, the steps alone."""
+    """Two steps of a ResNet-8 under compute-sanitizer, for memory and for races; without a GPU, the steps alone."""
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     words = [sys.executable, "-m", "tinyres.benchmarks.gpu_small_step", one.backend]
     checks = ("memcheck", "racecheck") if one.xp is not np else ("none",)
@@ -191,7 +191,7 @@ def sanitizer(one: Run) -> dict[str, str]:
 
 
 def tests(one: Run) -> str:
-    """The last line of the tests marked ``gpu``, where a checkout with tests is at hand."""
+    """The last line of the tests marked ``gpu``, if this is a checkout with tests."""
     folder = Path(__file__).resolve().parent.parent / "tests"
     if one.xp is np or not (folder / "test_gpu.py").exists():
         return "not run: " + ("there is no GPU" if one.xp is np else "the tests are in the repository")
@@ -203,7 +203,7 @@ def tests(one: Run) -> str:
 
 
 def check_backend(backend: str) -> None:
-    """Raises `UsageError` for one that this command is not for."""
+    """Raises `UsageError` for a backend that this command does not measure."""
     if backend not in ("cupy", "cuda-emulated"):
         raise UsageError(f"bench gpu measures the backends cupy and cuda-emulated, not {backend}")
     reason = tr.available_backends()[backend]
@@ -216,7 +216,7 @@ def check_backend(backend: str) -> None:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """What was found, printed last: first each kernel, then what matters most in a few lines."""
+    """The lines printed at the end: first each kernel, then the most important results."""
     lines = _kernel_lines(report.rows(result, "kernels"))
     lines.append(f"{result['gpu'].get('gpu', 'no GPU')}: {result['seconds']:.0f} s in all")
     if parity := report.rows(result, "parity"):

@@ -1,7 +1,7 @@
 """Parity on the device: each kernel, and whole training steps, against references in float64 and against PyTorch.
 
-Errors are relative and in norm, |ours - reference| / |reference|.  They are reported and not judged: in float32, and more so
-in TF32, one ReLU that tips over moves a gradient by 1e-3, and from the second step on the weights are not the same.
+Errors are relative, in norm: |ours - reference| / |reference|. They are reported and not judged: in float32, and more so in
+TF32, a single ReLU that switches moves a gradient by 1e-3, and from the second step on the weights are not the same.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def kernels(one: Run) -> list[dict[str, Any]]:
         expected = getattr(reference, case.kernel)(*wide)
         args = one.upload(list(case.args))
         got = getattr(one.kernels, case.kernel)(*args)
-        if case.kernel in ("sgd", "accumulate"):  # which work in place
+        if case.kernel in ("sgd", "accumulate"):  # these work in place
             expected, got = wide[0], args[0]
         row = {"case": case.name, "kernel": case.kernel, "error": _error(got, expected)}
         if case.torch and case.kernel.startswith("conv2d") and peers.installed():
@@ -59,7 +59,7 @@ def _error(got: Any, expected: Any) -> float:
 
 
 class Trained(NamedTuple):
-    """What some training steps leave, in NumPy arrays; parameters in our order."""
+    """What some training steps give, as NumPy arrays; parameters in our order."""
 
     losses: list[float]
     gradients: list[np.ndarray]  # of the first step
@@ -151,7 +151,7 @@ def _network(name: str) -> Any:
 
 
 def _ours(one: Run, name: str, data: Data, tf32: bool) -> Trained:
-    """The step that trains, from the images on: the first ones as they are, from the third on captured and replayed."""
+    """Whole steps, from the images on: the first two run as they are, from the third on they are captured and replayed."""
     from tinyres.train.resident import ResidentStep, Sums
 
     with _tf32(tf32), tr.use_backend(one.backend), tr.strict():

@@ -1,9 +1,9 @@
-"""PyTorch's training steps on a GPU, in the configurations that its users reach for.
+"""PyTorch's training steps on a GPU, in the configurations that its users choose.
 
     python -m tinyres.benchmarks.gpu_peers NETWORK BATCH CONFIGURATION     # milliseconds of a step, five times, as JSON
 
-CuPy and PyTorch share the card's context here, and both work on its default stream: what one is given runs after what the
-other was given before. Their memory is apart: see `release`.
+CuPy and PyTorch share the card's context here, and both use its default stream, so their work runs in the order in which it
+was started. Their memory is separate: see `release`.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def available() -> bool:
 
 
 def release() -> None:
-    """Gives the memory that PyTorch keeps for later back to the card."""
+    """Gives the memory that PyTorch has in reserve back to the card."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -37,14 +37,14 @@ def release() -> None:
 def step(network: Any, configuration: str, batch: int) -> Callable[[], object]:
     """A training step of a torch module on random images, as a function that returns before the GPU is done.
 
-    "autocast" is to bfloat16, in float32 convolutions are TF32 (PyTorch's default). "cuda graph" captures the whole step:
-    nothing of ours may be left to the garbage collector then (see `gpu_run.Run.release`).
+    "autocast" uses bfloat16; in float32, convolutions use TF32 (PyTorch's default). "cuda graph" captures the whole step:
+    nothing of ours may then be left to the garbage collector (see `gpu_run.Run.release`).
     """
     import torch
     import torch.nn.functional as F
 
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True  # all batches are of one size: cuDNN may try what is fastest
+    torch.backends.cudnn.benchmark = True  # all batches have one size: cuDNN may look for the fastest algorithm
     model = network.cuda().train()
     x, y = torch.randn(batch, 3, 32, 32, device="cuda"), torch.randint(0, 10, (batch,), device="cuda")
     half = "autocast" in configuration
@@ -73,14 +73,14 @@ def step(network: Any, configuration: str, batch: int) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         train()
 
-    def replay(kept: object = train) -> None:  # the graph knows weights and images by their address alone
+    def replay(kept: object = train) -> None:  # the graph knows weights and images only by address
         graph.replay()
 
     return replay
 
 
 def elapsed_ms(run: Callable[[], object], repeats: int) -> float:
-    """Milliseconds of a run on the GPU, the mean over ``repeats`` in a row."""
+    """Milliseconds per run on the GPU, the mean over ``repeats`` in a row."""
     import torch
 
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -108,7 +108,7 @@ def matmul_tflops(dtype: str, n: int = 8192) -> float:
 
 
 def limits() -> dict[str, float]:
-    """`matmul_tflops` of each type that the card can multiply; without PyTorch or a GPU for it, of none."""
+    """`matmul_tflops` of each type that the card can multiply; empty if PyTorch has no GPU or is not installed."""
     found: dict[str, float] = {}
     for dtype in ("float32", "tf32", "float16", "bfloat16") if available() else ():
         with contextlib.suppress(RuntimeError):  # an old card has no bfloat16
@@ -117,8 +117,8 @@ def limits() -> dict[str, float]:
 
 
 def resnet9() -> Any:
-    """David Page's ResNet-9 (DAWNBench, 2018), wide and shallow, so that the tensor cores have work; with an average over
-    the last map in the place of its maximum, as ours in `gpu`.
+    """David Page's ResNet-9 (DAWNBench, 2018), wide and shallow, so that the tensor cores have work. It takes the mean of
+    each map at the end, not its maximum, like ours in `gpu_steps`.
     """
     from torch import nn
 
@@ -150,7 +150,7 @@ def resnet9() -> Any:
 
 def main(network: str, batch: str, configuration: str) -> None:
     run = step(peers.network(network), configuration, int(batch))
-    for _ in range(5):  # compiles, captures, and leaves the ones that are slow behind
+    for _ in range(5):  # compiles, captures, and gets the slow ones over with
         run()
     print(json.dumps([elapsed_ms(run, 30) for _ in range(5)]))
 

@@ -1,4 +1,4 @@
-"""What the parts of ``tinyres bench gpu`` share: how large everything is, the clock, the device, and commands."""
+"""What the parts of ``tinyres bench gpu`` share: the sizes, the clock, the device, and commands."""
 
 import contextlib
 import gc
@@ -20,12 +20,12 @@ from tinyres.kernels.arrays import channels_first
 from tinyres.kernels.cuda import launch
 
 T = TypeVar("T")
-SECONDS = 0.3  # of a measurement, at most, unless a single repetition takes longer
-MARGIN = 30.0  # seconds that the longest measurement takes which cannot be stopped
+SECONDS = 0.3  # per measurement, at most, unless a single repetition takes longer
+MARGIN = 30.0  # seconds: the longest measurement that cannot be stopped
 
 
 class Plan(NamedTuple):
-    """How large everything is."""
+    """The sizes of everything."""
 
     batch: int  # of the kernels and of their parity
     elements: int  # of the arrays whose bandwidth is measured
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     repeats: int
     parity: tuple[str, int, int]  # of whole steps: network, batch size, how many
     training: dict[str, Any]  # arguments of the Trainer
-    seconds: float  # that all may take
+    seconds: float  # for everything together
 
 
 FULL = Plan(
@@ -49,7 +49,7 @@ TINY = Plan(2, 1 << 10, {"resnet8": [2]}, 1, ("resnet8", 2, 3), {"model": "resne
 
 
 class OutOfTime(Exception):
-    """A part was stopped since the time is up; the text says how far it came."""
+    """A part was stopped because the time was up; the text says how far it got."""
 
 
 class Run:
@@ -59,7 +59,7 @@ class Run:
         self.backend, self.plan, self.say = backend, plan, say
         self.began = time.perf_counter()
         self.limits: dict[str, float] = {}  # of the card, once they are measured
-        self.cut_short: dict[str, str] = {}  # parts that the time did not suffice for, and how far they came
+        self.cut_short: dict[str, str] = {}  # parts that ran out of time, and how far they got
         with tr.use_backend(backend):
             self.kernels = dispatch.current()
         if self.kernels.device == "cuda":
@@ -77,7 +77,7 @@ class Run:
         return time.perf_counter() - self.began
 
     def left(self) -> float:
-        """Seconds until everything has to be over."""
+        """Seconds until everything must be finished."""
         return self.plan.seconds - self.elapsed()
 
     def late(self) -> bool:
@@ -85,7 +85,7 @@ class Run:
         return self.left() < MARGIN
 
     def in_time(self, part: str, items: Sequence[T]) -> Iterator[T]:
-        """The items, as long as there is time; where it ends, `cut_short` says how many of a part's were done."""
+        """The items, as long as there is time; when it is up, ``cut_short`` says how many were done."""
         for done, item in enumerate(items):
             if self.late():
                 self.cut_short[part] = f"{done} of {len(items)}"
@@ -96,7 +96,7 @@ class Run:
     # --- the device ---------------------------------------------------------------------------------------------------
 
     def upload(self, value: Any) -> Any:
-        """Arguments of a kernel on the device; images in their own layout, channels last, if they are activations."""
+        """Arguments of a kernel, on the device; activations lie channels-last."""
         if isinstance(value, list):
             return [self.upload(v) for v in value]
         if not isinstance(value, np.ndarray):
@@ -106,7 +106,7 @@ class Run:
         return self.xp.asarray(value)
 
     def milliseconds(self, run: Callable[[], Any]) -> float:
-        """Of one run, in a captured graph of ten: what a launch costs Python is not in it. The median of five."""
+        """Milliseconds of one run, from a captured graph of ten, without Python's launches. The median of five."""
         graph, many = self.device.Graph(), 10 if self.plan.repeats > 1 else 1
         with graph.memory():
             run()
@@ -117,28 +117,28 @@ class Run:
         return median(self.device.elapsed_ms(graph.replay, repeats) for _ in range(5)) / many
 
     def repeats(self, measure: Callable[[int], float]) -> int:
-        """How often to repeat what takes ``measure(1)`` milliseconds: the plan's number, or less if that takes too long."""
+        """How often to repeat a run of ``measure(1)`` milliseconds: the plan's number, or less if that takes too long."""
         measure(1)  # the first one takes longer
         if self.plan.repeats == 1:
             return 1
         return max(1, min(self.plan.repeats, int(1e3 * SECONDS / max(measure(1), 1e-3))))
 
     def release(self) -> None:
-        """Gives free memory back to the card: CuPy and PyTorch each keep their own, out of the other's reach.
+        """Gives free memory back to the card: CuPy and PyTorch each have a reserve that the other cannot use.
 
-        The collector runs first. A graph of ours and its pool know each other, so that only the collector frees them; and
-        if it did so while PyTorch captures one of its own, that capture would fail.
+        The garbage collector runs first. A graph of ours and its pool refer to each other, so only the collector frees
+        them; and if it did that while PyTorch captures a graph, that capture would fail.
         """
         gc.collect()
-        with contextlib.suppress(Exception):  # after the fault of a kernel everything fails, and has been reported
+        with contextlib.suppress(Exception):  # after a fault in a kernel everything fails, and that has been reported
             if self.xp is not np:
                 self.xp.get_default_memory_pool().free_all_blocks()
             gpu_peers.release()
 
 
 def command(words: Sequence[str], seconds: float) -> tuple[int | None, str]:
-    """The exit status of a command, and what it printed. After so many seconds it is ended, with all that it has started,
-    and the status is None.
+    """The exit status of a command, and what it printed. After ``seconds`` it is killed, with all that it started, and the
+    status is None.
     """
     # Into a file: a process that outlives the command would keep a pipe open, and us waiting.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
@@ -147,7 +147,7 @@ def command(words: Sequence[str], seconds: float) -> tuple[int | None, str]:
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(max(seconds, 0))
-        finally:  # Ctrl-C too, of which a session of its own does not hear
+        finally:  # at Ctrl-C too: a process in its own session does not get it
             if status is None:
                 _kill(process)
         output.seek(0)

@@ -17,7 +17,7 @@ def main(backend: str) -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (16, 3, 32, 32), np.uint8), rng.integers(0, 10, 16)
     with tr.use_backend(backend), tr.strict():
-        if dispatch.current().device == "cuda":  # each array by itself: in a pool, whoever leaves one is in the next
+        if dispatch.current().device == "cuda":  # each array alone: in a pool, an access beyond one array lands in the next
             import cupy
 
             cupy.cuda.set_allocator(None)

@@ -20,7 +20,7 @@ NETWORKS = {"resnet9": (lambda: ResNet9(), gpu_peers.resnet9)}  # besides those 
 
 
 class ResNet9(nn.Module):
-    """David Page's, as `gpu_peers.resnet9`, but with an average over the last map in the place of its maximum."""
+    """David Page's ResNet-9, as in `gpu_peers.resnet9`: with the mean of each map at the end, not its maximum."""
 
     class Block(nn.Module):
         def __init__(self, i: int, o: int, pool: bool = False) -> None:
@@ -47,8 +47,8 @@ class ResNet9(nn.Module):
 
 
 def steps(one: Run) -> list[dict[str, Any]]:
-    """Milliseconds of whole training steps, the median of five. A network that fails, for want of memory say, has a row
-    that says so, and the others are measured.
+    """Milliseconds of whole training steps, the median of five. A network that fails, for lack of memory say, gets a row
+    that says so, and the others are still measured.
     """
     rows = []
     for model, batch in one.in_time("steps", [(m, b) for m, batches in one.plan.steps.items() for b in batches]):
@@ -89,7 +89,7 @@ def _row(one: Run, model: str, batch: int, name: str, times: list[float]) -> dic
 
 
 def _our_step(one: Run, model: str, batch: int, dtype: str) -> Callable[[int], None]:
-    """A step of ours, captured; called with the number of steps to do."""
+    """Our step, captured, as a function of the number of steps to run."""
     from tinyres.train import build_network
     from tinyres.train.resident import WARM_UP, ResidentStep, Sums
 
@@ -114,7 +114,7 @@ def _our_step(one: Run, model: str, batch: int, dtype: str) -> Callable[[int], N
 
 
 def compiled(one: Run) -> list[dict[str, Any]] | str:
-    """The rows of `steps` for PyTorch's compiler, in a process of its own, which ends when the time does."""
+    """The rows of `steps` for PyTorch's compiler, in a process of its own, which is killed when the time is up."""
     if not gpu_peers.available():
         return "not run: PyTorch has no GPU"
     rows = []
@@ -132,7 +132,7 @@ def compiled(one: Run) -> list[dict[str, Any]] | str:
 
 
 def training(one: Run, data: Any, out: Path) -> dict[str, Any]:
-    """A run of the recipe ``onecycle`` with its accuracy and the seconds that it took, tests included."""
+    """A training run with the recipe ``onecycle``: its accuracy, and the seconds that it took with its tests."""
     from tinyres.train import Trainer
     from tinyres.train.progress import Silent
 

@@ -21,7 +21,7 @@ Run = Callable[[], object]
 
 
 class Case(NamedTuple):
-    """A kernel call: ``args`` for ours, ``torch`` makes PyTorch's function from (memory format), where it has one."""
+    """A kernel call: ``args`` are for ours; ``torch``, if PyTorch has such a function, makes it for a memory format."""
 
     name: str
     kernel: str
@@ -206,7 +206,7 @@ def others(batch: int) -> list[Case]:
 
 
 def ends(batch: int) -> list[Case]:
-    """What stands before and behind the blocks: crop and flip, the linear layer, cross-entropy, and the update."""
+    """What comes before and after the blocks: crop and flip, the linear layer, cross-entropy, and the update."""
     import contextlib
 
     with contextlib.suppress(ImportError):
@@ -223,11 +223,11 @@ def ends(batch: int) -> list[Case]:
     mean, scale = np.full((3, 32, 32), 0.5, np.float32), np.full((3, 32, 32), 4, np.float32)
 
     def product(run: Callable[..., Any]) -> Callable[[Any], Run]:
-        def of(layout: Any) -> Run:
+        def make(layout: Any) -> Run:
             tensors = [_t(a) for a in (x, w, b, dy)]
             return lambda: run(*tensors)
 
-        return of
+        return make
 
     def loss(layout: Any) -> Run:
         tl, ty = _t(dy), _t(labels)
@@ -261,7 +261,7 @@ def ends(batch: int) -> list[Case]:
 
 
 def cases(batch: int) -> list[Case]:
-    """Each kernel that a training step or an evaluation of ResNet-20 or ResNet-56 calls, at its layers."""
+    """Each kernel that training or evaluating a ResNet-20 or ResNet-56 calls, at the layers of these networks."""
     return [*convolutions(batch), *norms(batch), *others(batch), *ends(batch)]
 
 

@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it can multiply and copy: the limits that results are compared with."""
+"""What the machine is, and how fast it can multiply and copy: the limits with which results are compared."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from tinyres.kernels.arrays import for_blocks, threads
 
 
 def describe() -> dict[str, Any]:
-    """Processor, threads, versions and the settings that change speed."""
+    """Processor, threads, versions, and the settings that affect speed."""
     versions = {"python": platform.python_version()}
     for package in ("tinyres", "numpy", "numba", "llvmlite", "torch"):
         try:

@@ -9,7 +9,7 @@ from tinyres.errors import UsageError
 
 
 def peak_of_process(module: str, *arguments: str) -> float | None:
-    """What ``python -m MODULE ARGUMENTS`` prints last: its `growth` in MiB. None where the system does not tell."""
+    """What ``python -m MODULE ARGUMENTS`` prints last: its `growth` in MiB. None if the system does not tell."""
     if not Path("/proc/self/clear_refs").exists():
         return None
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
@@ -20,7 +20,7 @@ def peak_of_process(module: str, *arguments: str) -> float | None:
 
 
 def growth(step: Callable[[], object]) -> float:
-    """How many MiB this process grows, at its peak, over what it holds now, while it runs three steps."""
+    """By how many MiB this process grows, at its peak, while it runs three steps."""
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(3):

@@ -19,7 +19,7 @@ def compiled(function: Any) -> Any:
     import torch
     import torch._inductor.config
 
-    torch._dynamo.reset()  # else the ninth of a process would silently run uncompiled
+    torch._dynamo.reset()  # else the ninth in a process would silently run uncompiled
     torch._inductor.config.compile_threads = 1  # a pool of compilers would start while others are being timed
     return torch.compile(function, dynamic=False)
 

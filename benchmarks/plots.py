@@ -1,5 +1,5 @@
-"""Pictures of a result: whole steps as bars, layers as bars under the machine's peak, and a roofline; of a GPU's result,
-the bandwidth of kernels that only move memory, too.
+"""Pictures of a result: whole steps as bars, layers as bars under the machine's peak, and a roofline; for a GPU, also the
+bandwidth of kernels that only move memory.
 """
 
 from pathlib import Path
@@ -49,7 +49,7 @@ def draw(result: dict[str, Any], folder: str | Path) -> list[Path]:
 
 
 def _of_gpu(result: dict[str, Any]) -> dict[str, Any]:
-    """The charts for which a GPU's result has figures: a part may have failed, or there was no time for it."""
+    """The charts for which a GPU's result has figures: a part may have failed or run out of time."""
     copy = isinstance(result.get("limits"), dict) and "copy_gb_per_s" in result["limits"]
     drawn = {"steps": _steps} if report.measured_steps(result) else {}
     drawn |= {"bandwidth": _bandwidth} if copy and report.rows(result, "bandwidth") else {}
@@ -75,7 +75,7 @@ def _steps(axes: Any, result: dict[str, Any]) -> None:
     speeds = {(f"{r['model']}\nbatch {r['batch']}", r["row"]): r["images_per_second"] for r in measured}
     labels, rows = list(dict.fromkeys(k for k, _ in speeds)), list(dict.fromkeys(r for _, r in speeds))
     _bars(axes, labels, rows, lambda label, row: speeds.get((label, row), 0))
-    axes.set_ylabel("images a second")
+    axes.set_ylabel("images per second")
     axes.set_title("Inference" if result["benchmark"] == "inference" else "One training step", loc="left")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
@@ -125,11 +125,11 @@ def _gpu_roofline(axes: Any, result: dict[str, Any]) -> None:
 
 
 def _roof(axes: Any, points: dict[str, list[tuple[float, float]]], bandwidth: float, peak: float | None) -> None:
-    """Points (FLOPs a byte, GFLOP/s) by row, under a bandwidth in GB/s and a peak in GFLOP/s, if one is known."""
+    """Points (FLOPs per byte, GFLOP/s) by row, under a bandwidth in GB/s and a peak in GFLOP/s, if one is known."""
     intensities = [2 ** (k / 4) for k in range(-16, 41)]
     axes.loglog(intensities, [min(peak or float("inf"), bandwidth * i) for i in intensities], color="0.3", linewidth=1.5)
     for row, found in points.items():
         axes.loglog(*zip(*found, strict=True), "o", markersize=4, label=row, color=COLOURS.get(row), alpha=0.8)
-    axes.set_xlabel("floating-point operations for each byte that must move")
+    axes.set_xlabel("floating-point operations per byte that must move")
     axes.set_ylabel("GFLOP/s")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)

@@ -9,7 +9,7 @@ from tinyres.files import write_atomically
 
 
 def save(result: dict[str, Any], path: str | Path) -> Path:
-    """Writes a result; the folder is made."""
+    """Writes a result, and makes its folder if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
@@ -17,7 +17,7 @@ def save(result: dict[str, Any], path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Reads a result; `UsageError` if the file is none."""
+    """Reads a result. Raises `UsageError` if the file is not one."""
     try:
         result = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -37,7 +37,7 @@ def measured_steps(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def rows(result: dict[str, Any], part: str) -> list[dict[str, Any]]:
-    """Of a GPU's result; none where the part failed or was left out, which a line of text says."""
+    """The rows of one part of a GPU's result; none if it failed or was left out, where a line of text says why."""
     return result[part] if isinstance(result.get(part), list) else []
 
 
@@ -56,7 +56,7 @@ def _times(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _machine(result: dict[str, Any]) -> dict[str, Any]:
-    """What makes two results hard to compare if it differs."""
+    """What makes two results hard to compare when it differs."""
     machine = {what: result["machine"].get(what) for what in ("processor", "threads")}
     if result["benchmark"] == "gpu":
         machine |= {"GPU": result["gpu"].get("gpu"), "plan": "tiny" if result["tiny"] else "full"}
@@ -64,7 +64,7 @@ def _machine(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """A line for each thing that both measured: milliseconds before and after, and how many times faster it became."""
+    """One line per row that both results have: milliseconds before and after, and how many times faster it became."""
     if before["benchmark"] != after["benchmark"]:
         raise UsageError(f"a {before['benchmark']} result cannot be compared with a {after['benchmark']} result.")
     a, b = _times(before), _times(after)

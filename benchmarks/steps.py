@@ -19,8 +19,8 @@ def network(name: str) -> Any:
 
 
 def make_step(model: str, batch: int, row: str | None, training: bool = True) -> Callable[[], object]:
-    """One step of ``model`` on ``batch`` random images, by a backend of ours (None: the one in use when the step runs) or
-    one of PyTorch's configurations.
+    """One step of ``model`` on ``batch`` random images. ``row`` is one of our backends (None: the one in use when the step
+    runs) or one of PyTorch's configurations.
     """
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, 3, 32, 32), np.float32)
@@ -51,15 +51,15 @@ def make_step(model: str, batch: int, row: str | None, training: bool = True) ->
 
 
 def flops_per_image(model: str, training: bool) -> int:
-    """Forward: two for each multiply-add. Training: three times that, less the first layer's input gradient."""
+    """Forward: two per multiply-add. Training: three times as many, less the first layer's input gradient."""
     summary = tr.nn.summary(network(model))
     first = next(row.multiply_adds for row in summary.rows if row.multiply_adds)
     return 2 * (3 * summary.multiply_adds - first if training else summary.multiply_adds)
 
 
 def peak_memory(model: str, batch: int, row: str) -> float | None:
-    """How many MiB a training step takes at its peak, over what a process holds once it has made the network and run a step
-    on two images (libraries loaded, code compiled). None where the system does not tell.
+    """The peak memory of a training step in MiB, beyond what the process holds when it has made the network and run one step
+    on two images (libraries loaded, code compiled). None if the system does not tell.
     """
     return memory.peak_of_process("tinyres.benchmarks.steps", model, str(batch), row)
 

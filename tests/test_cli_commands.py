@@ -226,7 +226,7 @@ def test_weights_from_elsewhere_are_imported_and_tested(capsys: pytest.CaptureFi
         ("eval file", "file"),
         ("eval file --backend magic", "there is no backend 'magic'"),
         ("import-weights file --model resnet20 --out new", "file"),
-        ("import-weights nothing --model resnet20 --out file", "file is there already, and nothing was changed"),
+        ("import-weights nothing --model resnet20 --out file", "file exists already, and nothing was changed"),
         ("import-weights nothing --model resnet20 --out new --mean 1,2", "three numbers"),
         ("import-weights nothing --model resnet20 --out new --std 1,2,x", "--std"),
         ("import-weights nothing --model resnet20 --out new --std 1,2,0", "above 0"),

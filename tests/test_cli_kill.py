@@ -106,7 +106,7 @@ def test_ctrl_c_saves_and_tells_the_command_that_goes_on(tmp_path: Path, unbroke
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
-    command = re.search(r"Go on with:\n  (\S+) -m tinyres (.*)\n$", error)
+    command = re.search(r"Continue with:\n  (\S+) -m tinyres (.*)\n$", error)
     assert command
     assert command[2] == f"train --resume --out '{folder}'"
     assert 1 <= checkpoint.read(folder / "last.safetensors").texts["run"]["state"]["epoch"] < 6

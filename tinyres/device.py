@@ -16,7 +16,7 @@ def device_of(array: Any) -> str:
 
 
 def check_same_device(op: str, **arrays: Any) -> None:
-    """Raises `DeviceError` unless all arrays (None is left out) live on one device."""
+    """Raises `DeviceError` unless all arrays (None is ignored) live on one device."""
     devices = {name: device_of(a) for name, a in arrays.items() if a is not None}
     if len(set(devices.values())) > 1:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -24,7 +24,7 @@ def check_same_device(op: str, **arrays: Any) -> None:
 
 
 def move(array: Any, device: str) -> Any:
-    """``array`` on ``device``: itself if it is there, else a copy."""
+    """``array`` on ``device``: the array itself if it is there already, else a copy."""
     own = device_of(array)
     if device == own or (device == "cuda" and own != "cpu"):
         return array

@@ -2,7 +2,7 @@
 
 
 class TinyresError(Exception):
-    """Base of all: what was wrong, and what to do."""
+    """Base of all errors here. The message says what is wrong and what to do."""
 
 
 class ShapeError(TinyresError, ValueError):
@@ -18,7 +18,7 @@ class CheckpointError(TinyresError, ValueError):
 
 
 class GraphError(TinyresError, RuntimeError):
-    """The graph of a backward pass was used in a way it does not allow."""
+    """The graph of a backward pass was used in a way that it does not allow."""
 
 
 class NonFiniteError(TinyresError, ArithmeticError):
@@ -30,8 +30,8 @@ class NonFiniteError(TinyresError, ArithmeticError):
 
 
 class UsageError(TinyresError, ValueError):
-    """An argument has no meaning here."""
+    """An argument is not valid here."""
 
 
 class DeviceError(TinyresError, RuntimeError):
-    """Arrays live on different devices, or the device that was asked for is not there."""
+    """Arrays live on different devices, or a device is not available."""

@@ -1,11 +1,11 @@
-"""Where the time of a training step goes: by kernel and by layer, forward and backward, beside FLOPs and bytes.
+"""Where the time of a training step goes: by kernel and by layer, forward and backward, with FLOPs and bytes.
 
     with tr.profile(model) as p:
         step()
     print(p.table())
 
 Every operation asks the backend for its kernels, and its node keeps that backend for the backward pass. So the profiler
-puts a backend in place that measures, a separate one for each layer; hooks on the modules say which layer is running.
+installs a backend that measures, a separate one for each layer; hooks on the modules say which layer is running.
 """
 
 import time
@@ -57,7 +57,7 @@ class profile:
     """A context that measures every kernel called inside it; with a ``model``, by layer. It can be entered many times.
 
     Afterwards ``records`` maps (layer, kernel) to a `Record`, ``seconds`` is the time spent inside, and ``by("kernel")``,
-    ``by("layer", "pass")`` and ``table(...)`` sum it up.
+    ``by("layer", "pass")`` and ``table(...)`` add it up.
     """
 
     def __init__(self, model: Any = None) -> None:
@@ -107,7 +107,7 @@ class profile:
         return dict(sorted(sums.items(), key=lambda item: -item[1].seconds))
 
     def table(self, *what: str) -> str:
-        """Lines of text: milliseconds, share of the block, calls, GFLOP/s and GB/s; last the time in no kernel."""
+        """A table as text: milliseconds, share of the block, calls, GFLOP/s and GB/s; at the end, the time in no kernel."""
         rows = {"  ".join(key): record for key, record in self.by(*(what or ("kernel",))).items()}
         width = max(map(len, [*rows, "in no kernel"]))
         lines = [f"{'':{width}}       ms  share  calls  GFLOP/s   GB/s"]

@@ -1,4 +1,4 @@
-"""The one random generator that initialisation and dropout use when they are given none.
+"""The random generator that initialisation and dropout use by default.
 
 Its state is part of a checkpoint, so that an interrupted run resumes bit for bit.
 """

@@ -1,7 +1,7 @@
-"""The command ``tinyres``. Each command is a module with ``add``, its options, and ``run``, what it does.
+"""The command ``tinyres``. Each of its commands is a module: ``add`` declares the options, ``run`` does the work.
 
-What a user can cause (a missing file, a name that does not exist, a full disk) ends with one line on standard error and
-status 2; Ctrl-C with 130; anything else is a mistake of ours and shows its traceback.
+An error that a user can cause (a missing file, a name that does not exist, a full disk) ends with one line on standard error
+and status 2; Ctrl-C ends with 130; anything else is a bug of ours and shows its traceback.
 """
 
 import argparse
@@ -20,7 +20,7 @@ COMMANDS = (train, evaluate, info, data, importing, summary, where, bench)
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other error."""
+    """Reports a wrong command line like every other error."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TinyresError, BackendError) as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # Whoever read our output has gone. What is still in the buffer goes nowhere, at exit too.
+        # The reader of our output is gone: what is still in the buffer is dropped, at exit too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_environment() -> None:
-    """Finds a TINYRES_THREADS without meaning before a job begins; the other variables are checked where they are used."""
+    """Refuses a wrong TINYRES_THREADS before a job begins; the other variables are checked where they are used."""
     try:
         threads()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""``tinyres bench``: how fast the kernels and whole steps are, beside PyTorch where it is installed."""
+"""``tinyres bench``: how fast the kernels and whole steps are, beside PyTorch if it is installed."""
 
 import argparse
 import os
@@ -10,9 +10,9 @@ from tinyres.cli.options import add_data_dir, whole
 from tinyres.errors import UsageError
 
 DESCRIPTION = """\
-Measures in rounds, each row once a round, so that what disturbs the machine disturbs all rows; the figure in the column
-"x best peer" is the median over the rounds of the best PyTorch row's time divided by this row's. PyTorch is measured if
-it is installed, and needs a C++ compiler for its "compile" rows. Close other programs first."""
+Measures in rounds, each row once per round, so that whatever disturbs the machine disturbs all rows. The column
+"x best peer" is the median, over the rounds, of the time of the best PyTorch row divided by the time of this row. PyTorch
+is measured if it is installed; its "compile" rows need a C++ compiler. Close other programs first."""
 
 
 def add(commands: Any) -> None:
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     ops = kinds.add_parser("ops", help="each kernel at the layers of the networks", **same)
     ops.add_argument("--batch-size", type=whole(1), default=128, metavar="N", help="(default: 128)")
     ops.set_defaults(run=run_ops)
-    profile = kinds.add_parser("profile", help="a step's time by kernel, beside the machine's limits", allow_abbrev=False)
+    profile = kinds.add_parser("profile", help="the time of a step by kernel, and the machine's limits", allow_abbrev=False)
     profile.add_argument("--model", default="resnet20", help="(default: resnet20)")
     profile.add_argument("--batch-size", type=whole(1), default=128, metavar="N", help="(default: 128)")
     profile.add_argument("--backend", default=None, metavar="NAME", help="(default: the one that tinyres info marks)")
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
     gpu = kinds.add_parser("gpu", help="all that only a GPU can show", description=GPU, allow_abbrev=False)
     gpu.add_argument("--out", metavar="DIR", required=True, help="the folder for the result, its pictures and the run")
     gpu.add_argument("--backend", default="cupy", metavar="NAME", help="cupy (default) or cuda-emulated")
-    gpu.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it runs; with cuda-emulated always")
+    gpu.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it runs; always used with cuda-emulated")
     gpu.add_argument("--data", choices=("cifar10", "shapes"), help="for the training run (default: cifar10, if it is here)")
     add_data_dir(gpu)
     gpu.set_defaults(run=run_gpu)
@@ -54,10 +54,10 @@ def add(commands: Any) -> None:
 
 
 GPU = """\
-Parity of every kernel and of whole steps with the NumPy reference and PyTorch, bandwidth and arithmetic beside the card's
-own, whole training steps beside PyTorch's configurations, a training run, compute-sanitizer over a small step, and the GPU
-tests. Takes up to 8 minutes and leaves out what it has no time for; prints a table last, and writes result.json and its
-pictures."""
+Compares every kernel and whole steps with the NumPy reference and PyTorch. Measures bandwidth and arithmetic beside those of
+the card, and whole training steps beside PyTorch's configurations. Trains a network, runs a small step under
+compute-sanitizer, and runs the GPU tests. Takes up to 8 minutes and leaves out what it has no time for; at the end, prints a
+table and writes result.json and its pictures."""
 
 
 def names(text: str) -> list[str]:
@@ -121,14 +121,14 @@ def run_gpu(arguments: argparse.Namespace) -> None:
             raise
         data = tinyres.data.load("shapes")
     out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to is an error now, not in eight minutes
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is an error now, not in eight minutes
     result = gpu.run(arguments.backend, out, data.limit(16, 8) if tiny else data, tiny)
     print("\n" + "\n".join(gpu.table(result)), flush=True)
     print(f"written: {', '.join(map(str, [out / 'result.json', *plots.draw(result, out)]))}")
 
 
 def backends(arguments: argparse.Namespace) -> list[str]:
-    """Those asked for, or all that run; a machine that is busy is said."""
+    """The backends asked for, or all that run here. Prints a note if the machine is busy."""
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         print(f"note: the machine is busy (load {os.getloadavg()[0]:.1f}), so the figures will say little")
     usable = [name for name in ("numpy", "numba") if not tinyres.available_backends()[name]]

@@ -1,4 +1,4 @@
-"""``tinyres data``: which data sets there are, and how they come here."""
+"""``tinyres data``: lists and downloads data sets."""
 
 import argparse
 from typing import Any
@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     listing = what.add_parser("list", help="the data sets, and where they are", allow_abbrev=False)
     add_data_dir(listing)
     listing.set_defaults(run=show)
-    getting = what.add_parser("get", help="download one; what was broken off goes on", allow_abbrev=False)
+    getting = what.add_parser("get", help="download one; an interrupted download continues", allow_abbrev=False)
     getting.add_argument("name", choices=("cifar10", "cifar100"))
     add_data_dir(getting)
     getting.set_defaults(run=get)

@@ -1,4 +1,4 @@
-"""``tinyres eval``: accuracy and loss of a network in a file."""
+"""``tinyres eval``: accuracy and loss of the network in a file."""
 
 import argparse
 import time
@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
         help="test a network",
         allow_abbrev=False,
         description="Tests the network in a checkpoint, in best.safetensors or in a file from import-weights, on the "
-        "test set. The file knows its network and how images are normalised for it.",
+        "test set. The file says which network it holds and how images are normalised for it.",
     )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument(
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     if loaded.network["num_classes"] != len(data.classes):
         raise UsageError(
             f"{arguments.file} tells {loaded.network['num_classes']} classes apart and {data.name} has "
-            f"{len(data.classes)}; choose the data set that it was trained on by --data"
+            f"{len(data.classes)}; choose the data set on which it was trained with --data"
         )
     for note in data.notes:
         print(f"note: {note}")
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             data.test_labels,
             loaded.mean,
             loaded.scale,
-            on_batch=lambda done, of: display.step("testing", done, of, "", None),
+            on_batch=lambda done, total: display.step("testing", done, total, "", None),
         )
     seconds = time.perf_counter() - began
     print(

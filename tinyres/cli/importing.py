@@ -1,4 +1,4 @@
-"""``tinyres import-weights``: weights from PyTorch as a file that ``tinyres eval`` understands."""
+"""``tinyres import-weights``: turns weights from PyTorch into a file for ``tinyres eval``."""
 
 import argparse
 from pathlib import Path
@@ -9,19 +9,19 @@ import numpy as np
 from tinyres.cli.options import add_shortcut, network, three_numbers
 from tinyres.errors import UsageError
 
-# With these the common repositories train their CIFAR ResNets (akamaster/pytorch_resnet_cifar10 among them), although
-# they are ImageNet's.
+# The common repositories (akamaster/pytorch_resnet_cifar10 among them) train their CIFAR ResNets with these, although they
+# are ImageNet's.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "import-weights",
-        help="take over weights from PyTorch",
+        help="import weights from PyTorch",
         allow_abbrev=False,
-        description="Reads weights from safetensors or from torch.save (without PyTorch, and without running anything "
-        "in the file), gives them our names, and writes them with what tinyres eval needs. The default "
-        "normalisation is ImageNet's, as the common CIFAR repositories (akamaster/pytorch_resnet_cifar10) use it.",
+        description="Reads weights written by safetensors or torch.save (without PyTorch, and without executing anything in "
+        "the file), gives them our names, and writes them with what tinyres eval needs. The default normalisation is "
+        "ImageNet's, which the common CIFAR repositories (akamaster/pytorch_resnet_cifar10) use.",
     )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--model", required=True, help="the network that the weights are for, such as resnet20")
@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     out = Path(arguments.out)
     if out.exists():
-        raise UsageError(f"{out} is there already, and nothing was changed; choose another --out")
+        raise UsageError(f"{out} exists already, and nothing was changed; choose another --out")
     if min(arguments.std) <= 0:
-        raise UsageError(f"--std is {arguments.std}: standard deviations are above 0")
+        raise UsageError(f"--std is {arguments.std}: standard deviations must be above 0")
     heads = [array for array in load_file(arguments.file)[0].values() if array.ndim == 2]
     classes = len(heads[0]) if len(heads) == 1 else 10
     described = network(arguments.model, arguments.shortcut) | {"num_classes": classes}

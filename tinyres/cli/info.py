@@ -1,4 +1,4 @@
-"""``tinyres info``: what is here, and what will run."""
+"""``tinyres info``: what is installed, and what will run."""
 
 import argparse
 import importlib.metadata
@@ -15,12 +15,12 @@ from tinyres.kernels.arrays import threads
 
 PACKAGES = ("numpy", "numba", "cupy", "ml_dtypes", "safetensors", "rich", "matplotlib", "threadpoolctl", "torch")
 VARIABLES = {
-    "TINYRES_BACKEND": "the kernels that run, where none are named",
-    "TINYRES_THREADS": "how many threads they use",
+    "TINYRES_BACKEND": "which kernels run by default",
+    "TINYRES_THREADS": "how many threads the CPU kernels use",
     "TINYRES_CONV": "the algorithm of 3x3 convolutions: auto, direct, winograd2 or winograd4",
     "TINYRES_TF32": "0: float32 convolutions of the CUDA kernels multiply exactly, not in TF32",
     "TINYRES_DATA": "where data sets are kept",
-    "TINYRES_CIFAR_MIRROR": "base URLs to download CIFAR from, with commas between them",
+    "TINYRES_CIFAR_MIRROR": "base URLs from which to download CIFAR, separated by commas",
 }
 
 
@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         help="versions, kernels, data sets, environment",
         allow_abbrev=False,
         description="Shows what is installed, which kernels can run here and why others cannot, which data sets are "
-        "found, and the environment variables that count. It runs one small training step to see what falls back.",
+        "found, and which environment variables matter. It runs one small training step to see what falls back.",
     )
     parser.set_defaults(run=run)
 
@@ -70,7 +70,7 @@ def version(package: str) -> str:
 
 
 def processor() -> str:
-    """The name of the processor, where the system tells it."""
+    """The name of the processor, if the system tells it."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

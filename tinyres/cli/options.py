@@ -1,4 +1,4 @@
-"""Options that several commands share, and the types that check what they are given."""
+"""Options that several commands share, and the types that check their values."""
 
 import argparse
 import math
@@ -36,7 +36,7 @@ def number(least: float, excluded: bool = False) -> Callable[[str], float]:
 
 
 def three_numbers(text: str) -> tuple[float, ...]:
-    """Red, green and blue, with commas between them."""
+    """Red, green and blue, separated by commas."""
     convert = number(-math.inf, excluded=True)
     values = tuple(convert(part.strip()) for part in text.split(","))
     if len(values) != 3:
@@ -67,13 +67,13 @@ def add_shortcut(parser: Any) -> None:
 
 
 def network(name: str, shortcut: str | None) -> dict[str, Any]:
-    """The description of a network that `tinyres.train` builds and saves; A is written out where it is the default."""
+    """The description of a network that `tinyres.train` builds and saves; shortcut A is written out if it is the default."""
     if shortcut is None and name.startswith("resnet"):
         shortcut = "A"
     return {"name": name} | ({"shortcut": shortcut} if shortcut else {})
 
 
 def use(backend: str | None) -> None:
-    """Makes the backend asked for, if one is, the current one."""
+    """Makes ``backend`` the current one, unless it is None."""
     if backend:
         dispatch.use_backend(backend)

@@ -1,4 +1,4 @@
-"""``tinyres summary``: a network layer by layer."""
+"""``tinyres summary``: shows a network layer by layer."""
 
 import argparse
 from typing import Any

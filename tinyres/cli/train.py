@@ -1,4 +1,4 @@
-"""``tinyres train``: trains a network and keeps all of it in a folder."""
+"""``tinyres train``: trains a network and keeps everything in one folder."""
 
 import argparse
 import os
@@ -12,14 +12,14 @@ from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, network
 from tinyres.errors import CheckpointError, UsageError
 
 DESCRIPTION = """\
-Trains a network and writes to its folder: config.json, metrics.jsonl (a line an epoch), curves.png, last.safetensors
+Trains a network and writes to its folder: config.json, metrics.jsonl (one line per epoch), curves.png, last.safetensors
 (the checkpoint) and best.safetensors (the network after the epoch with the lowest error).
 
-The run may be stopped by Ctrl-C or killed at any moment: the same command with --resume goes on, and ends with the
-same bits as an unbroken run.
+You may stop the run with Ctrl-C or kill it at any moment: the same command with --resume continues it, and ends with the
+same bits as a run that was never interrupted.
 
 recipes:
-  onecycle  one cycle of the learning rate, to 0.4 at batch 128 (in proportion to the batch) and down to 0; 10 epochs
+  onecycle  one cycle of the learning rate, up to 0.4 at batch 128 (in proportion to the batch) and down to 0; 10 epochs
   he2015    He et al. 2015: lr 0.1, a tenth of it at 1/2 and 3/4; 64,000 steps, which on CIFAR are 164 epochs
   For --data shapes both take a few epochs, about two minutes."""
 
@@ -37,8 +37,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in its folder; its own options hold, "
-        "and none but --save-every and --data-dir may be given another value",
+        help="continue the run in its folder, with its own options; only --save-every and --data-dir may change",
     )
     parser.add_argument(
         "--profile",
@@ -49,22 +48,24 @@ def add(commands: Any) -> None:
 
 
 def options(parser: Any) -> None:
-    """Those that a checkpoint remembers. None stands for what was not given."""
+    """The options that a checkpoint remembers. None stands for one that was not given."""
     parser.add_argument("--model", help="resnet20, plain56, ...: see tinyres summary (default: resnet20)")
     add_shortcut(parser)
     parser.add_argument("--data", choices=("cifar10", "cifar100", "shapes"), help="what to train on (default: cifar10)")
     add_data_dir(parser)
     parser.add_argument("--recipe", choices=("onecycle", "he2015"), help="how to train (default: onecycle)")
-    parser.add_argument("--epochs", type=whole(1), metavar="N", help="the recipe's course is stretched over them")
+    parser.add_argument(
+        "--epochs", type=whole(1), metavar="N", help="(default: the recipe's; its schedule stretches to fit)"
+    )
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="(default: 128, or all images if fewer)")
     parser.add_argument("--lr", type=number(0, excluded=True), metavar="X", help="the recipe's highest learning rate")
-    parser.add_argument("--seed", type=whole(0), metavar="N", help="of weights, order and augmentation (default: 0)")
+    parser.add_argument("--seed", type=whole(0), metavar="N", help="for weights, order and augmentation (default: 0)")
     parser.add_argument("--no-augment", action="store_true", default=None, help="neither crop nor mirror the images")
     parser.add_argument(
         "--validation",
         type=whole(1),
         metavar="N",
-        help="hold out N training images (He et al.: 5000) and test on them, so that the test set has no part in any choice",
+        help="test on N held-out training images (He et al.: 5000), so that the test set plays no part in any choice",
     )
     parser.add_argument("--limit-train", type=whole(1), metavar="N", help="train on the first N images")
     parser.add_argument("--limit-test", type=whole(1), metavar="N", help="test on the first N images")
@@ -74,7 +75,7 @@ def options(parser: Any) -> None:
         "--no-graph",
         action="store_true",
         default=None,
-        help="do not capture the step as a CUDA graph, which the backends cupy and cuda-emulated do",
+        help="do not capture the step as a CUDA graph, as the backends cupy and cuda-emulated do",
     )
     parser.add_argument(
         "--save-every", type=number(0), metavar="SECONDS", help="between checkpoints within an epoch (default: 60)"
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         trainer.fit(resume=arguments.resume)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; what was done is in {out}. Go on with:\n{resume_command(out)}") from None
+        raise KeyboardInterrupt(f"stopped; everything so far is in {out}. Continue with:\n{resume_command(out)}") from None
     if trainer.profile:
         print(f"{trainer.profile.table('kernel')}\n\n{trainer.profile.table('layer', 'pass')}\n")
     best = trainer.best()
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_trainer(given: dict[str, Any], out: Path) -> Any:
-    """The Trainer that these options describe, after it was said what it will do."""
+    """The Trainer that these options describe. Prints what it will do."""
     from tinyres.train import Trainer
 
     use(given.get("backend"))
@@ -166,7 +167,7 @@ def remembered(checkpoint: Path) -> dict[str, Any]:
 
 
 def resume_command(out: Path) -> str:
-    """What to type to go on, from the same folder."""
+    """The command that continues the run, from the same folder."""
     name = os.path.basename(sys.argv[0])
     program = ["tinyres"] if name == "tinyres" else [os.path.basename(sys.executable), "-m", "tinyres"]
     return "  " + shlex.join([*program, "train", "--resume", "--out", str(out)])
