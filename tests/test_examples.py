@@ -1,4 +1,4 @@
-"""Every example does what its docstring promises, and so do the snippets of the README."""
+"""Every example does what its docstring promises, and so do the snippets of the README; links in the docs lead somewhere."""
 
 import os
 import re
@@ -61,3 +61,13 @@ def test_every_python_block_of_the_readme_is_followed_by_what_it_prints():
 def test_a_snippet_of_the_readme_prints_what_it_promises(index, relative):
     code, expected = snippets()[index]
     check(run("-c", code), expected, relative)
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_to_files(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
