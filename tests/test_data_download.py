@@ -117,7 +117,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server, tmp_path):
 
 def test_the_next_run_goes_on_where_the_last_was_left(server, tmp_path):
     server.faults = [{"cut": 70_000}, {"cut": 0}]
-    with pytest.raises(DataError, match=r"ended after 70,000 of .*\n70,000 of .* are kept, and the same command goes on"):
+    with pytest.raises(DataError, match=r"ended after 70,000 of .*\n70,000 of .* are kept, and the same command continues"):
         get_archive(server.spec, tmp_path, progress=False)
     assert (tmp_path / (SPEC.filename + ".part")).read_bytes() == DATA[:70_000]
     get_archive(server.spec, tmp_path, progress=False)

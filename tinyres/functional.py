@@ -141,5 +141,5 @@ def log_softmax(x: TensorLike, dim: int = -1) -> Tensor:
 
 
 def cross_entropy(logits: TensorLike, labels: TensorLike, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
-    """The cross-entropy of ``logits`` (N, K) with integer ``labels`` (N,), averaged, summed, or one a row ("none")."""
+    """The cross-entropy of ``logits`` (N, K) with integer ``labels`` (N,), averaged, summed, or one per row ("none")."""
     return ops.CrossEntropy.apply(_t(logits), labels=_array(labels), label_smoothing=label_smoothing, reduction=reduction)

@@ -64,7 +64,7 @@ def _may_become_writable(array: np.ndarray) -> bool:
 
 
 def unlock(taken: list[np.ndarray]) -> None:
-    """Undoes `lock`. The garbage collector may call this in the midst of `lock` or of itself, in the same thread: then
+    """Undoes `lock`. The garbage collector may call this in the middle of `lock` or of itself, in the same thread: then
     the work is left to the call that was interrupted.
     """
     global _busy

@@ -78,7 +78,7 @@ def _download(spec: Archive, part: Path, report: Callable[[int], None]) -> None:
                 reason = str(error) or type(error).__name__
                 again = _size(part) > before  # an attempt that brought something is worth another
         failures.append(f"{url}: {reason}")
-    kept = f"\n{_size(part):,} of {spec.size:,} bytes are kept, and the same command goes on from there." * part.exists()
+    kept = f"\n{_size(part):,} of {spec.size:,} bytes are kept, and the same command continues from there." * part.exists()
     raise DataError(
         f"could not download {spec.filename}:\n  " + "\n  ".join(failures) + kept + f"\nSet {MIRROR_VARIABLE} to the base "
         f"URL of a mirror, or put the file (md5 {spec.md5}) into {part.parent} by other means."

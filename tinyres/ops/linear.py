@@ -19,7 +19,7 @@ class Linear(Function):
         if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
             fail("linear", "x must be (N, I) and weight (O, I), with the same I.", x=x, weight=w)
         if b is not None and b.shape != w.shape[:1]:
-            fail("linear", "bias must be (O,), one number a row of weight.", weight=w, bias=b)
+            fail("linear", "bias must be (O,), one number per row of weight.", weight=w, bias=b)
         mixed("linear", {"weight": w, "bias": b}, x=x)
         ctx.save(x, w)
         return ctx.kernels.linear(x, w, b)

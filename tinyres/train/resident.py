@@ -1,10 +1,9 @@
-"""Training and testing that run by themselves on the device: data, learning rates, counters and sums all lie where the
-kernels run.
+"""Training and testing entirely on the device: data, learning rates, counters and sums all live where the kernels run.
 
 Then nothing passes between host and device within an epoch, and the whole step (augmentation, forward, backward, update,
-bookkeeping) can be captured once as a graph of the backend's and replayed: on a GPU, one launch per step instead of some
-180, each of which would cost Python and the driver more time than the GPU needs for the work. So can the pass over a batch
-of test images.
+bookkeeping) can be captured once as a graph of the backend and replayed. On a GPU that is one launch per step instead of
+some 180, each of which would cost Python and the driver more time than the GPU needs for its work. The same holds for the
+pass over a batch of test images.
 """
 
 import functools
@@ -27,11 +26,11 @@ from tinyres.tensor import Tensor
 from tinyres.train.evaluation import Evaluation
 
 WARM_UP = 2  # runs before the capture: they compile, allocate and fill the tables that a captured one may not
-LOOK = 0.1  # seconds: the host looks at the sums ever more rarely, until so much time passes in between
+LOOK = 0.1  # seconds: the host reads the sums ever more rarely, until this much time passes in between
 
 
 class Sums(NamedTuple):
-    """Of the epoch that is running, and whether a step could not be done."""
+    """The sums of the current epoch, and whether a step failed."""
 
     step: int
     wrong: int
@@ -40,10 +39,10 @@ class Sums(NamedTuple):
 
 
 class Captured:
-    """``work``, which takes nothing and leaves its results on the device, as a graph of the backend in use: it runs as it is
-    ``WARM_UP`` times, in the memory of the graph to come, is then captured, and from there on replayed.
+    """``work``, which takes nothing and leaves its results on the device, as a graph of the backend in use. It first runs
+    ``WARM_UP`` times without a capture, in the memory of the future graph, is then captured, and is replayed from then on.
 
-    ``reason`` says why it is not captured, and is "" if it is (or will be).
+    ``reason`` says why it is not captured; it is "" if it is, or will be.
     """
 
     def __init__(self, work: Callable[[], None], reason: str = "") -> None:
@@ -53,13 +52,13 @@ class Captured:
         self.forget()
 
     def forget(self) -> None:
-        """For when arrays that the work uses have been replaced: it is captured anew."""
+        """Call this when arrays that the work uses have been replaced: it will be captured anew."""
         self.graph: Any = None
         self.arena: Any = None
         self.warm = 0
 
     def run(self) -> None:
-        """On a GPU, it goes on after this returns."""
+        """Runs the work. On a GPU it continues after this returns."""
         if self.reason:
             self.work()
         elif self.graph:
@@ -79,7 +78,7 @@ class Captured:
         try:
             with self.arena.capture():
                 self.work()
-        except Exception as error:  # whatever CuPy, the driver or a kernel has against it
+        except Exception as error:  # whatever CuPy, the driver or a kernel may raise
             self.reason = f"the capture failed: {error}"
             self.work()
             return
@@ -91,7 +90,7 @@ class Batches:
     """uint8 ``images`` (N, C, H, W) and ``labels`` (N,) on the device, and one batch of them: ``x``, channels-last, of
     (image / 255 - mean) * scale in ``dtype``, and ``y``.
 
-    Which batch it is, `next` reads from the arrays ``order`` (N,), the number of an image at each place, and ``step``.
+    `next` reads which batch it is from the arrays ``order`` (N,), the number of the image at each position, and ``step``.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Batches:
         self.step, self.epoch = (xp.zeros((), "i4") for _ in range(2))
 
     def next(self, pad: int = 0, seed: int = 0) -> None:
-        """Fills ``x`` and ``y``; with ``pad``, cropped and mirrored by random numbers of the seed, ``epoch`` and place."""
+        """Fills ``x`` and ``y``. With ``pad``, crops and mirrors by random numbers of the seed, ``epoch`` and position."""
         dispatch.current().next_batch(
             self.images, self.labels, self.order, self.step, self.epoch, self.x, self.y, self.mean, self.scale, pad, seed
         )
@@ -115,10 +114,10 @@ class Batches:
 class ResidentStep:
     """Trains ``model``, whose arrays are on the device, on uint8 ``images`` (N, C, H, W) and ``labels`` (N,).
 
-    An image is fed as (image / 255 - mean) * scale in ``dtype``, with ``augment`` randomly cropped and mirrored, by random
-    numbers that depend on the seed, the epoch and its place in the epoch alone. ``scaler``, if enabled, scales the loss.
+    An image is fed as (image / 255 - mean) * scale in ``dtype``. With ``augment`` it is cropped and mirrored by random
+    numbers that depend only on the seed, the epoch and its position in the epoch. ``scaler``, if enabled, scales the loss.
 
-    ``reason`` says why the step is not captured, and is "" if it is (or will be, once it has run ``WARM_UP`` times).
+    ``reason`` says why the step is not captured; it is "" if it is, or will be after ``WARM_UP`` runs.
     """
 
     def __init__(
@@ -159,7 +158,7 @@ class ResidentStep:
         return self.captured.reason
 
     def start(self, epoch: int, sums: Sums, lrs: list[float], order: np.ndarray) -> None:
-        """Begins an epoch, or goes on in it after ``sums.step`` steps; ``lrs`` are those of all its steps."""
+        """Begins an epoch, or continues it after ``sums.step`` steps; ``lrs`` are the learning rates of all its steps."""
         if len(self.lrs) != len(lrs):
             self.lrs = self.xp.zeros(len(lrs), "f4")
             self.captured.forget()
@@ -175,16 +174,16 @@ class ResidentStep:
             target[...] = self.xp.asarray(value, target.dtype)
 
     def run(self, steps: int) -> None:
-        """Runs so many steps; on a GPU they go on after this returns."""
+        """Runs ``steps`` steps; on a GPU they continue after this returns."""
         for _ in range(steps):
             self.captured.run()
 
     def sums(self) -> Sums:
-        """Waits for the steps that run, and reads the sums."""
+        """Waits for the running steps, and reads the sums."""
         return Sums(int(self.batches.step), int(self.wrong), float(self.loss), bool(self.bad))
 
     def passes(self) -> None:
-        """Forward and backward of the next step, without the update: to look for what went wrong in it."""
+        """Forward and backward of the next step, without the update: to find out what went wrong in it."""
         self.batches.next(self.pad, self.seed)
         F.cross_entropy(self.model(Tensor(self.batches.x)), self.batches.y).backward()
 
@@ -211,8 +210,8 @@ class ResidentStep:
 class ResidentEvaluation:
     """`evaluate` of ``model``, whose arrays are on the device, on uint8 ``images`` (N, C, H, W) and ``labels`` (N,).
 
-    They are uploaded once. The pass over a batch is captured, and so is that over the rest, if they do not come out even.
-    What training changes in place, weights and running statistics, the graphs see. ``reason``: see `Captured`.
+    The images are uploaded once. The pass over a full batch is captured, and so is the pass over the last images, if they
+    fill no batch. The graphs see what training changes in place: weights and running statistics. ``reason``: see `Captured`.
     """
 
     def __init__(
@@ -237,8 +236,8 @@ class ResidentEvaluation:
         return next((captured.reason for _, _, captured in self.parts if captured.reason), "")
 
     def run(self, on_batch: Callable[[int, int], None] | None = None) -> Evaluation:
-        """What `evaluate` returns and raises; ``on_batch(done, total)`` is called after 1, 2, 4, ... batches, as long as
-        they take a fraction of a second.
+        """Returns and raises what `evaluate` does. ``on_batch(done, total)`` is called after 1, 2, 4, ... batches, at most a
+        fraction of a second apart.
         """
         arrays, before, training = self._arrays(), self.arrays, self.model.training
         self.arrays = arrays
@@ -280,11 +279,11 @@ class ResidentEvaluation:
         kernels.end_step(loss, self.bad, len(batches.y), self.loss, batches.step)
 
     def _name_the_culprit(self, batches: Batches) -> None:
-        """From a bad batch on none is counted, and the step stays there: so it is this one still."""
+        """After a bad batch none is counted and ``step`` no longer moves, so ``batches`` still holds that one."""
         with detect_anomaly():
             logits = self.model(Tensor(batches.x))
         raise NonFiniteError(f"the loss is {F.cross_entropy(logits, batches.y).item()}", op="CrossEntropy")
 
     def _arrays(self) -> list[Any]:
-        """The model's, which the graphs know by their address."""
+        """The arrays of the model: the graphs know them by address."""
         return [tensor.data for tensor in (*self.model.parameters(), *self.model.buffers())]
