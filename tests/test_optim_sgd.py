@@ -5,7 +5,7 @@ import pytest
 
 import tinyres as tr
 from tinyres import models, nn, optim
-from tinyres.errors import CheckpointError, GraphError, UsageError
+from tinyres.errors import CheckpointError, UsageError
 
 
 def parameter(*values):
@@ -139,19 +139,6 @@ def test_a_state_of_another_model_is_refused():
     with pytest.raises(CheckpointError, match=r"groups of \[2, 2\] parameters, the optimizer \[1\]"):
         optim.SGD([parameter(1.0)], lr=1.0).load_state_dict(state)
     assert other.state_dict()["momentum_buffers"] == {}
-
-
-def test_a_step_before_the_backward_pass_is_an_error_and_changes_nothing():
-    first, layer = parameter(1.0), nn.Linear(2, 2).double()
-    first.grad, layer.weight.grad = np.ones(1), np.ones((2, 2))
-    optimizer = optim.SGD([first, *layer.parameters()], lr=0.1)
-    loss = layer(tr.tensor(np.ones((1, 2)), requires_grad=True)).sum()
-    with pytest.raises(GraphError, match=r"parameter 1 of shape \(2, 2\)"):
-        optimizer.step()
-    assert first.data == 1
-    loss.backward()
-    optimizer.step()
-    assert first.data == 0.9
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,13 @@ class Node:
 
     def __init__(self, function: "type[Function]", needs_input_grad: tuple[bool, ...], recording: bool) -> None:
         self._locked: list[np.ndarray] = []
+        self.edges: tuple[Any, ...] | None = None  # per input: its Node, or itself if it is a leaf, or None; None once freed
         self.function = function
         self.needs_input_grad = needs_input_grad
         self.recording = recording  # whether there may be a backward pass
         self.kernels: Kernels = dispatch.current()
         self.saved: tuple[Any, ...] = ()
         self.rank = 0
-        self.edges: tuple[Any, ...] | None = None  # per input: its Node, or itself if it is a leaf, or None; None once freed
         self.output: tuple[tuple[int, ...], Any] | None = None  # shape and dtype
         self.retained: weakref.ref | None = None  # the tensor that asked for its gradient by retain_grad()
         self.arrived: tuple[Array | None, ...] = (None,) * len(needs_input_grad)  # in a backward pass: see `Function`
@@ -52,12 +52,16 @@ class Node:
 
     def free(self) -> None:
         """Lets go of everything that the backward pass needed."""
-        locked, self._locked, self.saved, self.edges = self._locked, [], (), None
+        locked, self._locked, self.saved = self._locked, [], ()
         locks.unlock(locked)
+        guards.drop_edges(self)
 
     def __del__(self) -> None:
-        if self._locked:
+        if self.edges or self._locked:
             self.free()
+
+    def __getstate__(self) -> Any:
+        guards.refuse_copy(self)
 
     if TYPE_CHECKING:  # an operation may keep other things on its ctx, under names of its own
 

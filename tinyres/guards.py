@@ -6,7 +6,7 @@ import functools
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -65,6 +65,44 @@ def detect_anomaly() -> _Mode:
 def is_anomaly_enabled() -> bool:
     """Whether results are being checked in this thread: see `detect_anomaly`."""
     return getattr(_flags, "anomaly", False)
+
+
+# --- the graph as an object ------------------------------------------------------------------------------------------
+
+
+class _Dropped(threading.local):
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+
+_dropped = _Dropped()
+
+
+def drop_edges(node: Any) -> None:
+    """Lets go of what a node leads to. Nodes that die of it call this again, and wait in a list: so a chain of any length is
+    let go of without recursion.
+    """
+    waiting = _dropped.waiting
+    if waiting:
+        waiting.append(node.edges)
+        node.edges = None
+        return
+    try:
+        waiting.append(node.edges)
+        node.edges = None
+        while waiting:
+            waiting[0] = None
+            del waiting[0]
+    finally:
+        waiting.clear()
+
+
+def refuse_copy(node: Any) -> NoReturn:
+    """Raises `GraphError`: a node belongs to one graph, and so cannot be copied or pickled."""
+    raise GraphError(
+        f"the result of a recorded {node.function.__name__} cannot be deep-copied or pickled, and neither can a module that "
+        "keeps one as an attribute: it belongs to a graph. Keep result.detach() instead, or compute under tinyres.no_grad()."
+    )
 
 
 # --- checks of one operation -----------------------------------------------------------------------------------------

@@ -3,14 +3,18 @@ gradients.
 
 A node locks what it saves, and unlocks it when its backward pass has used it or the graph is dropped. An array may be held
 by many nodes, and may be a view of another: the table counts holders, and a view becomes writable only after its base.
+
+Nobody has to wait for that. Whoever updates a tensor (an optimizer, a checkpoint that is loaded) asks `unshare` first: where
+a graph holds the array, the tensor gets a copy to go on with, and the graph keeps the old one and stays right.
 """
 
+import os
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from tinyres.errors import GraphError
 from tinyres.kernels.arrays import Array
 
 _locked: dict[int, "_Lock"] = {}  # by id of the array
@@ -81,7 +85,9 @@ def unlock(taken: list[np.ndarray]) -> None:
 
 
 def _let_go(array: np.ndarray) -> None:
-    entry = _locked[id(array)]
+    entry = _locked.get(id(array))
+    if entry is None or entry.array is not array:  # (of a node that was copied past its constructor)
+        return
     entry.holders -= 1
     if entry.holders == 0:
         del _locked[id(array)]
@@ -92,10 +98,22 @@ def _let_go(array: np.ndarray) -> None:
                 free.flags.writeable = True
 
 
-def check_writable(array: Array, name: str = "this array") -> None:
-    """Raises `GraphError` if a graph whose backward pass is still to come needs ``array`` as it is."""
-    if id(array) in _locked:
-        raise GraphError(
-            f"{name} may not be changed now: it was used in a forward pass whose backward pass is still to come. "
-            "Call backward() first, let go of the loss, or compute under tinyres.no_grad()."
-        )
+def unshared(array: Array) -> Array:
+    """An array to write to in the place of ``array``: itself, or a copy in the same memory layout if a graph holds it."""
+    return array.copy(order="K") if id(array) in _locked else array
+
+
+def unshare(tensors: Iterable[Any]) -> None:
+    """Before tensors are updated in place: each whose array a graph holds gets a copy. Tensors that share an array go on
+    sharing one.
+    """
+    arrays: dict[int, Array] = {}
+    for tensor in tensors:
+        known = arrays.get(id(tensor.data))
+        if known is None:
+            known = arrays[id(tensor.data)] = unshared(tensor.data)
+        tensor.data = known
+
+
+if hasattr(os, "register_at_fork"):  # a child has the thread that forks and no other: none may be in the midst of the table
+    os.register_at_fork(before=_lock_guard.acquire, after_in_parent=_lock_guard.release, after_in_child=_lock_guard.release)

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyres import autograd, ops
+from tinyres import autograd, guards, locks, ops
 from tinyres.device import device_of, move, place, to_dtype
 from tinyres.errors import GraphError, ShapeError
 from tinyres.kernels.arrays import Array, array_module, convert, is_floating
 
+Axes = int | tuple[int, ...] | None
 Number = float | int  # (within the class, `float` is a method)
 
 
@@ -154,15 +155,91 @@ class Tensor:
     def __pow__(self, exponent: Number) -> "Tensor":
         return ops.Pow.apply(self, exponent=exponent)
 
+    # --- comparisons: elementwise, a tensor of bool ---
+
+    def __eq__(self, other: Any) -> "Tensor":  # type: ignore[override]
+        return self._compare("equal", other)
+
+    def __ne__(self, other: Any) -> "Tensor":  # type: ignore[override]
+        return self._compare("not_equal", other)
+
+    def __lt__(self, other: Any) -> "Tensor":
+        return self._compare("less", other)
+
+    def __le__(self, other: Any) -> "Tensor":
+        return self._compare("less_equal", other)
+
+    def __gt__(self, other: Any) -> "Tensor":
+        return self._compare("greater", other)
+
+    def __ge__(self, other: Any) -> "Tensor":
+        return self._compare("greater_equal", other)
+
+    __hash__ = object.__hash__  # a tensor is a key by what it is, not by what it holds
+
+    def _compare(self, ufunc: str, other: Any) -> "Tensor":
+        if other is None or isinstance(other, str):
+            return NotImplemented
+        return Tensor(self._array_result(ufunc, other))
+
+    # --- in place, for updates by hand under no_grad; what is recorded is never changed in place ---
+
+    def __iadd__(self, other: Any) -> "Tensor":
+        return self._in_place("add", other)
+
+    def __isub__(self, other: Any) -> "Tensor":
+        return self._in_place("subtract", other)
+
+    def __imul__(self, other: Any) -> "Tensor":
+        return self._in_place("multiply", other)
+
+    def __itruediv__(self, other: Any) -> "Tensor":
+        return self._in_place("true_divide", other)
+
+    def __ipow__(self, other: Any) -> "Tensor":  # type: ignore[misc]
+        return self._in_place("power", other)
+
+    def _in_place(self, ufunc: str, other: Any) -> "Tensor":
+        if guards.is_grad_enabled() and (self.requires_grad or getattr(other, "requires_grad", False)):
+            if self.is_leaf and self.requires_grad:
+                raise GraphError(
+                    "a leaf that requires a gradient cannot be changed in place while operations are recorded; "
+                    "update it within `with tinyres.no_grad():`."
+                )
+            return NotImplemented  # then Python computes x + y, which is recorded
+        locks.unshare([self])
+        self._array_result(ufunc, other, out=self.data)
+        return self
+
+    def _array_result(self, ufunc: str, other: Any, **options: Any) -> Array:
+        """One of NumPy's operations on the data of two operands, unrecorded."""
+        value = as_tensor(other, self).data
+        guards.check_same_device(ufunc, left=self.data, right=value)
+        try:
+            return getattr(array_module(self.data), ufunc)(self.data, value, **options)
+        except (ValueError, TypeError) as error:
+            raise ShapeError(
+                f"{ufunc}: {self.dtype}{list(self.shape)} and {value.dtype}{list(value.shape)}: {error}"
+            ) from None
+
     # --- shapes ---
 
-    def sum(self, dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> "Tensor":
-        """The sum over the axes ``dim`` (all of them when None)."""
-        return ops.Sum.apply(self, dim=dim, keepdim=keepdim)
+    def sum(
+        self, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, dtype: Any = None, out: None = None
+    ) -> "Tensor":
+        """The sum over the axes ``dim`` (all of them when None). ``axis``, ``dtype``, ``out``: so `numpy.sum` asks."""
+        return ops.Sum.apply(self._asked_by_numpy(dtype, out), dim=axis if dim is None else dim, keepdim=keepdim)
 
-    def mean(self, dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> "Tensor":
-        """The mean over the axes ``dim`` (all of them when None)."""
-        return ops.Mean.apply(self, dim=dim, keepdim=keepdim)
+    def mean(
+        self, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, dtype: Any = None, out: None = None
+    ) -> "Tensor":
+        """The mean over the axes ``dim`` (all of them when None). ``axis``, ``dtype``, ``out``: so `numpy.mean` asks."""
+        return ops.Mean.apply(self._asked_by_numpy(dtype, out), dim=axis if dim is None else dim, keepdim=keepdim)
+
+    def _asked_by_numpy(self, dtype: Any, out: Any) -> "Tensor":
+        if out is not None:
+            raise ShapeError("a reduction of a tensor takes no out=: it makes a new tensor.")
+        return self if dtype is None else self.to(dtype)
 
     def reshape(self, *shape: Any) -> "Tensor":
         """The same elements in another shape; one length may be -1."""

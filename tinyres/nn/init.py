@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyres.errors import ShapeError, UsageError
 from tinyres.kernels.arrays import array_module
+from tinyres.locks import unshare
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor
 
@@ -74,5 +75,6 @@ def ones_(tensor: Tensor) -> Tensor:
 
 
 def _fill(tensor: Tensor, values: np.ndarray | float) -> Tensor:
+    unshare([tensor])
     tensor.data[...] = array_module(tensor.data).asarray(values)
     return tensor

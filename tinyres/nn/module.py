@@ -18,7 +18,7 @@ import numpy as np
 from tinyres.device import move, place
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.kernels.arrays import array_module, is_floating
-from tinyres.locks import check_writable
+from tinyres.locks import unshare
 from tinyres.tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")
@@ -254,8 +254,7 @@ class Module:
         if problems:
             lines = "\n  ".join(problems)
             raise CheckpointError(f"the arrays do not fit {type(self).__name__}, nothing was loaded:\n  {lines}")
-        for name in values:
-            check_writable(own[name].data, name)
+        unshare(own[name] for name in values)
         for name, value in values.items():
             own[name].data[...] = array_module(own[name].data).asarray(value)
         return LoadResult(missing, unexpected)

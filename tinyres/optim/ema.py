@@ -11,7 +11,7 @@ import numpy as np
 from tinyres.device import move
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.kernels.arrays import array_module
-from tinyres.locks import check_writable
+from tinyres.locks import unshare
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
 
@@ -47,8 +47,7 @@ class EMA:
             self._write(own)
 
     def _write(self, arrays: Mapping[str, Any]) -> None:
-        for name, tensor in self._tensors.items():
-            check_writable(tensor.data, name)
+        unshare(self._tensors.values())
         for name, tensor in self._tensors.items():
             tensor.data[...] = move(arrays[name], tensor.device)
 

@@ -20,7 +20,7 @@ from tinyres.device import move
 from tinyres.errors import CheckpointError, GraphError, UsageError
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
-from tinyres.locks import check_writable
+from tinyres.locks import unshared
 from tinyres.optim.sgd import SGD
 from tinyres.tensor import Tensor
 
@@ -98,13 +98,13 @@ class GradScaler:
     def update(self) -> None:
         """Halve the scale if a gradient was not finite, double it after ``growth_interval`` good steps in a row.
 
-        Raises `GraphError` if nothing was unscaled since the last update, or if a scaled loss waits for its backward pass.
+        Raises `GraphError` if nothing was unscaled since the last update.
         """
         if not self.enabled:
             return
         if not self._found:
             raise GraphError("GradScaler: update() without a step() or unscale_() since the last one")
-        check_writable(self._scale, "the loss scale")
+        self._scale = unshared(self._scale)  # a scaled loss that waits for its backward pass keeps its own
         found, *others = self._found.values()
         for other in others:
             found = array_module(found).maximum(found, other)
@@ -142,5 +142,5 @@ class GradScaler:
             raise CheckpointError(f"this is no state of an enabled GradScaler: {error!r}") from error
         self._factors, self._start = factors, (scale, good_steps)
         if self._scale is not None:
-            check_writable(self._scale, "the loss scale")
+            self._scale = unshared(self._scale)
             self._scale[...], self._good_steps[...] = scale, good_steps

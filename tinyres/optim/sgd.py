@@ -18,7 +18,7 @@ from tinyres.device import check_same_device, move
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
-from tinyres.locks import check_writable
+from tinyres.locks import unshare
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
 
@@ -63,11 +63,9 @@ class SGD:
         """Update every parameter that has a gradient, in place. Nothing changes if ``skip`` (an int32 array of shape () on
         the parameters' device) is not 0.
 
-        Raises `GraphError`, and changes nothing, if a graph that has not been walked backward needs a parameter's value.
+        A parameter whose value a graph still needs (one that was not walked backward) goes on with a copy of its array.
         """
-        for position, parameter in enumerate(self._parameters()):
-            if parameter.grad is not None:
-                check_writable(parameter.data, f"parameter {position} of shape {parameter.shape}")
+        unshare(parameter for parameter in self._parameters() if parameter.grad is not None)
         start = 0
         for group in self.param_groups:
             live = [(i, p) for i, p in enumerate(group["params"], start) if p.grad is not None]
