@@ -13,7 +13,7 @@ it is broken three times. This prints
     CutsTheShortcut: gradcheck: the gradient of input 1 (shape (2, 3)) is wrong, worst at [1, 2]: backward gives 0,
         the central difference 0.36159505.
     SharesInHalves: gradcheck: the gradient of input 0 (shape (2, 3)) is wrong, worst at [1, 2]: backward gives 0.18079753,
-        the central difference 0.36159505.
+        the central difference 0.36159505. All of it is off by one factor: the difference is 2 times what backward gives.
 
 Now break a real one: change a sign in the backward pass of tinyres/ops/join.py, and run this file again.
 """

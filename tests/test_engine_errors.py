@@ -202,3 +202,57 @@ def test_gradcheck_leaves_its_inputs_alone():
     x = tr.tensor(np.ones(2), requires_grad=True)
     tr.gradcheck(lambda a: a * a, [x])
     assert x.grad is None and (x.data == 1).all()
+
+
+def test_gradcheck_refuses_a_function_that_gives_another_value_at_its_second_call():
+    x = np.ones((4, 4))
+    with pytest.raises(GraphError, match=r"another result at its second call.*eval\(\)"):
+        tr.gradcheck(lambda a: F.dropout(a, 0.5), [x])
+    assert tr.gradcheck(lambda a: F.dropout(a, 0.5, generator=np.random.default_rng(0)), [x])
+    assert tr.gradcheck(lambda a: F.dropout(a, 0.5), [x], raise_exception=False) is False
+
+
+ARRANGEMENTS = {
+    "alone": lambda f, a: f(a),
+    "before a product": lambda f, a: f(a) * 2.0,
+    "after a product": lambda f, a: f(a * 2.0),
+    "beside a shortcut": lambda f, a: f(a) + a,
+    "twice": lambda f, a: f(f(a)),
+    "behind a convolution's gradient": lambda f, a: F.linear(f(a), np.ones((2, 3))),
+}
+
+
+@pytest.mark.parametrize("arrange", ARRANGEMENTS.values(), ids=list(ARRANGEMENTS))
+def test_gradcheck_sees_a_backward_pass_that_writes_into_what_it_was_lent(arrange, monkeypatch):
+    def wrong(ctx, dy):
+        dy *= ctx.saved[0] > 0
+        return dy
+
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    assert tr.gradcheck(lambda a: arrange(F.relu, a), [x])
+    monkeypatch.setattr(ops.ReLU, "backward", staticmethod(wrong))
+    with pytest.raises(GraphError, match=r"ReLU.backward writes into the cotangent"):
+        tr.gradcheck(lambda a: arrange(F.relu, a), [x])
+
+
+@pytest.mark.parametrize(
+    "f", [F.relu, lambda x: F.add_relu(x, x), lambda x: F.relu6(x + 6.0)], ids=["relu", "join", "relu6"]
+)
+def test_gradcheck_names_a_kink(f):
+    with pytest.raises(GraphError, match=r"cannot be compared at \[1\]: the function has a kink there.*Move the input"):
+        tr.gradcheck(f, [np.array([-1.0, 0.0, -2.0])])
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0, 0.25])
+def test_gradcheck_names_a_constant_factor(factor, monkeypatch):
+    right = ops.LogSoftmax.backward
+    monkeypatch.setattr(ops.LogSoftmax, "backward", staticmethod(lambda ctx, dy: right(ctx, dy) / factor))
+    with pytest.raises(GraphError, match=rf"is wrong.*off by one factor: the difference is {factor:g} times"):
+        tr.gradcheck(F.log_softmax, [np.random.default_rng(0).standard_normal((2, 3))])
+
+
+def test_gradcheck_names_no_factor_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(ops.LogSoftmax, "backward", staticmethod(lambda ctx, dy: dy))
+    with pytest.raises(GraphError) as error:
+        tr.gradcheck(F.log_softmax, [np.random.default_rng(0).standard_normal((2, 3))])
+    assert "factor" not in str(error.value) and "kink" not in str(error.value)
