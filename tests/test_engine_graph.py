@@ -180,3 +180,50 @@ def test_a_retained_graph_keeps_no_cotangents():
     x.grad = None
     gc.collect()
     assert len(seen) == 1 and seen[0]() is None
+
+
+# --- modes of generators ---
+
+
+def test_a_generator_runs_in_its_mode_and_its_consumer_in_their_own():
+    x = tr.tensor(np.ones(2), requires_grad=True)
+
+    @tr.no_grad()
+    def results():
+        received = None
+        for _ in range(2):
+            try:
+                received = yield (x * 1).requires_grad, tr.is_grad_enabled(), received
+            except KeyError:
+                received = "an error"
+        return tr.is_grad_enabled()
+
+    g = results()
+    assert next(g) == (False, False, None) and tr.is_grad_enabled()
+    assert g.send("sent") == (False, False, "sent") and tr.is_grad_enabled()
+    with pytest.raises(StopIteration) as stop:
+        g.throw(KeyError())
+    assert stop.value.value is False and tr.is_grad_enabled()
+    closed = []
+
+    @tr.no_grad()
+    def closes():
+        try:
+            yield
+        finally:
+            closed.append(tr.is_grad_enabled())
+
+    g = closes()
+    next(g)
+    g.close()
+    assert closed == [False] and tr.is_grad_enabled()
+
+
+def test_enable_grad_records_within_no_grad():
+    x = tr.tensor(np.ones(2), requires_grad=True)
+    with tr.no_grad():
+        assert not (x * 1).requires_grad
+        with tr.enable_grad():
+            (x * 3).sum().backward()
+        assert not (x * 1).requires_grad
+    assert (x.grad == 3).all()

@@ -1,10 +1,13 @@
 """Tensors: what they copy, what they share, their dtypes and operators."""
 
+import operator
+
 import numpy as np
 import pytest
 
 import tinyres as tr
 import tinyres.functional as F
+from tinyres.errors import GraphError, ShapeError
 
 
 @pytest.mark.parametrize(
@@ -136,3 +139,78 @@ def test_lazy_modules_and_unknown_attributes():
     assert tr.nn.__name__ == "tinyres.nn" and "models" in dir(tr) and "Tensor" in dir(tr)
     with pytest.raises(AttributeError, match="'tinyres' has no attribute 'nets'"):
         _ = tr.nets
+
+
+# --- comparisons, and changes in place ---
+
+
+def test_comparisons_are_elementwise_and_a_hand_made_accuracy_counts():
+    predicted, labels = tr.tensor([3, 1, 2]), np.array([3, 0, 2])
+    for other in (labels, tr.tensor(labels)):
+        equal = predicted == other
+        assert isinstance(equal, tr.Tensor) and equal.dtype == bool and equal.numpy().tolist() == [True, False, True]
+        assert (predicted != other).numpy().tolist() == [False, True, False]
+    assert float(np.mean(predicted == labels)) == pytest.approx(2 / 3)
+    assert int((predicted == labels).sum()) == 2 and float(np.sum(predicted)) == 6
+    assert (labels == predicted).numpy().tolist() == [True, False, True]
+    assert (predicted > 1).numpy().tolist() == [True, False, True] and (predicted > 1).numpy().tolist() == [
+        True,
+        False,
+        True,
+    ]
+    assert (predicted >= 2).numpy().tolist() == [True, False, True] and (predicted <= 1).numpy().tolist() == [
+        False,
+        True,
+        False,
+    ]
+    assert (predicted < 2).numpy().tolist() == [False, True, False]
+    assert (predicted == None) is False and predicted != "labels"  # noqa: E711
+    assert len({predicted, tr.tensor([3, 1, 2])}) == 2, "a tensor is a key by what it is"
+    with pytest.raises(ShapeError, match=r"equal: int64\[3\] and int64\[2\]"):
+        predicted == tr.tensor([1, 2])  # noqa: B015
+
+
+IN_PLACE = {
+    "+=": (operator.iadd, operator.add),
+    "-=": (operator.isub, operator.sub),
+    "*=": (operator.imul, operator.mul),
+    "/=": (operator.itruediv, operator.truediv),
+    "**=": (operator.ipow, operator.pow),
+}
+
+
+@pytest.mark.parametrize(("change", "plain"), IN_PLACE.values(), ids=list(IN_PLACE))
+def test_a_parameter_is_changed_in_place_under_no_grad_and_not_while_recording(change, plain):
+    w = tr.nn.Parameter(np.array([1.0, 2.0], np.float32))
+    array, other = w.data, np.array([3.0, 2.0], np.float32)
+    with pytest.raises(GraphError, match="cannot be changed in place while operations are recorded"):
+        change(w, other)
+    want = plain(array.copy(), np.array([3.0, 2.0], np.float32) if change is not operator.ipow else 2)
+    with tr.no_grad():
+        assert change(w, other if change is not operator.ipow else 2) is w
+    assert w.data is array and w.data.dtype == np.float32
+    np.testing.assert_array_equal(w.data, want)
+    y = w * 1.0
+    z = change(y, 2.0)  # what is recorded becomes another tensor
+    assert z is not y and z.requires_grad
+    z.sum().backward()
+    assert w.grad is not None
+
+
+def test_what_does_not_fit_cannot_be_added_in_place():
+    x = tr.tensor([1.0, 2.0])
+    with pytest.raises(ShapeError, match=r"add: float32\[2\] and float32\[3\]"):
+        x += tr.tensor([1.0, 2.0, 3.0])
+    counts = tr.tensor([1, 2])
+    with pytest.raises(ShapeError, match="true_divide: int64"):
+        counts /= 2
+    assert x.data.tolist() == [1, 2] and counts.data.tolist() == [1, 2]
+
+
+def test_a_reduction_takes_numpy_s_words():
+    x = tr.tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    np.testing.assert_array_equal(np.sum(x, axis=1).data, [3, 12])
+    np.mean(x, axis=0).sum().backward()
+    assert (x.grad == 0.5).all() and np.mean(x, dtype=np.float32).dtype == np.float32
+    with pytest.raises(ShapeError, match="out="):
+        np.sum(x, out=np.zeros(()))

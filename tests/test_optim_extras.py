@@ -34,11 +34,24 @@ def test_large_float32_gradients_do_not_overflow_the_norm():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_norm_that_is_no_number_is_an_error(bad):
+def test_where_the_norm_is_no_number_the_gradients_stay_or_it_is_an_error(bad):
     parameters = with_gradients([1.0, bad])
+    assert not np.isfinite(optim.clip_grad_norm_(parameters, 1.0))
     with pytest.raises(NonFiniteError, match="clip_grad_norm_"):
-        optim.clip_grad_norm_(parameters, 1.0)
-    assert parameters[0].grad[0] == 1
+        optim.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
+    np.testing.assert_array_equal(parameters[0].grad, [1, bad])
+
+
+def test_a_scaled_step_that_overflows_is_skipped_though_it_is_clipped():
+    p = nn.Parameter(np.ones(3, np.float32))
+    optimizer, scaler = optim.SGD([p], 0.1), optim.GradScaler(init_scale=2.0**16)
+    x = tr.tensor(np.full(3, 100, np.float16), dtype=np.float16)
+    scaler.scale(((p.half() * x) * 100).sum().float()).backward()
+    scaler.unscale_(optimizer)
+    optim.clip_grad_norm_([p], 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**15 and (p.data == 1).all()
 
 
 def test_values_are_clipped_one_by_one():
@@ -107,6 +120,20 @@ def test_an_average_is_saved_and_loaded_whole_or_not_at_all():
         with pytest.raises(CheckpointError, match=r"count|more"):
             other.load_state_dict(wrong)
     assert other.state_dict()["weight"] == 4
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (np.float32(1e8), np.float32(1e-3)), (True, False)])
+def test_a_buffer_is_copied_whatever_its_numbers_are(first, second):
+    model = nn.Linear(2, 2)
+    model.register_buffer("count", tr.tensor(np.array(first)))
+    model.weight.requires_grad = False  # frozen, and averaged all the same
+    ema = optim.EMA(model, 0.9)
+    model.count.data[...] = second
+    model.weight.data[...] = 0
+    before = ema.state_dict()["weight"]
+    ema.update()
+    assert ema.state_dict()["count"] == second
+    np.testing.assert_allclose(ema.state_dict()["weight"], 0.9 * before, rtol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

@@ -165,3 +165,19 @@ def test_values_are_pytorch_s(name, options):
         mine.step()
         if step < 19:
             theirs.step()
+
+
+@pytest.mark.parametrize("wraps", [1, 2])
+def test_a_warm_up_leaves_the_momentum_to_its_schedule(wraps):
+    def momenta(wraps):
+        optimizer = optim.SGD([nn.Parameter(np.ones(1, np.float32))], lr=0.1, momentum=0.9)
+        schedule = optim.OneCycleLR(optimizer, 0.4, 10, cycle_momentum=True)
+        for _ in range(wraps):
+            schedule = optim.Warmup(schedule, 2)
+        seen = []
+        for _ in range(10):
+            seen.append(optimizer.param_groups[0]["momentum"])
+            schedule.step()
+        return seen
+
+    assert momenta(wraps) == momenta(0) and len(set(momenta(0))) > 3

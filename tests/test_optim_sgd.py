@@ -1,7 +1,11 @@
 """SGD: the update rule by hand and as PyTorch's, groups, state, and the protection of graphs."""
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
+from backends import require
 
 import tinyres as tr
 from tinyres import models, nn, optim
@@ -139,6 +143,64 @@ def test_a_state_of_another_model_is_refused():
     with pytest.raises(CheckpointError, match=r"groups of \[2, 2\] parameters, the optimizer \[1\]"):
         optim.SGD([parameter(1.0)], lr=1.0).load_state_dict(state)
     assert other.state_dict()["momentum_buffers"] == {}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_closure_is_called_with_recording_on_and_its_loss_returned(recording, backend):
+    require(backend)
+    p = nn.Parameter(np.ones(3, np.float32))
+    optimizer = optim.SGD([p], 0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    with tr.use_backend(backend), contextlib.nullcontext() if recording else tr.no_grad():
+        assert float(optimizer.step(closure)) == 3
+        assert optimizer.step() is None
+    np.testing.assert_allclose(p.data, 0.6, rtol=1e-6)
+    with pytest.raises(UsageError, match=r"step\(closure\) takes a function that returns the loss, got ndarray"):
+        optimizer.step(np.zeros((), np.int32))
+
+
+def test_frozen_parameters_are_left_alone():
+    model = models.resnet(8)
+    for p in model.layer1.parameters():
+        p.requires_grad = False
+    before = model.state_dict()
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    model(tr.tensor(np.ones((2, 3, 8, 8), np.float32))).sum().backward()
+    optimizer.step()
+    for name, p in model.named_parameters():
+        assert np.array_equal(p.data, before[name]) == name.startswith("layer1."), name
+
+
+def test_what_pytorch_takes_for_dampening_is_not_taken_for_weight_decay():
+    with pytest.raises(TypeError, match="positional"):
+        optim.SGD([parameter(1.0)], 0.1, 0.9, 0.5)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.float16])
+def test_a_number_of_numpy_s_is_a_number(number):
+    p = nn.Parameter(np.ones(1, np.float32))
+    optimizer = optim.SGD([p], lr=number(0.5), momentum=number(0.5), weight_decay=number(0.25))
+    assert {type(optimizer.param_groups[0][o]) for o in ("lr", "momentum", "weight_decay")} == {float}
+    schedules = (
+        optim.CosineAnnealingLR(optimizer, 10, eta_min=number(0.25)),
+        optim.OneCycleLR(optimizer, number(0.5), 10, cycle_momentum=True),
+        optim.MultiStepLR(optimizer, [2], gamma=number(0.5)),
+        optim.Warmup(optim.LinearLR(optimizer, start_factor=number(0.5)), 2, factor=number(0.5)),
+    )
+    for schedule in schedules:
+        for _ in range(3):
+            p.grad = np.ones(1, np.float32)
+            optimizer.step()
+            schedule.step()
+        assert type(optimizer.param_groups[0]["lr"]) is float and p.data.dtype == np.float32
+        json.dumps(optimizer.state_dict()["param_groups"])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ if not (_root / "kernels").exists() and (_root.parent / "kernels" / "contract.py
     __path__.append(str(_root.parent))  # a bare checkout: tinyres.kernels and tinyres.benchmarks lie beside this folder
 
 from tinyres.gradcheck import gradcheck  # noqa: E402
-from tinyres.guards import detect_anomaly, is_grad_enabled, no_grad  # noqa: E402
+from tinyres.guards import detect_anomaly, enable_grad, is_grad_enabled, no_grad  # noqa: E402
 from tinyres.kernels.dispatch import available_backends, empty_cache, explain_dispatch, get_backend, strict, use_backend  # noqa: E402
 from tinyres.random import default_generator, manual_seed  # noqa: E402
 from tinyres.tensor import Tensor, tensor  # noqa: E402
@@ -28,6 +28,7 @@ __all__ = [
     "default_generator",
     "detect_anomaly",
     "empty_cache",
+    "enable_grad",
     "explain_dispatch",
     "get_backend",
     "gradcheck",

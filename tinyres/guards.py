@@ -3,6 +3,7 @@ whether what a user or an operation hands to the backward walk makes sense.
 """
 
 import functools
+import inspect
 import threading
 import traceback
 from collections.abc import Callable
@@ -37,6 +38,9 @@ class _Mode:
             setattr(_flags, self.flag, before)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.isgeneratorfunction(function):
+            return self._generator(function)
+
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with _Mode(self.flag, self.value):
@@ -44,10 +48,43 @@ class _Mode:
 
         return wrapped
 
+    def _generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A generator whose body runs in this mode, while who consumes it stays in their own."""
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            generator = function(*args, **kwargs)
+            resume: Callable[[], Any] = functools.partial(next, generator)
+            try:
+                while True:
+                    with _Mode(self.flag, self.value):
+                        try:
+                            value = resume()
+                        except StopIteration as stop:
+                            return stop.value
+                    try:
+                        sent = yield value
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:
+                        resume = functools.partial(generator.throw, error)
+                    else:
+                        resume = functools.partial(generator.send, sent)
+            finally:
+                with _Mode(self.flag, self.value):
+                    generator.close()
+
+        return wrapped
+
 
 def no_grad() -> _Mode:
     """``with no_grad():`` or ``@no_grad()``: operations inside are not recorded, and keep nothing for a backward pass."""
     return _Mode("grad", False)
+
+
+def enable_grad() -> _Mode:
+    """``with enable_grad():`` or ``@enable_grad()``: operations inside are recorded, within `no_grad` too."""
+    return _Mode("grad", True)
 
 
 def is_grad_enabled() -> bool:

@@ -12,7 +12,7 @@ from tinyres.device import move
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.kernels.arrays import array_module
 from tinyres.locks import unshare
-from tinyres.nn import Module
+from tinyres.nn import Module, Parameter
 from tinyres.tensor import Tensor
 
 
@@ -32,9 +32,11 @@ class EMA:
     def update(self) -> None:
         """Add the model's present weights to the average: call this after each optimizer step."""
         for name, tensor in self._tensors.items():
-            rate = 1 - self.decay if tensor.requires_grad else 1.0
             average = self._averages[name] = move(self._averages[name], tensor.device)
-            average += rate * (tensor.data - average)
+            if isinstance(tensor, Parameter):
+                average += (1 - self.decay) * (tensor.data - average)
+            else:
+                average[...] = tensor.data
 
     @contextmanager
     def applied(self) -> Iterator[Module]:

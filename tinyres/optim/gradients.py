@@ -12,16 +12,19 @@ from tinyres.kernels.arrays import array_module
 from tinyres.tensor import Tensor
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False) -> float:
     """Scale all gradients by one number so that their common Euclidean norm is at most ``max_norm``; returns the norm that
     they had before. As in PyTorch, the factor is max_norm / (norm + 1e-6).
 
-    Raises `NonFiniteError` if the norm is NaN or infinite: no factor could repair such gradients.
+    Where the norm is NaN or infinite, no factor could repair the gradients, and they stay as they are: a `GradScaler` skips
+    such a step. With ``error_if_nonfinite`` that raises `NonFiniteError`.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = math.sqrt(float(sum((grad.astype(np.float64) ** 2).sum() for grad in grads)))
     if not math.isfinite(norm):
-        raise NonFiniteError(f"clip_grad_norm_: the gradients' norm is {norm}", op="clip_grad_norm_")
+        if error_if_nonfinite:
+            raise NonFiniteError(f"clip_grad_norm_: the gradients' norm is {norm}", op="clip_grad_norm_")
+        return norm
     factor = max_norm / (norm + 1e-6)
     if factor < 1:
         for grad in grads:

@@ -154,6 +154,10 @@ class Warmup(Schedule):
         self.schedule, self.total_iters, self.factor, self.kind = schedule, total_iters, factor, kind
         super().__init__(schedule.optimizer)
 
+    def set_step(self, step: int) -> None:
+        self.schedule.set_step(step)  # whatever else it moves, such as the momentum
+        super().set_step(step)
+
     def lr_at(self, step: int) -> float:
         done = min(1.0, step / self.total_iters)
         grown = done if self.kind == "linear" else math.floor(done)

@@ -9,17 +9,18 @@ Weight decay is part of the gradient, so momentum carries it too; in the paper's
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from tinyres.device import check_same_device, move
 from tinyres.errors import CheckpointError, UsageError
+from tinyres.guards import enable_grad
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.locks import unshare
-from tinyres.nn import Module
+from tinyres.nn import Module, Parameter
 from tinyres.tensor import Tensor
 
 OPTIONS = ("lr", "momentum", "weight_decay", "nesterov")
@@ -42,6 +43,7 @@ class SGD:
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: Any,
         momentum: float = 0.0,
+        *,
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
@@ -59,12 +61,18 @@ class SGD:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    def step(self, skip: Any = None) -> None:
+    def step(self, closure: Callable[[], Any] | None = None, *, skip: Any = None) -> Any:
         """Update every parameter that has a gradient, in place. Nothing changes if ``skip`` (an int32 array of shape () on
         the parameters' device) is not 0.
 
-        A parameter whose value a graph still needs (one that was not walked backward) goes on with a copy of its array.
+        ``closure``, if given, is called first, with recording on: it computes the loss and its gradients, and returns the
+        loss, which this returns. A parameter whose value a graph still needs (one that was not walked backward) goes on with
+        a copy of its array.
         """
+        if closure is not None and not callable(closure):
+            raise UsageError(f"step(closure) takes a function that returns the loss, got {type(closure).__name__}")
+        with enable_grad():
+            loss = closure() if closure else None
         unshare(parameter for parameter in self._parameters() if parameter.grad is not None)
         start = 0
         for group in self.param_groups:
@@ -76,6 +84,7 @@ class SGD:
             buffers = [self._momentum_buffer(i, p) for i, p in live] if group["momentum"] else []
             options = [group[option] for option in OPTIONS]
             dispatch.current().sgd(params, grads, buffers, *options, *([] if skip is None else [skip]))
+        return loss
 
     def _momentum_buffer(self, position: int, parameter: Tensor) -> Any:
         if position not in self._momentum_buffers:
@@ -125,9 +134,15 @@ def _group(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
     full = {**defaults, **group, "params": params}
     for parameter in params:
-        if not isinstance(parameter, Tensor) or not parameter.requires_grad:
-            raise UsageError(f"SGD updates tensors that require a gradient, got {parameter!r}")
-    if hasattr(full["lr"], "strides"):
+        if not isinstance(parameter, Tensor) or not (parameter.requires_grad or isinstance(parameter, Parameter)):
+            what = (
+                f"one of shape {parameter.shape} that does not"
+                if isinstance(parameter, Tensor)
+                else type(parameter).__name__
+            )
+            raise UsageError(f"SGD updates tensors that require a gradient, got {what}")
+    full.update({option: float(full[option]) for option in ("lr", "momentum", "weight_decay") if is_number(full[option])})
+    if not is_number(full["lr"]):
         if full["lr"].shape != () or full["lr"].dtype != np.float32:
             raise UsageError(f"an array as lr is float32 of shape (), got {full['lr'].dtype} of shape {full['lr'].shape}")
         check_same_device("SGD", lr=full["lr"], **{f"parameter {i}": p.data for i, p in enumerate(params)})
@@ -139,12 +154,17 @@ def _group(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return full
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number, NumPy's included, and no array (which a step may read anew at each replay)."""
+    return isinstance(value, int | float | np.generic)
+
+
 def set_lr(group: dict[str, Any], lr: float) -> None:
     """Set a group's learning rate, in place if it is an array."""
-    if hasattr(group["lr"], "strides"):
-        group["lr"][...] = lr
+    if is_number(group["lr"]):
+        group["lr"] = float(lr)
     else:
-        group["lr"] = lr
+        group["lr"][...] = lr
 
 
 def weight_decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
