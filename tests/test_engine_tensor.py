@@ -214,3 +214,87 @@ def test_a_reduction_takes_numpy_s_words():
     assert (x.grad == 0.5).all() and np.mean(x, dtype=np.float32).dtype == np.float32
     with pytest.raises(ShapeError, match="out="):
         np.sum(x, out=np.zeros(()))
+
+
+# --- dtypes of operands ---
+
+F32, F64, U8, I64 = (tr.tensor(np.array([1, 2, 4], dtype)) for dtype in ("f4", "f8", "u1", "i8"))
+RESULTS = {
+    "float32 * np.int64": (lambda: F32 * np.int64(2), "float32"),
+    "np.int64 * float32": (lambda: np.int64(2) * F32, "float32"),
+    "float32 / np.prod": (lambda: F32 / np.prod((2, 3)), "float32"),
+    "float32 - np.uint8": (lambda: F32 - np.uint8(2), "float32"),
+    "float32 * np.float64": (lambda: F32 * np.float64(0.5), "float32"),
+    "float32 + np.bool": (lambda: F32 + np.bool_(1), "float32"),
+    "float64 * np.float32": (lambda: F64 * np.float32(0.5), "float64"),
+    "float16 * np.int64": (lambda: F32.half() * np.int64(2), "float16"),
+    "float32 * integers": (lambda: F32 * I64, "float32"),
+    "integers - float32": (lambda: U8 - F32, "float32"),
+    "float32 / bytes": (lambda: F32 / U8, "float32"),
+    "float32 + bool": (lambda: F32 + (U8 == 2), "float32"),
+    "float32 @ integers": (lambda: F32 @ I64, "float32"),
+    "array + float32": (lambda: np.array([1, 2, 3]) + F32, "float32"),
+    "bytes / 255": (lambda: U8 / 255, "float32"),
+    "bytes / np.float64": (lambda: U8 / np.float64(255), "float32"),
+    "bytes / bytes": (lambda: U8 / U8, "float32"),
+    "bytes * 0.5": (lambda: U8 * 0.5, "float32"),
+    "bytes * 2": (lambda: U8 * 2, "uint8"),
+    "bytes * np.int64": (lambda: U8 * np.int64(2), "uint8"),
+    "bytes - 300": (lambda: U8 - 300, "int64"),
+    "integers ** 0.5": (lambda: I64**0.5, "float32"),
+    "integers ** 2": (lambda: I64**2, "int64"),
+    "float64 * integers": (lambda: F64 * I64, "float64"),
+    "float32 + float64": (lambda: F32 + F64, "float64"),
+    "label smoothing": (
+        lambda: F.cross_entropy(F32.reshape(1, 3), np.array([0]), label_smoothing=np.float64(0.1)),
+        "float32",
+    ),
+    "batch norm": (
+        lambda: F.batch_norm(F32.reshape(3, 1), None, None, training=True, momentum=np.float64(0.1), eps=np.float64(1e-5)),
+        "float32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("run", "dtype"), RESULTS.values(), ids=list(RESULTS))
+def test_integers_and_numbers_do_not_widen_floats(run, dtype):
+    assert run().dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "name", ["float32 * integers", "integers - float32", "float32 / bytes", "bytes / 255", "bytes * 0.5"]
+)
+def test_and_their_values_are_those_of_float64(name):
+    arrays = {"float32": F64, "integers": F64, "bytes": F64}
+    left, sign, right = name.split()
+    left, right = (arrays[side].data if side in arrays else float(side) for side in (left, right))
+    want = {"*": operator.mul, "-": operator.sub, "/": operator.truediv}[sign](left, right)
+    np.testing.assert_allclose(RESULTS[name][0]().data, want, rtol=1e-6)
+
+
+def test_a_gradient_reaches_the_float_beside_an_integer():
+    x = tr.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    ((x * I64) / U8 - I64).sum().backward()
+    assert x.grad.dtype == np.float32 and (x.grad == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "want"),
+    [
+        ((0, 3, 4), (1,), (0, 12)),
+        ((2, 3, 4), (), (24,)),
+        ((2, 3, 4), (0, 1), (6, 4)),
+        ((2, 3, 4), (-2,), (2, 12)),
+        ((2, 3, 4), (1, 1), (2, 3, 4)),
+        ((), (), (1,)),
+        ((2, 0, 4), (1, 2), (2, 0)),
+    ],
+)  # the shapes are PyTorch's
+def test_axes_are_flattened_from_one_to_another(shape, axes, want):
+    assert tr.tensor(np.zeros(shape)).flatten(*axes).shape == want
+
+
+@pytest.mark.parametrize("axes", [(5,), (2, 1), (0, 3), (-4,)])
+def test_axes_that_are_not_there_cannot_be_flattened(axes):
+    with pytest.raises(ShapeError, match=r"flatten: .* must be axes of the tensor, of shape \(2, 3, 4\), in order"):
+        tr.tensor(np.zeros((2, 3, 4))).flatten(*axes)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from backends import require
 
 import tinyres as tr
 from tinyres import functional as F
@@ -175,3 +176,30 @@ def test_layers_agree_with_pytorch():
         assert repr(mine).split("(")[0] == repr(theirs).split("(")[0]
         for name, value in mine.state_dict().items():
             assert np.allclose(value, theirs.state_dict()[name].numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (5, 3)])
+def test_batch_norm_without_running_statistics_normalises_by_the_batch(shape, backend):
+    require(backend)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    axes = tuple(a for a in range(x.ndim) if a != 1)
+    want = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+    with tr.use_backend(backend):
+        np.testing.assert_allclose(F.batch_norm(x, None, None, training=True).data, want, atol=1e-5)
+        joined = F.batch_norm_add_relu(x, x, None, None, training=True)
+        np.testing.assert_allclose(joined.data, np.maximum(want + x, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("statistics", [(None, None, False), (None, np.ones(3), True), (np.zeros(3), None, True)])
+def test_running_statistics_that_are_needed_or_half_given_are_asked_for(statistics):
+    mean, var, training = statistics
+    with pytest.raises(
+        ShapeError, match="running_mean and running_var must both be given, or with training=True both be None"
+    ):
+        F.batch_norm(np.ones((4, 3)), mean, var, training=training)
+
+
+def test_a_cumulative_average_is_refused_by_name():
+    with pytest.raises(UsageError, match="BatchNorm2d: momentum=None, a cumulative average, is not supported"):
+        nn.BatchNorm2d(3, momentum=None)

@@ -100,7 +100,8 @@ class Function:
         guards.check_devices(cls.__name__, inputs)
         needs = tuple(t.requires_grad for t in inputs)
         node = Node(cls, needs, guards.is_grad_enabled() and any(needs))
-        data = cls.forward(node, *(t.data for t in inputs), **attributes)
+        numbers = {key: value.item() if isinstance(value, np.generic) else value for key, value in attributes.items()}
+        data = cls.forward(node, *(t.data for t in inputs), **numbers)
         if guards.is_anomaly_enabled():
             guards.check_finite(data, node, "forward pass")
         result = inputs[0].wrap(np.asarray(data) if isinstance(data, np.generic) else data)  # (a sum may be a scalar)

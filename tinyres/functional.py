@@ -10,7 +10,8 @@ from typing import TypeAlias
 import numpy as np
 
 from tinyres import ops
-from tinyres.kernels.arrays import Array, array_module
+from tinyres.errors import ShapeError
+from tinyres.kernels.arrays import Array, array_module, is_half
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor, tensor
 
@@ -62,8 +63,8 @@ def conv2d(
 
 def batch_norm(
     x: TensorLike,
-    running_mean: TensorLike,
-    running_var: TensorLike,
+    running_mean: TensorLike | None,
+    running_var: TensorLike | None,
     weight: TensorLike | None = None,
     bias: TensorLike | None = None,
     training: bool = False,
@@ -73,18 +74,17 @@ def batch_norm(
 ) -> Tensor:
     """x (N, C, H, W) or (N, C), normalised per channel: see `ops.BatchNorm`. With ``relu``, then max(., 0) in the same pass.
 
-    In training the running statistics (C,) are updated in place.
+    In training the running statistics (C,) are updated in place; they may be None there.
     """
-    parameters = _affine(x, running_mean, weight, bias)
-    statistics = {"running_mean": _array(running_mean), "running_var": _array(running_var)}
+    parameters, statistics = _channel_arrays(x, running_mean, running_var, weight, bias, training)
     return ops.BatchNorm.apply(_t(x), *parameters, **statistics, training=training, momentum=momentum, eps=eps, relu=relu)
 
 
 def batch_norm_add_relu(
     x: TensorLike,
     residual: TensorLike,
-    running_mean: TensorLike,
-    running_var: TensorLike,
+    running_mean: TensorLike | None,
+    running_var: TensorLike | None,
     weight: TensorLike | None = None,
     bias: TensorLike | None = None,
     training: bool = False,
@@ -93,21 +93,35 @@ def batch_norm_add_relu(
 ) -> Tensor:
     """max(batch_norm(x) + residual, 0), the join that ends a residual block: see `ops.BatchNormAddReLU`.
 
-    x and residual are (N, C, H, W) or (N, C). In training the running statistics (C,) are updated in place.
+    x and residual are (N, C, H, W) or (N, C). In training the running statistics (C,) are updated in place; they may be None
+    there.
     """
-    parameters = _affine(x, running_mean, weight, bias)
-    statistics = {"running_mean": _array(running_mean), "running_var": _array(running_var)}
+    parameters, statistics = _channel_arrays(x, running_mean, running_var, weight, bias, training)
     return ops.BatchNormAddReLU.apply(
         _t(x), _t(residual), *parameters, **statistics, training=training, momentum=momentum, eps=eps
     )
 
 
-def _affine(
-    x: TensorLike, running_mean: TensorLike, weight: TensorLike | None, bias: TensorLike | None
-) -> tuple[Tensor, Tensor]:
-    """The weight and the bias of a batch norm of x: 1 and 0 per channel unless given."""
-    xp, c, dtype = array_module(_array(x)), x.shape[1:2], _array(running_mean).dtype
-    return _t(xp.ones(c, dtype) if weight is None else weight), _t(xp.zeros(c, dtype) if bias is None else bias)
+def _channel_arrays(
+    x: TensorLike,
+    running_mean: TensorLike | None,
+    running_var: TensorLike | None,
+    weight: TensorLike | None,
+    bias: TensorLike | None,
+    training: bool,
+) -> tuple[tuple[Tensor, Tensor], dict[str, Array]]:
+    """A batch norm's weight and bias (1 and 0 unless given), and its running statistics (for nobody if there are none)."""
+    if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
+        raise ShapeError("batch_norm: running_mean and running_var must both be given, or with training=True both be None.")
+    given = [a.dtype for a in (running_mean, weight, bias) if a is not None]
+    dtype = given[0] if given else np.dtype(np.float32) if is_half(x.dtype) else x.dtype
+    xp, c = array_module(_array(x)), x.shape[1:2]
+    zeros, ones = (lambda: xp.zeros(c, dtype)), (lambda: xp.ones(c, dtype))
+    statistics = {
+        "running_mean": zeros() if running_mean is None else _array(running_mean),
+        "running_var": ones() if running_var is None else _array(running_var),
+    }
+    return (_t(ones() if weight is None else weight), _t(zeros() if bias is None else bias)), statistics
 
 
 def max_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:

@@ -1,5 +1,6 @@
 """`Tensor`: an array, its gradient, and the operators. Names and meanings are PyTorch's."""
 
+import math
 import weakref
 from typing import Any
 
@@ -245,9 +246,16 @@ class Tensor:
         """The same elements in another shape; one length may be -1."""
         return ops.Reshape.apply(self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
-    def flatten(self, start_dim: int = 0) -> "Tensor":
-        """All axes from ``start_dim`` on become one."""
-        return self.reshape(*self.shape[:start_dim], -1)
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
+        """The axes from ``start_dim`` to ``end_dim``, both included, become one."""
+        first, last = (d + self.ndim if d < 0 else d for d in (start_dim, end_dim))
+        if self.ndim == 0 and {first, last} <= {0, -1}:
+            return self.reshape(1)
+        if not 0 <= first <= last < self.ndim:
+            raise ShapeError(
+                f"flatten: {start_dim} and {end_dim} must be axes of the tensor, of shape {self.shape}, in order."
+            )
+        return self.reshape(*self.shape[:first], math.prod(self.shape[first : last + 1]), *self.shape[last + 1 :])
 
     def permute(self, *dims: Any) -> "Tensor":
         """The axes in the order ``dims``."""
@@ -333,13 +341,18 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
-    """``value`` as an operand beside ``like``: a tensor as it is, a number in ``like``'s dtype, an array shared. What is
-    neither array nor tensor goes to ``like``'s device.
+    """``value`` as an operand beside ``like``: a tensor as it is, an array shared. A number, NumPy's included, takes the
+    dtype of ``like``, except that a float beside integers is float32. What is neither array nor tensor goes to ``like``'s
+    device.
     """
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, int | float):
-        return Tensor(array_module(like.data).asarray(value, like.dtype if is_floating(like.dtype) else None))
-    if isinstance(value, np.generic):
-        return Tensor(array_module(like.data).asarray(value))
+    if isinstance(value, int | float | np.generic):
+        xp, number = array_module(like.data), value.item() if isinstance(value, np.generic) else value
+        if is_floating(like.dtype):
+            return Tensor(xp.asarray(number, like.dtype))
+        if isinstance(number, float):
+            return Tensor(xp.asarray(number, np.float32))
+        fits = like.dtype.kind in "iu" and np.iinfo(like.dtype).min <= number <= np.iinfo(like.dtype).max
+        return Tensor(xp.asarray(number, like.dtype if fits else None))
     return Tensor(value) if hasattr(value, "dtype") else tensor(value, device=like.device)

@@ -100,8 +100,10 @@ class BatchNorm2d(Module):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__()
         _check_counts(type(self).__name__, num_features=num_features)
+        kind = type(self).__name__
+        if momentum is None:
+            raise UsageError(f"{kind}: momentum=None, a cumulative average, is not supported; give a number within [0, 1]")
         if eps <= 0 or not 0 <= momentum <= 1:
-            kind = type(self).__name__
             raise UsageError(f"{kind}: eps must be positive and momentum within [0, 1], got {eps=} and {momentum=}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight = _parameter(num_features, value=1.0) if affine else None

@@ -1,4 +1,6 @@
-"""Addition, subtraction, multiplication, division, powers and matrix products, with NumPy's broadcasting."""
+"""Addition, subtraction, multiplication, division, powers and matrix products, with NumPy's broadcasting and PyTorch's
+dtypes: beside floats, integers take the floats' dtype, and what integers divide into is float32.
+"""
 
 import numbers
 from collections.abc import Callable
@@ -8,7 +10,7 @@ import numpy as np
 
 from tinyres.autograd import Cotangents, Function, Node
 from tinyres.errors import ShapeError
-from tinyres.kernels.arrays import Array, convert, is_half
+from tinyres.kernels.arrays import Array, convert, is_floating, is_half
 from tinyres.ops.check import fail
 from tinyres.ops.shape import summed
 
@@ -41,12 +43,25 @@ def _check_broadcast(op: str, a: Array, b: Array) -> None:
         fail(op, "the shapes must broadcast: from the right, lengths are equal or one of them is 1.", a=a, b=b)
 
 
+def promote(a: Array, b: Array, to_float: bool = False) -> tuple[Array, Array]:
+    """Two operands: an integer one takes the dtype of a float beside it; two become float32 if ``to_float``."""
+    floats = is_floating(a.dtype), is_floating(b.dtype)
+    if floats == (True, False):
+        b = convert(b, a.dtype)
+    elif floats == (False, True):
+        a = convert(a, b.dtype)
+    elif to_float and not any(floats):
+        a, b = convert(a, np.float32), convert(b, np.float32)
+    return a, b
+
+
 class Add(Function):
     """y = a + b.   da = db = dy: the same array, lent to both."""
 
     @staticmethod
     def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("add", a, b)
+        a, b = promote(a, b)
         ctx.operands = like(a), like(b)
         return a + b
 
@@ -62,6 +77,7 @@ class Sub(Function):
     @staticmethod
     def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("sub", a, b)
+        a, b = promote(a, b)
         ctx.operands = like(a), like(b)
         return a - b
 
@@ -77,6 +93,7 @@ class Mul(Function):
     @staticmethod
     def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("mul", a, b)
+        a, b = promote(a, b)
         ctx.save(a, b)
         return a * b
 
@@ -92,6 +109,7 @@ class Div(Function):
     @staticmethod
     def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("div", a, b)
+        a, b = promote(a, b, to_float=True)
         ctx.save(a, b)
         return a / b
 
@@ -120,6 +138,8 @@ class Pow(Function):
     def forward(ctx: Node, a: Array, *, exponent: float) -> Array:
         if not isinstance(exponent, numbers.Real):
             raise ShapeError(f"pow: the exponent must be a number, got {type(exponent).__name__}.")
+        if not is_floating(a.dtype) and not isinstance(exponent, numbers.Integral):
+            a = convert(a, np.float32)
         ctx.save(a)
         ctx.exponent = int(exponent) if isinstance(exponent, numbers.Integral) else float(exponent)
         return a**ctx.exponent
@@ -143,6 +163,7 @@ class MatMul(Function):
         if is_half(a.dtype) or is_half(b.dtype):
             fail("matmul", "it does not take 16 bits; .float() converts.", a=a, b=b)
         _check_broadcast("matmul", np.empty(a.shape[:-2]), np.empty(b.shape[:-2]))
+        a, b = promote(a, b)
         ctx.save(a, b)
         return a @ b
 
