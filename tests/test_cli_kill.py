@@ -81,8 +81,8 @@ def wait_for_saves(process: subprocess.Popen[str], path: Path, count: int) -> No
 
 def test_a_run_that_is_killed_ten_times_ends_with_the_same_bits(tmp_path: Path, unbroken: Any) -> None:
     chance, folder, killed = random.Random(1), tmp_path / "run", 0
-    for attempt in range(10):
-        process = start(*TRAIN, "--out", str(folder), "--save-every", "0", *(["--resume"] if attempt else []))
+    for _ in range(10):
+        process = start(*TRAIN, "--out", str(folder), "--save-every", "0", *(["--resume"] if folder.is_dir() else []))
         assert process.stdout
         with process:
             process.stdout.readline()  # its first line, which comes just before it opens its folder

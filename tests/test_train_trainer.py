@@ -320,6 +320,8 @@ def test_a_run_that_is_done_can_be_resumed_and_stays_as_it_is(tmp_path: Path, un
 
 
 def test_resuming_where_nothing_was_saved_starts_from_the_beginning_and_says_so(tmp_path: Path, unbroken: Any) -> None:
+    """A process that was killed before its first checkpoint leaves an empty folder."""
+    (tmp_path / "run").mkdir()
     trainer = tiny_trainer(tmp_path / "run", display=CallBack(lambda shown: None))
     trainer.fit(resume=True)
     assert "no checkpoint yet, so the run starts from the beginning" in trainer.display.messages[0]  # type: ignore[attr-defined]

@@ -109,6 +109,8 @@ class profile:
     def table(self, *what: str) -> str:
         """A table as text: milliseconds, share of the block, calls, GFLOP/s and GB/s; at the end, the time in no kernel."""
         rows = {"  ".join(key): record for key, record in self.by(*(what or ("kernel",))).items()}
+        if not self.seconds:
+            return "nothing was measured: no kernel ran inside the profile"
         width = max(map(len, [*rows, "in no kernel"]))
         lines = [f"{'':{width}}       ms  share  calls  GFLOP/s   GB/s"]
         for name, r in rows.items():

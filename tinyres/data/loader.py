@@ -48,11 +48,12 @@ class Loader:
     ``augment`` it is padded by 4 pixels of zeros on each side, cropped at random, and mirrored half of the time. Read a test
     set with ``shuffle=False, augment=False``.
 
-    The loader has a position: the (epoch, batch) of the next batch that it returns. A loop runs from there to the end of
-    the epoch, and the last batch moves the position to the start of the next epoch. What a batch holds depends on the
-    seed and its position alone: the order of an epoch is drawn from (seed, epoch), the crops and flips of a batch from
-    (seed, epoch, batch). So a run that continues from a saved `state_dict` sees the same bytes as one that was never
-    interrupted, however many batches were prepared ahead.
+    Each loop begins a new epoch, also after one that was left early. The loader has a position: the (epoch, batch) of the
+    next batch that it returns. After `load_state_dict` a loop runs from that position to the end of its epoch.
+
+    What a batch holds depends on the seed and its position alone: the order of an epoch is drawn from (seed, epoch), the
+    crops and flips of a batch from (seed, epoch, batch). So a run that continues from a saved `state_dict` sees the same
+    bytes as one that was never interrupted, however many batches were prepared ahead.
 
     A background thread keeps up to ``prefetch`` batches ready; it ends with the loop, even if the loop is left early.
     ``crop_flip`` is the kernel that makes x: see `tinyres.kernels.reference.augment.crop_flip`.
@@ -89,6 +90,7 @@ class Loader:
         self.mean, self.scale = (_fitting(name, v, images) for name, v in (("mean", mean), ("scale", scale)))
         self.crop_flip = crop_flip
         self.seed, self.epoch, self.batch = seed, 0, 0
+        self._loaded = False  # whether the next loop goes on where load_state_dict has put it
         if len(self) == 0:
             raise UsageError(f"Loader: drop_last leaves no batch of {batch_size} from {len(images)} images")
 
@@ -107,9 +109,13 @@ class Loader:
         if wrong or state["batch"] >= len(self):
             raise DataError(f"loader state {state}: expected seed, epoch and a batch under {len(self)}, all >= 0")
         self.seed, self.epoch, self.batch = state["seed"], state["epoch"], state["batch"]
+        self._loaded = True
 
     def __iter__(self) -> Iterator[Batch]:
-        """From the position to the end of the epoch."""
+        """A new epoch, or from a loaded position to the end of its epoch."""
+        if self.batch and not self._loaded:  # the last loop was left early
+            self.epoch, self.batch = self.epoch + 1, 0
+        self._loaded = False
         seed, epoch, first, last = self.seed, self.epoch, self.batch, len(self) - 1
         order = self.order(epoch)
         ahead: deque[Future[Batch]] = deque()

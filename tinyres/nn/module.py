@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +35,20 @@ class Parameter(Tensor):
         array = data.data if isinstance(data, Tensor) else data
         array = array_module(array).array(array)
         super().__init__(array if array.dtype == np.float64 else array.astype(np.float32), requires_grad=True)
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Inside, ``model`` and all modules below it are in evaluation mode; afterwards each is in its own mode again, so that
+    one that was frozen by ``eval()`` stays so.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class LoadResult(NamedTuple):

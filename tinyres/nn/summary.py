@@ -17,7 +17,7 @@ from tinyres.errors import UsageError
 from tinyres.guards import no_grad
 from tinyres.kernels.arrays import array_module
 from tinyres.nn.layers import Conv2d, Linear
-from tinyres.nn.module import Module, Parameter
+from tinyres.nn.module import Module, Parameter, evaluating
 from tinyres.tensor import Tensor
 
 COLUMNS = ("layer", "type", "input", "output", "parameters", "multiply-adds")
@@ -91,21 +91,18 @@ def summary(model: Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
         shapes, size = (args[0].shape[1:], output.shape[1:]), sum(p.numel() for p in fresh)
         rows.append(Row(name, type(module).__name__, *shapes, size, multiply_adds(module, output.shape)))
 
-    modes = [(module, module.training) for module in model.modules()]
     handles = []
     for name, module in model.named_modules():
         owns = any(isinstance(value, Parameter) for value in vars(module).values())
         if owns or next(module.children(), None) is None:
             handles.append(module.register_forward_hook(lambda *call, name=name: note(name, *call)))
     try:
-        with no_grad():
+        with no_grad(), evaluating(model):
             like = parameters[0] if parameters else Tensor(np.zeros(0, np.float32))
-            model.eval()(Tensor(array_module(like.data).zeros((1, *input_shape), like.dtype)))
+            model(Tensor(array_module(like.data).zeros((1, *input_shape), like.dtype)))
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     total = sum(p.numel() for p in parameters)
     return Summary(type(model).__name__, tuple(rows), total, sum(row.multiply_adds for row in rows))
 

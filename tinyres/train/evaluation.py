@@ -13,6 +13,7 @@ from tinyres.guards import detect_anomaly, no_grad
 from tinyres.kernels import dispatch
 from tinyres.kernels.reference import crop_flip
 from tinyres.nn import Module
+from tinyres.nn.module import evaluating
 from tinyres.tensor import Tensor
 
 
@@ -35,30 +36,26 @@ def evaluate(
 ) -> Evaluation:
     """Loss and error of ``model`` in evaluation mode on uint8 images (N, C, H, W), fed (images / 255 - mean) * scale.
 
-    ``on_batch(done, total)`` is called after each batch. The model's mode is left as it was. At a NaN or an infinity,
+    ``on_batch(done, total)`` is called after each batch. Every module's mode is left as it was. At a NaN or an infinity,
     raises `NonFiniteError` with the operation that made it.
     """
     device = next(model.parameters()).device
     kernel = dispatch.current().crop_flip if device == "cpu" else crop_flip  # (the loader's arrays are on the host)
     loader = Loader(images, labels, batch_size, shuffle=False, augment=False, mean=mean, scale=scale, crop_flip=kernel)
-    loss, wrong, training = 0.0, 0, model.training
-    model.eval()
-    try:
-        with no_grad():
-            for done, (batch, y) in enumerate(loader, 1):
-                x = Tensor(batch).to(device)
-                logits = model(x)
-                batch_loss = F.cross_entropy(logits, Tensor(y).to(device)).item()
-                if not math.isfinite(batch_loss):
-                    with detect_anomaly():
-                        model(x)
-                    raise NonFiniteError(f"the loss is {batch_loss}", op="CrossEntropy")
-                loss += batch_loss * len(y)
-                wrong += count_wrong(logits, y)
-                if on_batch:
-                    on_batch(done, len(loader))
-    finally:
-        model.train(training)
+    loss, wrong = 0.0, 0
+    with evaluating(model), no_grad():
+        for done, (batch, y) in enumerate(loader, 1):
+            x = Tensor(batch).to(device)
+            logits = model(x)
+            batch_loss = F.cross_entropy(logits, Tensor(y).to(device)).item()
+            if not math.isfinite(batch_loss):
+                with detect_anomaly():
+                    model(x)
+                raise NonFiniteError(f"the loss is {batch_loss}", op="CrossEntropy")
+            loss += batch_loss * len(y)
+            wrong += count_wrong(logits, y)
+            if on_batch:
+                on_batch(done, len(loader))
     return Evaluation(loss / len(labels), 100 * wrong / len(labels), len(labels))
 
 

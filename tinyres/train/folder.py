@@ -13,7 +13,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,69 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.drawn = -CURVES_EVERY
 
-    def open(self, resume: bool) -> None:
-        """Prepares the folder. Raises `UsageError` if it holds a run and ``resume`` is False."""
+    @contextmanager
+    def claimed(self, resume: bool) -> Iterator[None]:
+        """Prepares the folder, and keeps other processes from running in it at the same time.
+
+        Raises `UsageError`, and changes nothing, if another process runs there; if it holds a run and ``resume`` is False;
+        and if ``resume`` is True and there is no folder, or one of a run whose checkpoint is missing.
+        """
         files = (self.last, self.best, self.metrics, self.curves, self.config)
         there = [file.name for file in files if file.exists()]
+        if resume and not self.path.is_dir():
+            raise UsageError(
+                f"{self.path} does not exist, so there is no run to resume; without --resume a new one begins there"
+            )
+        if resume and there and not self.last.exists():
+            raise UsageError(
+                f"{self.path} holds {', '.join(there)}, but not the checkpoint {self.last.name}, so the run cannot be resumed "
+                "and nothing was changed; put the file back, or begin anew in another folder"
+            )
         if there and not resume:
             raise UsageError(
                 f"{self.path} already holds a run ({', '.join(there)}), and nothing was changed; "
                 "continue it with --resume (in Python: fit(resume=True)), or choose another folder with --out"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            for left in self.path.glob(f".{file.name}.*.tmp"):  # left by a process that was killed while it wrote
-                left.unlink(missing_ok=True)
+        with self._locked():
+            for file in files:
+                for left in self.path.glob(f".{file.name}.*.tmp"):  # left by a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds a lock on the folder, which the system lets go of when the process ends, however it ends."""
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"another process is training in {self.path}, and nothing was changed; wait for it, or choose another "
+                    "folder"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(handle)
+
+    def other_process(self) -> str:
+        """What was different when the last process worked here, and may show in the last bits of a sum; "" if nothing."""
+        try:
+            last = json.loads(self.config.read_text())["processes"][-1]
+            now = this_process()
+            return ", ".join(
+                f"{k} {now[k]} instead of {last[k]}" for k in ("backend", "threads", "numpy") if now[k] != last[k]
+            )
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return ""
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Writes the settings, and adds this process to those that have worked here."""

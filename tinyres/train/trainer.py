@@ -7,13 +7,11 @@ or not at all.
 
 import math
 import os
-import signal
-import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -32,6 +30,7 @@ from tinyres.tensor import Tensor
 from tinyres.train import checkpoint, progress
 from tinyres.train.evaluation import Evaluation, count_wrong, evaluate
 from tinyres.train.folder import RunFolder
+from tinyres.train.interrupt import Interrupt
 from tinyres.train.recipes import BATCH_SIZE, MOMENTUM, RECIPES, WEIGHT_DECAY, depth_of
 from tinyres.train.resident import LOOK, ResidentEvaluation, ResidentStep, Sums
 from tinyres.train.state import State, check_same, parse_state
@@ -162,7 +161,7 @@ class Trainer:
                 **how,
             )
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
-        self._stop, self._said = False, set[str]()
+        self._interrupt, self._said = Interrupt(), set[str]()
         self._saved = self._test_seconds = 0.0
 
     # --- the run ------------------------------------------------------------------------------------------------------
@@ -175,10 +174,12 @@ class Trainer:
         `NonFiniteError` and leaves the last checkpoint as it was. Raises `CheckpointError` for a checkpoint that cannot be
         used, `UsageError` for a folder that holds another run, and for settings that differ from those of the resumed run.
         """
-        with self._interruptible(), self.display, warnings.catch_warnings():
+        folder = self.folder.claimed(resume) if self.folder else nullcontext()
+        with folder, self._interrupt, self.display, warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's about overflow: here it is an error with a name
             self._open(resume)
-            self.model.train()
+            if not self.model.training:  # (a part of it that is frozen by eval() stays so)
+                self.model.train()
             while self.state.epoch < self.epochs:
                 if self.state.step < self.steps:
                     self._train_epoch()
@@ -301,10 +302,16 @@ class Trainer:
         if not self.folder:
             if resume:
                 raise UsageError("to resume, a run needs its folder: out=...")
+            if self.state.epoch >= self.epochs:
+                raise UsageError(f"all {self.epochs} epochs are done; to go on with the model, give it to a new Trainer")
             return
-        self.folder.open(resume)
         if resume and self.folder.last.exists():
             self._restore()
+            difference = self.folder.other_process()
+            if difference:
+                self.display.message(
+                    f"{difference}: the numbers may differ from those of an unbroken run in their last bits"
+                )
             here = f"continuing in {self._where()} after step {self.state.step} of {self.steps}"
             done = "all epochs are done"
             self.display.message(f"{self.folder.path}: {here if self.state.epoch < self.epochs else done}")
@@ -360,37 +367,17 @@ class Trainer:
 
     # --- stopping -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Makes the first Ctrl-C wait for the end of the step; a second one stops at once."""
-
-        def note(*_: object) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
-            yield
-            return
-        self._stop = False
-        signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
     def _stop_or_save(self) -> None:
-        if self._stop or time.monotonic() - self._saved >= self.save_every:
+        if self._interrupt.asked or time.monotonic() - self._saved >= self.save_every:
             self._save()
-        if self._stop:
+        if self._interrupt.asked:
             self._draw(now=True)
             raise KeyboardInterrupt
 
     def _tested(self, done: int, total: int) -> None:
         """Called after one or more test batches: nothing has changed since the last step, so the run can stop here."""
         self.display.step(f"{self._where()}, {self.held_out}", done, total, "", None)
-        if self._stop:
+        if self._interrupt.asked:
             self._stop_or_save()
 
     # --- what went wrong ----------------------------------------------------------------------------------------------
