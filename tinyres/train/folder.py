@@ -54,7 +54,7 @@ class RunFolder:
             )
         if resume and there and not self.last.exists():
             raise UsageError(
-                f"{self.path} holds {', '.join(there)}, but not the checkpoint {self.last.name}, so the run cannot be resumed "
+                f"{self.path} holds {', '.join(there)}, but not the checkpoint {self.last.name}: the run cannot be resumed, "
                 "and nothing was changed; put the file back, or begin anew in another folder"
             )
         if there and not resume:
