@@ -66,6 +66,20 @@ def test_a_captured_step_does_what_the_step_does(dtype):
     np.testing.assert_array_equal(weights(captured), weights(eager))
 
 
+def test_a_captured_step_trains_the_arrays_that_the_model_has_then():
+    """A graph that somebody holds makes who updates the weights replace them."""
+    images, labels = data()
+    captured, eager = make(images, labels), make(images, labels, capture=False)
+    for step in (captured, eager):
+        run(step, 4)
+        held = step.model(tr.tensor(np.ones((1, 3, 8, 8), np.float32)))
+        step.model.load_state_dict({name: 0.5 * a for name, a in step.model.state_dict().items()})
+        assert held.requires_grad
+        run(step, 6, epoch=1)
+    assert captured.captured.graph and captured.reason == ""
+    np.testing.assert_array_equal(weights(captured), weights(eager))
+
+
 def test_steps_equal_those_of_the_reference():
     images, labels = data()
     step = make(images, labels, batch=6)

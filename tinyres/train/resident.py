@@ -21,6 +21,7 @@ from tinyres.guards import detect_anomaly, no_grad
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Dropout, Module
+from tinyres.nn.module import evaluating
 from tinyres.optim import SGD, GradScaler
 from tinyres.tensor import Tensor
 from tinyres.train.evaluation import Evaluation
@@ -57,6 +58,12 @@ class Captured:
         self.arena: Any = None
         self.warm = 0
 
+    def forget_others(self, before: list[Any], now: list[Any]) -> list[Any]:
+        """Forgets the capture if the arrays that it was made with have been replaced; returns those of now."""
+        if len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True)):
+            self.forget()
+        return now
+
     def run(self) -> None:
         """Runs the work. On a GPU it continues after this returns."""
         if self.reason:
@@ -84,6 +91,11 @@ class Captured:
             return
         self.graph = self.arena
         self.graph.replay()
+
+
+def arrays_of(model: Module) -> list[Any]:
+    """Those that a captured pass over the model knows by their address."""
+    return [tensor.data for tensor in (*model.parameters(), *model.buffers())]
 
 
 class Batches:
@@ -137,7 +149,7 @@ class ResidentStep:
         capture: bool = True,
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        self.parameters = list(model.parameters())
+        self.parameters, self.arrays = list(model.parameters()), arrays_of(model)
         self.xp = xp = array_module(self.parameters[0].data)
         self.batches = Batches(xp, images, labels, batch_size, mean, scale, dtype)
         self.pad, self.seed, self.scaler = PAD if augment else 0, seed, scaler or GradScaler(enabled=False)
@@ -175,6 +187,7 @@ class ResidentStep:
 
     def run(self, steps: int) -> None:
         """Runs ``steps`` steps; on a GPU they continue after this returns."""
+        self.arrays = self.captured.forget_others(self.arrays, arrays_of(self.model))
         for _ in range(steps):
             self.captured.run()
 
@@ -218,7 +231,7 @@ class ResidentEvaluation:
         self, model: Module, images: Any, labels: Any, *, mean: Any, scale: Any, batch_size: int = 250, capture: bool = True
     ) -> None:
         self.model, self.count = model, len(images)
-        self.arrays = self._arrays()
+        self.arrays = arrays_of(model)
         xp = array_module(self.arrays[0])
         self.wrong, self.bad = (xp.zeros((), "i4") for _ in range(2))
         self.loss, self.one = xp.zeros((), "f8"), xp.ones((), "f4")
@@ -239,19 +252,13 @@ class ResidentEvaluation:
         """Returns and raises what `evaluate` does. ``on_batch(done, total)`` is called after 1, 2, 4, ... batches, at most a
         fraction of a second apart.
         """
-        arrays, before, training = self._arrays(), self.arrays, self.model.training
-        self.arrays = arrays
-        if len(arrays) != len(before) or any(a is not b for a, b in zip(arrays, before, strict=True)):
-            for _, _, captured in self.parts:
-                captured.forget()
+        before, self.arrays = self.arrays, arrays_of(self.model)
+        for _, _, captured in self.parts:
+            captured.forget_others(before, self.arrays)
         for target in (self.wrong, self.bad, self.loss, *(batches.step for _, batches, _ in self.parts)):
             target[...] = 0
-        self.model.eval()
-        try:
-            with no_grad():
-                self._run(on_batch)
-        finally:
-            self.model.train(training)
+        with evaluating(self.model), no_grad():
+            self._run(on_batch)
         return Evaluation(float(self.loss) / self.count, 100 * int(self.wrong) / self.count, self.count)
 
     def _run(self, on_batch: Callable[[int, int], None] | None) -> None:
@@ -283,7 +290,3 @@ class ResidentEvaluation:
         with detect_anomaly():
             logits = self.model(Tensor(batches.x))
         raise NonFiniteError(f"the loss is {F.cross_entropy(logits, batches.y).item()}", op="CrossEntropy")
-
-    def _arrays(self) -> list[Any]:
-        """The arrays of the model: the graphs know them by address."""
-        return [tensor.data for tensor in (*self.model.parameters(), *self.model.buffers())]

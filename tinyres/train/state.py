@@ -24,6 +24,30 @@ class State:
     def text(self) -> dict[str, Any]:
         return asdict(self)
 
+    def line(self, held_out: str, loss: float, error: float, lr: float) -> dict[str, Any]:
+        """The line of ``metrics.jsonl`` for the current epoch, with the loss and error on the ``held_out`` images."""
+        images = max(self.images, 1)
+        return {
+            "epoch": self.epoch + 1,
+            "train_loss": self.loss / images,
+            "train_error": 100 * self.wrong / images,
+            f"{held_out}_loss": loss,
+            f"{held_out}_error": error,
+            "lr": lr,
+            "images_per_second": round(images / max(self.seconds, 1e-9), 1),
+            "seconds": round(self.seconds, 2),
+        }
+
+    def numbers(self) -> str:
+        """The epoch so far, to be shown."""
+        loss, error = self.loss / self.images, 100 * self.wrong / self.images
+        return f"loss {loss:.4f}  error {error:.2f} %  {self.images / max(self.seconds, 1e-9):.0f} images/s"
+
+    def seconds_left(self, epochs: int, steps: int, test_seconds: float) -> float:
+        """Until a run of so many epochs of so many steps, each with a test, is at its end."""
+        left = (epochs - self.epoch) * steps - self.step
+        return left * self.seconds / self.step + (epochs - self.epoch) * test_seconds
+
 
 def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> State:
     """The state behind what `State.text` returned. Raises `CheckpointError` for one that such a run cannot be in."""

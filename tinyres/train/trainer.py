@@ -95,17 +95,9 @@ class Trainer:
         _check("amp", amp, amp in (None, *AMP), "fp16 or bf16")
         self.mean, self.scale = self.recipe.normalisation(self.dataset.train_images)
         self.seed, self.save_every, self.options = seed, save_every, list(options)
-        self.loader = Loader(
-            self.dataset.train_images,
-            self.dataset.train_labels,
-            batch_size,
-            augment=augment,
-            mean=self.mean,
-            scale=self.scale,
-            seed=seed,
-            drop_last=True,
-            crop_flip=dispatch.current().crop_flip,
-        )
+        images, labels, crop_flip = self.dataset.train_images, self.dataset.train_labels, dispatch.current().crop_flip
+        how = dict[str, Any](augment=augment, mean=self.mean, scale=self.scale, seed=seed, crop_flip=crop_flip)
+        self.loader = Loader(images, labels, batch_size, drop_last=True, **how)
         self.steps = len(self.loader)
         self.epochs = self.recipe.default_epochs(dataset.name, self.steps) if epochs is None else epochs
         _check("epochs", self.epochs, self.epochs >= 1, "1 or more")
@@ -148,18 +140,9 @@ class Trainer:
         self.resident_test: ResidentEvaluation | None = None
         if dispatch.current().graph and not profile:
             data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=graph)
-            self.resident = ResidentStep(
-                self.model,
-                self.optimizer,
-                data.train_images,
-                data.train_labels,
-                batch_size,
-                augment=augment,
-                seed=seed,
-                dtype=self.dtype,
-                scaler=self.scaler,
-                **how,
-            )
+            step = how | {"augment": augment, "seed": seed, "dtype": self.dtype, "scaler": self.scaler}
+            images, labels = data.train_images, data.train_labels
+            self.resident = ResidentStep(self.model, self.optimizer, images, labels, batch_size, **step)
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
         self._interrupt, self._said = Interrupt(), set[str]()
         self._saved = self._test_seconds = 0.0
@@ -215,7 +198,7 @@ class Trainer:
             state.images = state.step * self.loader.batch_size
             if bad:
                 self._name_the_culprit(resident.passes)
-            self.display.step(self._where(), state.step, self.steps, self._numbers(), self._seconds_left())
+            self.display.step(self._where(), state.step, self.steps, self.state.numbers(), self._seconds_left())
             self._stop_or_save()
 
     def _train_epoch(self) -> None:
@@ -230,7 +213,7 @@ class Trainer:
                 self._train_step(images, labels)
             now = time.perf_counter()
             state.seconds, began = state.seconds + now - began, now
-            self.display.step(self._where(), state.step, self.steps, self._numbers(), self._seconds_left())
+            self.display.step(self._where(), state.step, self.steps, self.state.numbers(), self._seconds_left())
             self._stop_or_save()
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
@@ -267,7 +250,7 @@ class Trainer:
             if resident and resident.reason and resident.reason not in self._said:
                 self._said.add(resident.reason)
                 self.display.message(f"the {what} is not captured as a CUDA graph: {resident.reason}")
-        line = self._line(held_out)
+        line = state.line(self.held_out, held_out.loss, held_out.error, self._lr_at_the_end())
         state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line])
         if self.folder:
             if self.best() is line:
@@ -282,19 +265,9 @@ class Trainer:
             f"{line['images_per_second']:.0f} images/s  {progress.duration(line['seconds'])}"
         )
 
-    def _line(self, held_out: Evaluation) -> dict[str, Any]:
-        """The line of ``metrics.jsonl`` for the current epoch."""
-        state, images = self.state, max(self.state.images, 1)
-        return {
-            "epoch": state.epoch + 1,
-            "train_loss": state.loss / images,
-            "train_error": 100 * state.wrong / images,
-            f"{self.held_out}_loss": held_out.loss,
-            f"{self.held_out}_error": held_out.error,
-            "lr": self.schedule.lr_at((state.epoch + 1) * self.steps - 1),
-            "images_per_second": round(images / max(state.seconds, 1e-9), 1),
-            "seconds": round(state.seconds, 2),
-        }
+    def _lr_at_the_end(self) -> float:
+        """The learning rate of the epoch's last step."""
+        return self.schedule.lr_at((self.state.epoch + 1) * self.steps - 1)
 
     # --- saving and resuming ------------------------------------------------------------------------------------------
 
@@ -348,7 +321,7 @@ class Trainer:
         check_same(run.get("settings"), self.settings, self.folder.path)
         positions = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
         try:
-            state = parse_state(run.get("state"), self.epochs, self.steps, set(self._line(Evaluation(0, 0, 0))))
+            state = parse_state(run.get("state"), self.epochs, self.steps, set(State().line(self.held_out, 0, 0, 0)))
             buffers = {positions[name]: array for name, array in momentum.items()}
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "momentum_buffers": buffers})
             self.model.load_state_dict(arrays)
@@ -406,17 +379,8 @@ class Trainer:
     def _where(self, epoch: int | None = None) -> str:
         return f"epoch {self.state.epoch + 1 if epoch is None else epoch:{len(str(self.epochs))}}/{self.epochs}"
 
-    def _numbers(self) -> str:
-        state = self.state
-        return (
-            f"loss {state.loss / state.images:.4f}  error {100 * state.wrong / state.images:.2f} %  "
-            f"{state.images / max(state.seconds, 1e-9):.0f} images/s"
-        )
-
     def _seconds_left(self) -> float:
-        state = self.state
-        steps = (self.epochs - state.epoch) * self.steps - state.step
-        return steps * state.seconds / state.step + (self.epochs - state.epoch) * self._test_seconds
+        return self.state.seconds_left(self.epochs, self.steps, self._test_seconds)
 
 
 def _check(name: str, value: Any, good: bool, expected: str) -> None:
