@@ -301,7 +301,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path):
     half = trainer(tmp_path / "half")
 
     def stop(*_):
-        half._stop = half.state.epoch == 1 and half.state.step == 1
+        half._interrupt.asked = half.state.epoch == 1 and half.state.step == 1
 
     half.display.step = stop
     with pytest.raises(KeyboardInterrupt):
