@@ -17,6 +17,8 @@ def folder(kind: str) -> Path:
     """Where things of a kind are kept; where nothing can be, a folder of this process alone."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "tinyres" / kind
     with contextlib.suppress(OSError):
+        if not root.is_absolute():  # (without a home folder, "~" stays as it is)
+            raise OSError
         root.mkdir(parents=True, exist_ok=True)
         if os.access(root, os.W_OK | os.X_OK):
             return root

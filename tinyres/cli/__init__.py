@@ -5,6 +5,7 @@ and status 2; Ctrl-C ends with 130; anything else is a bug of ours and shows its
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (by default this process's) and returns its exit status."""
+    prepare_streams()
     try:
         arguments = parser().parse_args(argv)
         check_environment()
@@ -62,6 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\ntinyres: {error}" if str(error) else "\ntinyres: interrupted", file=sys.stderr)
         return 130
+
+
+def prepare_streams() -> None:
+    """Output that is closed goes nowhere. A character that the encoding of a terminal or a file lacks is shown escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (as long as the process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def check_environment() -> None:

@@ -8,7 +8,7 @@ from tinyres.data.dataset import Dataset
 from tinyres.data.download import get
 from tinyres.data.loader import Loader, normalisation
 from tinyres.data.shapes import shapes
-from tinyres.errors import UsageError
+from tinyres.errors import DataError, UsageError
 
 __all__ = ["NAMES", "Dataset", "Entry", "Loader", "available", "get", "load", "normalisation", "shapes"]
 
@@ -45,6 +45,11 @@ def available(root: str | Path | None = None) -> list[Entry]:
     for name, description in _DESCRIPTIONS.items():
         where, present = "generated", True
         if name in ARCHIVES:
+            try:
+                data_root(root)
+            except DataError as error:
+                entries.append(Entry(name, str(error), False, description))
+                continue
             folder, archive = find_folder(ARCHIVES[name], data_root(root)), data_root(root) / ARCHIVES[name].filename
             present = folder is not None or archive.is_file()
             where = str(folder or archive) if present else f"tinyres data get {name}"

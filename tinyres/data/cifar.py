@@ -85,7 +85,12 @@ ARCHIVES = {
 def data_root(root: str | Path | None = None) -> Path:
     """Where data sets are kept: ``root``, or what TINYRES_DATA names, or ~/.cache/tinyres."""
     chosen = root or os.environ.get("TINYRES_DATA") or Path("~/.cache/tinyres")
-    return Path(chosen).expanduser()
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"{chosen} lies in a home folder, and this user has none; set TINYRES_DATA to the folder of the data sets"
+        ) from None
 
 
 def load_cifar(name: str, root: str | Path | None = None) -> Dataset:
