@@ -39,7 +39,7 @@ def test_without_a_home_folder_it_says_what_to_set(capsys: pytest.CaptureFixture
             raise RuntimeError("Could not determine home directory.")
         return path
 
-    monkeypatch.delenv("TINYRES_DATA")
+    monkeypatch.delenv("TINYRES_DATA", raising=False)
     monkeypatch.setattr(Path, "expanduser", expanduser)
     assert main(["data", "list"]) == 0
     assert "set TINYRES_DATA" in " ".join(capsys.readouterr().out.split())
