@@ -39,7 +39,9 @@ def test_cosine_starts_flat_passes_the_middle_and_ends_at_eta_min():
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_almost_nothing():
-    schedule = optim.OneCycleLR(sgd(0.1), max_lr=1.0, total_steps=11, pct_start=6 / 11, anneal_strategy="linear")
+    schedule = optim.OneCycleLR(
+        sgd(0.1), max_lr=1.0, total_steps=11, pct_start=6 / 11, anneal_strategy="linear", cycle_momentum=False
+    )
     lrs = walk(schedule, 11)
     assert lrs[:6] == pytest.approx(np.linspace(0.04, 1.0, 6))
     assert lrs[5:] == pytest.approx(np.linspace(1.0, 4e-6, 6))
@@ -60,7 +62,7 @@ def test_one_cycle_can_move_the_momentum_the_other_way():
 
 @pytest.mark.parametrize("pct_start, total_steps, peak", [(0.0, 4, None), (1.0, 4, 3), (0.25, 4, 0), (0.3, 1, None)])
 def test_one_cycle_at_its_edges(pct_start, total_steps, peak):
-    schedule = optim.OneCycleLR(sgd(0.1), 1.0, total_steps, pct_start)
+    schedule = optim.OneCycleLR(sgd(0.1), 1.0, total_steps, pct_start=pct_start)
     lrs = walk(schedule, total_steps + 1)
     assert np.isfinite(lrs).all() and max(lrs) <= 1
     assert peak is None or lrs[peak] == 1
@@ -76,13 +78,13 @@ def test_a_linear_warm_up_grows_to_the_schedule_without_delaying_it():
     assert walk(schedule, 7) == pytest.approx([0, 0.25 * 7 / 8, 0.5 * 6 / 8, 0.75 * 5 / 8, 4 / 8, 3 / 8, 2 / 8])
 
 
-def test_groups_keep_their_ratio():
-    optimizer = sgd(0.1, 0.02)
-    schedule = optim.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
+def test_each_group_has_the_schedule_that_its_own_learning_rate_gives():
+    optimizer = sgd(0.1, 0.02, 0.0)
+    schedule = optim.Warmup(optim.CosineAnnealingLR(optimizer, 10, eta_min=0.001), 4)
     for step in range(10):
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
-            [schedule.lr_at(step), 0.2 * schedule.lr_at(step)]
-        )
+        alone = [optim.Warmup(optim.CosineAnnealingLR(sgd(lr), 10, eta_min=0.001), 4).lr_at(step) for lr in (0.1, 0.02)]
+        assert [group["lr"] for group in optimizer.param_groups][:2] == alone
+        assert [schedule.lr_at(step, i) for i in range(2)] == alone
         schedule.step()
 
 
@@ -120,6 +122,7 @@ def test_a_schedule_resumes_exactly_whether_it_is_made_before_or_after_its_optim
         (lambda o: optim.LinearLR(o, total_iters=0), "total_iters must be above 0"),
         (lambda o: optim.CosineAnnealingLR(o, T_max=0), "T_max must be above 0"),
         (lambda o: optim.OneCycleLR(o, 0.0, 10), "max_lr must be above 0"),
+        (lambda o: optim.OneCycleLR(o, [0.1, 0.2], 10), r"max_lr must be .* each of the 1 groups; got \[0.1, 0.2\]"),
         (lambda o: optim.OneCycleLR(o, 1.0, 0), "total_steps must be above 0"),
         (lambda o: optim.OneCycleLR(o, 1.0, 10, pct_start=1.5), "pct_start .* got 1.5"),
         (lambda o: optim.OneCycleLR(o, 1.0, 10, anneal_strategy="poly"), '"cos" or "linear", got \'poly\''),
@@ -148,19 +151,23 @@ CASES = {
         *CASES.items(),
         ("OneCycleLR", {"max_lr": 0.4, "total_steps": 20, "anneal_strategy": "linear", "pct_start": 0.23}),
         ("OneCycleLR", {"max_lr": 0.4, "total_steps": 20, "pct_start": 0.0, "div_factor": 3.0, "final_div_factor": 7.0}),
+        ("OneCycleLR", {"max_lr": [0.4, 0.1], "total_steps": 20, "base_momentum": [0.8, 0.7], "max_momentum": [0.9, 0.8]}),
+        ("OneCycleLR", {"max_lr": 0.4, "total_steps": 20, "cycle_momentum": False}),
         ("OneCycleLR", {"max_lr": 0.4, "total_steps": 20, "pct_start": 1.0, "base_momentum": 0.5, "max_momentum": 0.7}),
     ],
 )
 def test_values_are_pytorch_s(name, options):
     import torch
 
-    options = {"cycle_momentum": False, **options} if name == "OneCycleLR" else options
-    optimizer = sgd(0.1)
-    oracle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    lrs = (0.1, 0.03)
+    optimizer = sgd(*lrs)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in lrs]
+    oracle = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     mine, theirs = getattr(optim, name)(optimizer, **options), getattr(torch.optim.lr_scheduler, name)(oracle, **options)
     for step in range(20):
         for option in ("lr", "momentum"):
-            assert optimizer.param_groups[0][option] == pytest.approx(oracle.param_groups[0][option], rel=0, abs=1e-12), step
+            want = [group[option] for group in oracle.param_groups]
+            assert [group[option] for group in optimizer.param_groups] == pytest.approx(want, rel=0, abs=1e-12), step
         oracle.step()
         mine.step()
         if step < 19:

@@ -1,8 +1,8 @@
 """Learning-rate schedules, counted in iterations: call ``step()`` after each ``optimizer.step()``.
 
-``lr_at(step)`` is a pure function: the learning rate of the optimizer's first group at an iteration, counted from 0. So a
-schedule can be plotted, and resumes exactly. The other groups keep their ratio to the first one. Where a name is
-PyTorch's, so are the meaning and the values.
+``lr_at(step, group)`` is a pure function: the learning rate of one of the optimizer's groups (by default the first) at an
+iteration, counted from 0. So a schedule can be plotted, and resumes exactly. Where a name is PyTorch's, so are the meaning
+and the values.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ class Schedule:
         self.optimizer = optimizer
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", float(group["lr"]))
-        _check_positive(lr=self.base_lr)
+        _check_positive(lr=self.base_lr())
         self.set_step(0)
 
-    @property
-    def base_lr(self) -> float:
-        """The learning rate that the first group began with."""
-        return self.optimizer.param_groups[0]["initial_lr"]
+    def base_lr(self, group: int = 0) -> float:
+        """The learning rate that a group began with."""
+        return self.optimizer.param_groups[group]["initial_lr"]
 
-    def lr_at(self, step: int) -> float:
+    def lr_at(self, step: int, group: int = 0) -> float:
         raise NotImplementedError
 
     def step(self) -> None:
@@ -40,9 +39,8 @@ class Schedule:
     def set_step(self, step: int) -> None:
         """Set the learning rates of iteration ``step``."""
         self.last_step = step
-        lr = self.lr_at(step)
-        for group in self.optimizer.param_groups:
-            set_lr(group, lr * (group["initial_lr"] / self.base_lr))
+        for i, group in enumerate(self.optimizer.param_groups):
+            set_lr(group, self.lr_at(step, i))
 
     def state_dict(self) -> dict[str, int]:
         return {"last_step": self.last_step}
@@ -59,8 +57,8 @@ class MultiStepLR(Schedule):
         self.milestones, self.gamma = sorted(milestones), gamma
         super().__init__(optimizer)
 
-    def lr_at(self, step: int) -> float:
-        return self.base_lr * self.gamma ** bisect_right(self.milestones, step)
+    def lr_at(self, step: int, group: int = 0) -> float:
+        return self.base_lr(group) * self.gamma ** bisect_right(self.milestones, step)
 
 
 class LinearLR(Schedule):
@@ -71,8 +69,8 @@ class LinearLR(Schedule):
         self.start_factor, self.end_factor, self.total_iters = start_factor, end_factor, total_iters
         super().__init__(optimizer)
 
-    def lr_at(self, step: int) -> float:
-        return self.base_lr * _linear(self.start_factor, self.end_factor, min(1.0, step / self.total_iters))
+    def lr_at(self, step: int, group: int = 0) -> float:
+        return self.base_lr(group) * _linear(self.start_factor, self.end_factor, min(1.0, step / self.total_iters))
 
 
 class CosineAnnealingLR(Schedule):
@@ -83,51 +81,56 @@ class CosineAnnealingLR(Schedule):
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer)
 
-    def lr_at(self, step: int) -> float:
-        return _cosine(self.base_lr, self.eta_min, step / self.T_max)
+    def lr_at(self, step: int, group: int = 0) -> float:
+        return _cosine(self.base_lr(group), self.eta_min, step / self.T_max)
 
 
 class OneCycleLR(Schedule):
     """Up from max_lr / div_factor to ``max_lr`` in the first ``pct_start`` of ``total_steps`` iterations, then down to
     max_lr / div_factor / final_div_factor at the last one, constant from there (Smith and Topin, arXiv 1708.07120).
 
-    With ``cycle_momentum`` the momentum moves the other way, from ``max_momentum`` down to ``base_momentum`` and back. That
-    is PyTorch's default; here the momentum stays constant by default.
+    With ``cycle_momentum`` the momentum moves the other way, from ``max_momentum`` down to ``base_momentum`` and back.
+    ``max_lr``, ``base_momentum`` and ``max_momentum`` are numbers, or lists of one for each group.
     """
 
     def __init__(
         self,
         optimizer: SGD,
-        max_lr: float,
+        max_lr: float | Sequence[float],
         total_steps: int,
+        *,
         pct_start: float = 0.3,
         anneal_strategy: str = "cos",
-        cycle_momentum: bool = False,
-        base_momentum: float = 0.85,
-        max_momentum: float = 0.95,
+        cycle_momentum: bool = True,
+        base_momentum: float | Sequence[float] = 0.85,
+        max_momentum: float | Sequence[float] = 0.95,
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        _check_positive(total_steps=total_steps, max_lr=max_lr)
+        peaks = _per_group("max_lr", max_lr, optimizer)
+        _check_positive(total_steps=total_steps, max_lr=min(peaks))
         _check_positive(div_factor=div_factor, final_div_factor=final_div_factor)
         if not 0 <= pct_start <= 1:
             raise UsageError(f"pct_start is the rising part of the cycle, within [0, 1], got {pct_start}")
         if anneal_strategy not in ("cos", "linear"):
             raise UsageError(f'anneal_strategy must be "cos" or "linear", got {anneal_strategy!r}')
+        low, high = (
+            _per_group(name, value, optimizer)
+            for name, value in (("base_momentum", base_momentum), ("max_momentum", max_momentum))
+        )
         self.last, self.peak = total_steps - 1, pct_start * total_steps - 1
-        self.lrs = (max_lr / div_factor, max_lr, max_lr / div_factor / final_div_factor)
-        self.momenta = (max_momentum, base_momentum, max_momentum) if cycle_momentum else None
+        self.lrs = [(lr / div_factor, lr, lr / div_factor / final_div_factor) for lr in peaks]
+        self.momenta = list(zip(high, low, high, strict=True)) if cycle_momentum else []
         self.anneal = _cosine if anneal_strategy == "cos" else _linear
         super().__init__(optimizer)
 
-    def lr_at(self, step: int) -> float:
-        return self._between(self.lrs, step)
+    def lr_at(self, step: int, group: int = 0) -> float:
+        return self._between(self.lrs[group], step)
 
     def set_step(self, step: int) -> None:
         super().set_step(step)
-        if self.momenta:
-            for group in self.optimizer.param_groups:
-                group["momentum"] = self._between(self.momenta, step)
+        for values, group in zip(self.momenta, self.optimizer.param_groups, strict=False):
+            group["momentum"] = self._between(values, step)
 
     def _between(self, values: tuple[float, float, float], step: int) -> float:
         """``values`` are those at the first step, at the peak (which may lie between two steps) and at the last step."""
@@ -158,10 +161,19 @@ class Warmup(Schedule):
         self.schedule.set_step(step)  # whatever else it moves, such as the momentum
         super().set_step(step)
 
-    def lr_at(self, step: int) -> float:
+    def lr_at(self, step: int, group: int = 0) -> float:
         done = min(1.0, step / self.total_iters)
         grown = done if self.kind == "linear" else math.floor(done)
-        return self.schedule.lr_at(step) * _linear(self.factor, 1.0, grown)
+        return self.schedule.lr_at(step, group) * _linear(self.factor, 1.0, grown)
+
+
+def _per_group(name: str, value: float | Sequence[float], optimizer: SGD) -> list[float]:
+    """A number for each group of an optimizer."""
+    groups = len(optimizer.param_groups)
+    values = list(value) if isinstance(value, Sequence) else [value] * groups
+    if len(values) != groups:
+        raise UsageError(f"{name} must be a number, or a list of one for each of the {groups} groups; got {value!r}")
+    return [float(v) for v in values]
 
 
 def _linear(start: float, end: float, done: float) -> float:

@@ -52,7 +52,7 @@ def depth_of(model: Module) -> int:
 
 def one_cycle(optimizer: SGD, lr: float, steps: int, depth: int) -> Schedule:
     """Up to ``lr`` in the first 30 % of the steps and down to nothing, each along half a cosine."""
-    return OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+    return OneCycleLR(optimizer, max_lr=lr, total_steps=steps, cycle_momentum=False)
 
 
 def he_steps(optimizer: SGD, lr: float, steps: int, depth: int) -> Schedule:
