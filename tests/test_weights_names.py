@@ -47,6 +47,9 @@ def replaced(*pairs):
         pytest.param(lambda name: name, id="ours"),
         pytest.param(lambda name: f"module.{name}", id="DataParallel"),
         pytest.param(lambda name: f"_orig_mod.module.model.module.{name}", id="stacked prefixes"),
+        pytest.param(lambda name: name.replace("layer1.", "layer1._orig_mod."), id="a compiled stage"),
+        pytest.param(lambda name: name.replace(".conv1.", ".conv1.module."), id="a wrapped layer"),
+        pytest.param(lambda name: f"model._fsdp_wrapped_module.{name}".replace("fc.", "_orig_mod.fc."), id="FSDP"),
         pytest.param(replaced(("fc.", "linear.")), id="linear and shortcut"),
         pytest.param(replaced(("shortcut", "downsample")), id="fc and downsample"),
         pytest.param(replaced(("shortcut.0", "downsample.conv"), ("shortcut.1", "downsample.bn")), id="conv, bn"),
@@ -78,7 +81,7 @@ def test_a_bottleneck_maps_too():
 
 def test_num_batches_tracked_is_dropped_unless_the_target_has_it():
     target = resnet()
-    count = {"module.bn1.num_batches_tracked": np.array(7)}
+    count = {"module.bn1.num_batches_tracked": np.array(7), "n_averaged": np.array(3)}
     arrays = arrays_of(target, lambda name: f"module.{name}") | count
     assert "bn1.num_batches_tracked" not in map_names(arrays, target)
     assert map_names(arrays, target | {"bn1.num_batches_tracked": ()})["bn1.num_batches_tracked"] == 7

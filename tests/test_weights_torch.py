@@ -118,3 +118,26 @@ def test_a_tensor_that_repeats_elements_is_refused_with_the_way_out(zipped, tmp_
     save({"w": torch.ones(1).expand(1000, 1000)}, tmp_path / "w.pt", zipped)
     with pytest.raises(CheckpointError, match=r"tensor 'w'.*must be saved as \.contiguous\(\)"):
         load_file(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_plain_values_beside_the_weights_do_not_refuse_the_file(zipped, protocol, tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.no_decay = True
+    beside = {
+        "dtypes": [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.uint8],
+        "sets": [{"a", 1, (2, 3)}, set(), frozenset({1})] if protocol >= 4 else [{"a", 1}],
+        "bytes": [b"", b"abc" * 100, bytearray(b"a")],
+        "keys": {(3, 3): 5, 0.5: 1, None: 1, True: 1, 1j: 2, b"x": 3, "good": 4},
+        "numbers": [1j, 2**70, -1.5],
+        "parameter": parameter,
+        "sizes": [torch.Size([1, 2])],
+    }
+    state = torch.nn.Linear(2, 2).state_dict()
+    path = tmp_path / "file.pt"
+    saved = {"state_dict": state, **beside}
+    torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    arrays = load_file(path)[0]
+    assert sorted(arrays) == ["bias", "weight"]
+    np.testing.assert_array_equal(arrays["weight"], state["weight"].numpy())

@@ -14,8 +14,10 @@ import numpy as np
 from tinyres.errors import CheckpointError
 from tinyres.weights.common import shown
 
-# What DataParallel, torch.compile and wrapping modules put in front of every name, any number of times.
-_PREFIXES = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")
+# What DataParallel, torch.compile and wrapping modules put in front of a name, or of a part of it, any number of times.
+_WRAPPERS = re.compile(r"^model\.|(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What PyTorch counts beside the weights: the steps of a batch norm, the models in an average (`AveragedModel`).
+_COUNTERS = ("num_batches_tracked", "n_averaged")
 _RULES = [
     (re.compile(pattern), ours)
     for pattern, ours in [
@@ -33,13 +35,13 @@ _LISTED = 8
 def map_names(arrays: Mapping[str, np.ndarray], target: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The arrays under our names, in the order of ``target``, which holds the expected names and shapes.
 
-    ``num_batches_tracked``, PyTorch's count of steps in a batch norm, is dropped where the target has none.
+    PyTorch's counters (``num_batches_tracked``, ``n_averaged``) are dropped where the target has none.
     Raises `CheckpointError` if two arrays map to one name, and for names that are missing, unexpected or of another shape.
     """
     sources: dict[str, str] = {}
     for name in arrays:
         ours = _our_name(name, target)
-        if ours not in target and ours.endswith("num_batches_tracked"):
+        if ours not in target and ours.rpartition(".")[2] in _COUNTERS:
             continue
         if ours in sources:
             raise CheckpointError(f"{shown(sources[ours])!r} and {shown(name)!r} both map to {shown(ours)!r}")
@@ -68,7 +70,8 @@ def _our_name(name: str, target: Mapping[str, object]) -> str:
     """A name that the target has stays as it is; the rules are for all others."""
     if name in target:
         return name
-    name = _PREFIXES.sub("", name)
+    while (inner := _WRAPPERS.sub("", name)) != name:
+        name = inner
     if name in target:
         return name
     for pattern, ours in _RULES:

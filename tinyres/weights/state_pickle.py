@@ -90,6 +90,9 @@ class PickleReader:
         elif instruction in _TEXTS:
             layout, encoding = _TEXTS[instruction]
             stack.append(str(self._take(self._number(layout)), encoding))
+        elif instruction in _BYTES:
+            self._take(self._number(_BYTES[instruction]))
+            stack.append(None)
         elif instruction in _CONSTANTS:
             stack.append(_CONSTANTS[instruction])
         elif instruction in _MEMO_PUT:
@@ -128,6 +131,13 @@ class PickleReader:
             case pickle.APPENDS:
                 items = self._since_mark()
                 _extend(self._stack[-1], items)
+            case pickle.EMPTY_SET:
+                stack.append(None)
+            case pickle.ADDITEMS:
+                self._since_mark()
+            case pickle.FROZENSET:
+                self._since_mark()
+                self._stack.append(None)
             case pickle.SETITEM:
                 value, key = stack.pop(), stack.pop()
                 _set_items(stack[-1], [key, value])
@@ -147,9 +157,10 @@ class PickleReader:
                     raise CheckpointError("damaged pickle: a call with arguments of no known form")
                 stack.append(function(*arguments))
             case pickle.BUILD:
-                # PyTorch gives a state dict its `_metadata` (versions of the modules) this way: not needed.
+                # PyTorch gives a state dict its `_metadata` (versions of the modules) this way: not needed. Nor is what
+                # somebody has written on a tensor.
                 stack.pop()
-                if type(stack[-1]) is not dict:
+                if type(stack[-1]) not in (dict, TensorRecord):
                     raise CheckpointError(
                         f"the pickle sets attributes of a {type(stack[-1]).__name__}: refused; {NOT_PLAIN}"
                     )
@@ -197,10 +208,10 @@ def _set_items(target: object, items: list[object]) -> None:
     if type(target) is not dict or len(items) % 2:
         raise CheckpointError(f"damaged pickle: it sets {len(items)} keys and values of a {type(target).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Texts, and the numbers in an optimizer's state. Hashing a tuple could take forever, or overrun the stack.
-        if type(key) not in (str, int):
-            raise CheckpointError(f"a dict has a {type(key).__name__} for a key: refused; {NOT_PLAIN}")
-        target[key] = value
+        # Texts, and the numbers in an optimizer's state. What has another key is no weight, and is left out: hashing a tuple
+        # could take forever, or overrun the stack.
+        if type(key) in (str, int):
+            target[key] = value
 
 
 def _look_up(module: object, name: object) -> object:
@@ -220,6 +231,10 @@ def _mapping(*arguments: object) -> dict[object, object]:
         case (dict(items),):
             return items
     raise CheckpointError(f"damaged pickle: a dict is made of {len(arguments)} arguments")
+
+
+def _inert(*_: object) -> None:
+    """What is beside the weights and of no interest here: a set, bytes, a complex number."""
 
 
 def _size(*arguments: object) -> object:
@@ -257,12 +272,20 @@ _TEXTS = {
     pickle.BINSTRING: ("<i", "latin-1"),  # a `str` of Python 2
     pickle.SHORT_BINSTRING: ("<B", "latin-1"),
 }
+_BYTES = {pickle.SHORT_BINBYTES: "<B", pickle.BINBYTES: "<I", pickle.BINBYTES8: "<Q", pickle.BYTEARRAY8: "<Q"}
 _CONSTANTS: dict[bytes, object] = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.EMPTY_TUPLE: ()}
 _MEMO_PUT = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
 _MEMO_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 _SHORT_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 
-_NAMES: dict[str, StorageType | Callable[..., object]] = {
+_INERT = ("set", "frozenset", "bytes", "bytearray", "complex")
+_DTYPES = [f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)]
+_DTYPES += ["bfloat16", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"]
+_NAMES: dict[str, StorageType | Callable[..., object] | None] = {
+    **{f"builtins.{name}": _inert for name in _INERT},
+    **{f"__builtin__.{name}": _inert for name in _INERT},  # as protocol 2 calls it
+    **{f"torch.{name}": None for name in _DTYPES},
+    "_codecs.encode": _inert,  # bytes, as protocol 2 writes them
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,  # the milestones of a learning rate schedule
     "torch.Size": _size,
@@ -270,6 +293,7 @@ _NAMES: dict[str, StorageType | Callable[..., object]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.DoubleStorage": StorageType("F64"),
     "torch.FloatStorage": StorageType("F32"),
     "torch.HalfStorage": StorageType("F16"),
