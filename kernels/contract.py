@@ -94,7 +94,7 @@ class Norm(Protocol):
     ) -> tuple[Array, Array, Array]:
         """dy -> dx, dweight (C,), dbias (C,).
 
-        ``y`` is the forward result if a ReLU was fused, whose cotangent is dz = dy * (y > 0), else None and dz = dy.
+        ``y`` is the forward result if a ReLU was fused, and then dz = dy, but 0 where y <= 0; else None, and dz = dy.
         With xhat = (x - mean) / sqrt(var + eps) and sums over N, H, W, of m elements each: dbias = sum dz,
         dweight = sum dz xhat, dx = weight / sqrt(var + eps) * (dz - (dbias + xhat dweight) / m) when ``training``,
         weight / sqrt(var + eps) * dz when not.
@@ -128,8 +128,9 @@ class Join(Protocol):
     def batch_norm_add_relu_backward(
         self, dz: Array, x: Array, z: Array, weight: Array, mean: Array, var: Array, eps: float, training: bool
     ) -> tuple[Array, Array, Array, Array]:
-        """dz -> dx, dweight, dbias, ds with ds = dz * (z > 0), the cotangent of the sum s, which the residual receives as it
-        is; dx, dweight and dbias as `batch_norm_backward` has them from ds.
+        """dz -> dx, dweight, dbias, ds with ds = dz, but 0 where z <= 0: the cotangent of the sum s, which the residual
+        receives as it is, and which reaches x, weight and bias through the batch norm: the three follow from ds as in
+        `batch_norm_backward`.
         """
 
     def subsample_pad(self, x: Array, out_channels: int, stride: int) -> Array:
@@ -146,13 +147,15 @@ class Elementwise(Protocol):
         """max(x, 0)."""
 
     def relu_backward(self, dy: Array, y: Array) -> Array:
-        """dy * (y > 0): an infinity or a NaN in dy is not hidden where y is 0."""
+        """dy, but 0 where y <= 0, whatever dy is there: a choice, since a product would make NaN of an infinity. Where y is
+        NaN, it is dy.
+        """
 
     def relu6(self, x: Array) -> Array:
         """min(max(x, 0), 6)."""
 
     def relu6_backward(self, dy: Array, y: Array) -> Array:
-        """dy * (0 < y < 6)"""
+        """dy, but 0 where y <= 0 or y >= 6: a choice as well."""
 
     def cast(self, x: Array, dtype: Any) -> Array:
         """x in another floating-point dtype, rounded to nearest; what is too large for it becomes an infinity."""

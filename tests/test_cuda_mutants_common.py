@@ -98,25 +98,32 @@ mutant(
     elements("special", "add_relu"),
 )
 mutant(
-    "an infinite cotangent is hidden",
+    "an infinite cotangent becomes NaN",
     "elementwise.cu",
-    "{ return dy * ACC(y > 0); }",
-    "{ return y > 0 ? dy : ACC(0); }",
+    "{ return y <= 0 ? ACC(0) : dy; }",
+    "{ return dy * ACC(!(y <= 0)); }",
     elements("special", "relu_backward"),
 )
 mutant(
     "the slope at 0 is 1",
     "elementwise.cu",
-    "{ return dy * ACC(y > 0); }",
-    "{ return dy * ACC(y >= 0); }",
+    "{ return y <= 0 ? ACC(0) : dy; }",
+    "{ return y < 0 ? ACC(0) : dy; }",
     elements("special", "relu_backward"),
 )
 mutant(
     "the slope at 6 is 1",
     "elementwise.cu",
-    "ACC(y > 0 && y < 6)",
-    "ACC(y > 0 && y <= 6)",
+    "y <= 0 || y >= 6 ? ACC(0) : dy",
+    "y <= 0 || y > 6 ? ACC(0) : dy",
     elements("special", "relu6_backward"),
+)
+mutant(
+    "the cotangent beside a NaN is cut off",
+    "elementwise.cu",
+    "{ return y <= 0 ? ACC(0) : dy; }",
+    "{ return y > 0 ? dy : ACC(0); }",
+    elements("special", "relu_backward"),
 )
 mutant(
     "one element too many",

@@ -72,7 +72,7 @@ BACKWARD = {
         "return dx + ds, dweight, dbias, ds",
         JOIN,
     ),
-    "ReLU open for its zeros": ("elementwise", "dy * (y > 0)", "dy * (y >= 0)", "relu"),
+    "ReLU open for its zeros": ("elementwise", "np.where(y <= 0, dy.dtype", "np.where(y < 0, dy.dtype", "relu"),
     "windows that overwrite each other": (
         "conv",
         "dwindow += w[f] * dy[n, f, i, j]\n    dx",

@@ -1,7 +1,7 @@
 """ReLU, ReLU6, their gradients and the sum of cotangents: one pass over memory, by any number of threads.
 
-Comparisons are written so that a NaN, for which all of them are false, comes out as itself. Masks are multiplied, as the
-reference does it: a NaN or an infinity in a cotangent does not vanish where the mask is 0.
+Comparisons are written so that a NaN, for which all of them are false, comes out as itself, and lets its
+cotangent through. What is cut off is chosen, not multiplied by 0: an infinite cotangent there is 0, not NaN.
 """
 
 from typing import Any
@@ -73,7 +73,7 @@ def _relu(a: Any, index: int, scratch: Any) -> None:
 def _relu_backward(a: Any, index: int, scratch: Any) -> None:
     dx, dy, y, size = a[0], a[1], a[2], numbers(a)[3]
     for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
-        dx[i] = dy[i] * (y[i] > 0)
+        dx[i] = 0 if y[i] <= 0 else dy[i]
 
 
 @Kernel
@@ -87,7 +87,7 @@ def _relu6(a: Any, index: int, scratch: Any) -> None:
 def _relu6_backward(a: Any, index: int, scratch: Any) -> None:
     dx, dy, y, size = a[0], a[1], a[2], numbers(a)[3]
     for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
-        dx[i] = dy[i] * ((y[i] > 0) & (y[i] < 6))
+        dx[i] = 0 if (y[i] <= 0) | (y[i] >= 6) else dy[i]
 
 
 @Kernel

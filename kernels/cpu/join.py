@@ -1,6 +1,6 @@
 """Where a residual block ends, and the shortcut that has no parameters.
 
-    z = relu(bn(x) + residual)          ds = dz (z > 0)          dresidual = ds          dx = bn's gradient, from ds
+    z = relu(bn(x) + residual)          ds = dz where z > 0          dresidual = ds          dx = bn's gradient, from ds
 
 The passes over memory are those of `norm`: forward, the residual is read and the ReLU applied where the batch norm writes;
 backward, ds is written where dz and z are read for the sums, and the second pass reads ds in their place.

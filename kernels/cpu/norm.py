@@ -87,7 +87,7 @@ def inference(
 def backward(
     dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, keeps: bool
 ) -> tuple[Array, Array, Array, Array | None]:
-    """`batch_norm_backward`; with ``keeps``, also dy * (y > 0), and so it is `batch_norm_add_relu_backward`."""
+    """`batch_norm_backward`; with ``keeps``, also dz, and so it is `batch_norm_add_relu_backward`."""
     flat, rows = _prepare(x, dy, y, weight, mean, var)
     dz, y = channels_last(dy), None if y is None else channels_last(y)
     weight, mean, var = map(np.ascontiguousarray, (weight, mean, var))
@@ -285,13 +285,13 @@ def _sum_gradients(a: Any, index: int, scratch: Any) -> None:
         length = min(period, stop - row)
         if keeps:
             for i in range(length):
-                masked[row + i] = dy[row + i] * (y[row + i] > 0)
+                masked[row + i] = 0 if y[row + i] <= 0 else dy[row + i]
             for i in range(length):
                 sums[i] += masked[row + i]
                 products[i] += masked[row + i] * (x[row + i] - mean[i])
         elif has_relu:
             for i in range(length):
-                dz = dy[row + i] * (y[row + i] > 0)
+                dz = 0 if y[row + i] <= 0 else dy[row + i]
                 sums[i] += dz
                 products[i] += dz * (x[row + i] - mean[i])
         else:
@@ -341,7 +341,7 @@ def _write_gradient(a: Any, index: int, scratch: Any) -> None:
         length = min(period, stop - row)
         if training and has_relu:
             for i in range(length):
-                d = dz[row + i] * (y[row + i] > 0) - offset[i]
+                d = (0 if y[row + i] <= 0 else dz[row + i]) - offset[i]
                 dx[row + i] = (d - (x[row + i] - mean[i]) * factor[i]) * slope[i]
         elif training:
             for i in range(length):
@@ -349,7 +349,7 @@ def _write_gradient(a: Any, index: int, scratch: Any) -> None:
                 dx[row + i] = (d - (x[row + i] - mean[i]) * factor[i]) * slope[i]
         elif has_relu:
             for i in range(length):
-                dx[row + i] = dz[row + i] * (y[row + i] > 0) * slope[i]
+                dx[row + i] = (0 if y[row + i] <= 0 else dz[row + i]) * slope[i]
         else:
             for i in range(length):
                 dx[row + i] = dz[row + i] * slope[i]

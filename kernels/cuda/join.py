@@ -1,6 +1,6 @@
 """Where a residual block ends, and the shortcut that has no parameters: `src/join.cu`, and `src/norm.cu`.
 
-    z = relu(bn(x) + residual)          ds = dz (z > 0)          dresidual = ds          dx = bn's gradient, from ds
+    z = relu(bn(x) + residual)          ds = dz where z > 0          dresidual = ds          dx = bn's gradient, from ds
 
 The batch norm's kernels do it in the same passes over memory: forward, the residual is read and the ReLU applied where y is
 written; backward, ds is written where dz and z are read for the sums, and the second kernel reads ds in their place.

@@ -83,7 +83,7 @@ def inference(
 def backward(
     dy: Array, x: Array, y: Array | None, weight: Array, mean: Array, var: Array, eps: float, training: bool, keeps: bool
 ) -> tuple[Array, Array, Array, Array | None]:
-    """`batch_norm_backward`; with ``keeps``, also dy * (y > 0), and so it is `batch_norm_add_relu_backward`."""
+    """`batch_norm_backward`; with ``keeps``, also dz, and so it is `batch_norm_add_relu_backward`."""
     plan, *activations, (scale, centre, spread) = _prepare((dy, x, y), (weight, mean, var))
     d, inside, result = activations
     dx, dweight, dbias = empty(d, d.shape), empty(weight, weight.shape), empty(weight, weight.shape)

@@ -11,8 +11,8 @@ def relu(x: Array) -> Array:
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
-    """dx = dy where y > 0, else 0: where the result was cut off, x had no influence on it."""
-    return dy * (y > 0)
+    """dx = dy, but 0 where y <= 0: where the result was cut off, x had no influence on it, however large dy is."""
+    return np.where(y <= 0, dy.dtype.type(0), dy)
 
 
 def relu6(x: Array) -> Array:
@@ -21,8 +21,8 @@ def relu6(x: Array) -> Array:
 
 
 def relu6_backward(dy: Array, y: Array) -> Array:
-    """dx = dy where 0 < y < 6, else 0."""
-    return dy * ((y > 0) & (y < 6))
+    """dx = dy, but 0 where y <= 0 or y >= 6."""
+    return np.where((y <= 0) | (y >= 6), dy.dtype.type(0), dy)
 
 
 def cast(x: Array, dtype: np.dtype) -> Array:

@@ -33,19 +33,23 @@ def relu6_kernel(x, y):
 
 @Kernel
 def relu_backward_kernel(dy, y, dx):
-    """dx = dy (y > 0), where y is the ReLU's output.  12 bytes per element.
+    """dx = dy, but 0 where y <= 0, with y the ReLU's output.  12 bytes per element.
 
-    A product, not a choice: where y is 0, an infinity in dy becomes NaN and is seen.
+    A choice, no product: where y is 0, an infinity in dy must not become NaN.
     """
     for i in range(cuda.grid(1), dx.size, cuda.gridsize(1)):
-        dx[i] = dy[i] * (y[i] > 0)
+        dx[i] = dy[i]
+        if y[i] <= 0:
+            dx[i] = 0
 
 
 @Kernel
 def relu6_backward_kernel(dy, y, dx):
-    """dx = dy (0 < y < 6).  12 bytes per element."""
+    """dx = dy, but 0 where y <= 0 or y >= 6.  12 bytes per element."""
     for i in range(cuda.grid(1), dx.size, cuda.gridsize(1)):
-        dx[i] = dy[i] * (y[i] > 0 and y[i] < 6)
+        dx[i] = dy[i]
+        if y[i] <= 0 or y[i] >= 6:
+            dx[i] = 0
 
 
 @Kernel

@@ -1,6 +1,6 @@
 """Where a residual block ends, and the shortcut that has no parameters.
 
-    z = relu(bn(x) + residual)          ds = dz (z > 0)          dresidual = ds          dx = bn's gradient, from ds
+    z = relu(bn(x) + residual)          ds = dz where z > 0          dresidual = ds          dx = bn's gradient, from ds
 
 The sum passes its cotangent ds on as it is: to the batch norm, which ends the branch, and to the shortcut.
 """

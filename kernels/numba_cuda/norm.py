@@ -43,8 +43,10 @@ def sum_squares_kernel(x, mean, length, sums):
 
 @Kernel
 def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):
-    """sums[b, 0, c] = sum dz and sums[b, 1, c] = sum dz xhat over the rows of piece b, where dz = dy (y > 0) with ``relu``,
-    else dy, and xhat = (x - mean) / sqrt(var + eps). Two trees side by side.  12 M C bytes with a ReLU, else 8.
+    """sums[b, 0, c] = sum dz and sums[b, 1, c] = sum dz xhat over the rows of piece b, where dz = dy, but with
+    ``relu`` 0 where y <= 0, and xhat = (x - mean) / sqrt(var + eps). Two trees side by side.
+
+    12 M C bytes with a ReLU, else 8.
     """
     partial = cuda.shared.array((2, ROWS, COLUMNS), REAL)
     rows, columns = x.shape
@@ -56,8 +58,8 @@ def sum_gradients_kernel(dy, y, relu, x, mean, var, eps, length, sums):
         last = (b + 1) * length if (b + 1) * length < rows else rows
         for row in range(b * length + t, last, ROWS):
             dz = dy[row, column]
-            if relu:
-                dz *= y[row, column] > 0
+            if relu and y[row, column] <= 0:
+                dz = REAL(0)
             total += dz
             total_xhat += dz * ((x[row, column] - centre) / std)
     partial[0, t, cuda.threadIdx.x] = total
@@ -101,8 +103,8 @@ def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx):
     for e in range(cuda.grid(1), rows * columns, cuda.gridsize(1)):
         row, c = e // columns, e % columns
         d = dy[row, c]
-        if relu:
-            d *= y[row, c] > 0
+        if relu and y[row, c] <= 0:
+            d = REAL(0)
         std = REAL(math.sqrt(var[c] + REAL(eps)))
         if training:
             xhat = (x[row, c] - mean[c]) / std

@@ -19,7 +19,7 @@ def relu(x: Array) -> Array:
 
 @mixed
 def relu_backward(dy: Array, y: Array) -> Array:
-    return map_blocks(lambda dx, dy, y: np.multiply(dy, y > 0, out=dx), dy, y)
+    return map_blocks(lambda dx, dy, y: select(dy, ~(y <= 0), dx), dy, y)
 
 
 @mixed
@@ -29,7 +29,15 @@ def relu6(x: Array) -> Array:
 
 @mixed
 def relu6_backward(dy: Array, y: Array) -> Array:
-    return map_blocks(lambda dx, dy, y: np.multiply(dy, (y > 0) & (y < 6), out=dx), dy, y)
+    return map_blocks(lambda dx, dy, y: select(dy, ~((y <= 0) | (y >= 6)), dx), dy, y)
+
+
+def select(a: Array, mask: Array, out: Array | None = None) -> Array:
+    """a where the mask is True, else 0, by a product of the bits with 1 or 0. A product of the numbers would make NaN of an
+    infinity, and `np.where` takes eight times as long on a mask without a pattern.
+    """
+    bits = f"i{a.itemsize}"
+    return np.multiply(a.view(bits), mask, out=None if out is None else out.view(bits)).view(a.dtype)
 
 
 cast = convert

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.arrays import Array, array_module, channels_first, channels_last, for_blocks
+from tinyres.kernels.reference.elementwise import select
 from tinyres.kernels.reference.mixed import mixed
 
 Part = Callable[[Array], Array]  # gives a block of an array's rows
@@ -77,7 +78,7 @@ def batch_norm_backward(
     mean_row, rstd_row = rows.repeat(mean), rows.repeat(rstd)
 
     def dz_part(part: Part) -> Array:
-        return part(dy) if y is None else part(dy) * (part(y) > 0)
+        return part(dy) if y is None else select(part(dy), ~(part(y) <= 0))
 
     def times_xhat(part: Part) -> Array:
         xhat = part(x) - mean_row

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.arrays import Array, Pair, Shape, array_module, channels_first, channels_last, output_size
+from tinyres.kernels.reference.elementwise import select
 from tinyres.kernels.reference.mixed import mixed
 
 
@@ -28,7 +29,7 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
 @mixed
 def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     dy, index = channels_last(dy), channels_last(index)
-    return _scatter(dy, x_shape, kernel, stride, padding, lambda tap: dy * (index == tap))
+    return _scatter(dy, x_shape, kernel, stride, padding, lambda tap: select(dy, index == tap))
 
 
 @mixed

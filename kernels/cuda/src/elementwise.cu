@@ -6,8 +6,8 @@ __device__ __forceinline__ ACC relu6_of(ACC x) { return x <= 0 ? ACC(0) : x >= 6
 struct Relu { __device__ ACC operator()(ACC x) const { return relu_of(x); } };
 struct Relu6 { __device__ ACC operator()(ACC x) const { return relu6_of(x); } };
 struct Add { __device__ ACC operator()(ACC x, ACC y) const { return x + y; } };
-struct ReluBackward { __device__ ACC operator()(ACC dy, ACC y) const { return dy * ACC(y > 0); } };
-struct Relu6Backward { __device__ ACC operator()(ACC dy, ACC y) const { return dy * ACC(y > 0 && y < 6); } };
+struct ReluBackward { __device__ ACC operator()(ACC dy, ACC y) const { return y <= 0 ? ACC(0) : dy; } };
+struct Relu6Backward { __device__ ACC operator()(ACC dy, ACC y) const { return y <= 0 || y >= 6 ? ACC(0) : dy; } };
 
 extern "C" __global__ void relu(const REAL* __restrict__ x, REAL* __restrict__ y, INDEX n, INDEX packs) {
     map(Relu(), x, y, n, packs);

@@ -216,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalise(
 
 // --- the backward pass ---
 //
-// With dz = dy (y > 0), xhat = (x - mean) / sqrt(var + eps) and m rows:
+// With dz = dy, but 0 where y <= 0, xhat = (x - mean) / sqrt(var + eps) and m rows:
 //
 //     dbias = sum dz      dweight = sum dz xhat      dx = weight / sqrt(var + eps) (dz - (dbias + xhat dweight) / m)
 struct Sums {
@@ -256,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_backward_sum
             const INDEX row = first + i * blockDim.y;
             if (row >= end) continue;
             for (int k = 0; k < WIDTH; k++) {
-                const ACC one = y ? widen(d[i].v[k]) * ACC(widen(results[i].v[k]) > 0) : widen(d[i].v[k]);
+                const ACC one = y && widen(results[i].v[k]) <= 0 ? ACC(0) : widen(d[i].v[k]);
                 sum.dz[k] += one;
                 sum.product[k] += one * (widen(values[i].v[k]) - centre[k]);
                 narrow(d[i].v[k], one);
@@ -322,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) batch_norm_backward_inp
             if (row >= rows) continue;
             for (int k = 0; k < WIDTH; k++) {
                 ACC one = widen(d[i].v[k]);
-                if (y) one *= ACC(widen(results[i].v[k]) > 0);
+                if (y && widen(results[i].v[k]) <= 0) one = 0;
                 if (training) one -= constant[k] + (widen(values[i].v[k]) - centre[k]) * factor[k];
                 narrow(d[i].v[k], one * slope[k]);
             }
