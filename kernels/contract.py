@@ -240,7 +240,7 @@ class Update(Protocol):
     ) -> None:
         """Dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740), in place on arrays of shape (): where
         ``found``, scale *= backoff and good_steps (int32) is 0; else good_steps goes up by one, and at ``interval`` scale
-        *= growth and it starts again from 0.
+        *= growth and it starts again from 0. A product outside of float32's normal numbers is not taken: the scale stays.
         """
 
 

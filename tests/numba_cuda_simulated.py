@@ -102,6 +102,9 @@ def test_loss_scaling_finds_what_is_not_finite_and_moves_the_scale(poison):
         for _ in range(2):
             found = kernels.unscale(mine, scale)
             kernels.update_scale(scale, good, found, 2.0, 0.5, 2)
+        edge = np.array(2.0**-126 if found else 2.0**127, np.float32)
+        kernels.update_scale(edge, np.array(0, np.int32), found, 2.0, 0.5, 1)
+        assert edge in (2.0**-126, 2.0**127)
         states.append([*mine, scale, good, found])
         assert found.shape == () and found.dtype == np.int32
     for got, want in zip(states[1], states[0], strict=True):

@@ -302,6 +302,18 @@ def test_one_optimizer_s_overflow_does_not_skip_the_other_s_step():
     assert p.data.tolist() == [1, 2] and q.data.tolist() == [0, 1] and scaler.get_scale() == 1
 
 
+def test_the_scale_does_not_grow_past_float32():
+    p = parameter()
+    optimizer, scaler = optim.SGD([p], 1.0), optim.GradScaler(growth_interval=1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        scaler.scale((p * 1e-30).sum()).backward()
+        assert np.isfinite(p.grad).all()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**127
+
+
 def test_calls_out_of_turn_are_errors():
     p = parameter()
     optimizer, scaler = optim.SGD([p], 1.0), optim.GradScaler()

@@ -63,6 +63,15 @@ def test_an_infinite_cotangent_of_a_maximum_goes_to_its_place_alone(bad):
     np.testing.assert_array_equal(dx, want)
 
 
+@pytest.mark.parametrize(
+    ("start", "found", "end"), [(2.0**127, 0, 2.0**127), (2.0**126, 0, 2.0**127), (2.0**-126, 1, 2.0**-126)]
+)
+def test_the_loss_scale_stays_within_the_normal_numbers(start, found, end):
+    scale, good = np.array(start, np.float32), np.array(4, np.int32)
+    dispatch.current().update_scale(scale, good, np.array(found, np.int32), 2.0, 0.5, 5)
+    assert scale == end and good == 0
+
+
 def test_the_square_root_of_a_rectifier_has_pytorch_s_gradient():
     x = tr.tensor(np.array([-1.0, 0.0, 4.0], np.float32), requires_grad=True)
     with np.errstate(divide="ignore"):

@@ -46,6 +46,17 @@ def test_a_nan_stops_the_run_names_its_op_and_spares_the_checkpoint(
     assert (texts["run"]["state"]["epoch"], texts["run"]["state"]["step"]) == (1, 1)
 
 
+def test_a_run_whose_scaled_gradients_are_never_finite_ends_instead_of_doing_nothing(tmp_path: Path) -> None:
+    class Always(Tiny):
+        def forward(self, x: tr.Tensor) -> tr.Tensor:
+            return (super().forward(x) * 0.0) ** 0.5
+
+    trainer = Trainer(Always(), colours(), batch_size=8, epochs=9, amp="fp16", out=tmp_path / "run", display=Silent())
+    with pytest.raises(NonFiniteError, match="Pow made a.* in its backward pass") as error:
+        trainer.fit()
+    assert error.value.op == "Pow" and trainer.scaler.get_scale() < 1
+
+
 class Chancy(Tiny):
     """Divides by zero when it draws one random number: that of its seventh call."""
 

@@ -44,12 +44,14 @@ def unscale(grads: list[Array], scale: Array) -> Array:
 
 
 def update_scale(scale: Array, good_steps: Array, found: Array, growth: float, backoff: float, interval: int) -> None:
-    """After an overflow the scale shrinks; after ``interval`` steps without one it grows."""
+    """After an overflow the scale shrinks, after ``interval`` steps without one it grows; it stays a normal number."""
+    factor = 1.0
+    good_steps += 1
     if found:
-        scale *= scale.dtype.type(backoff)
+        factor = backoff
+    elif good_steps == interval:
+        factor = growth
+    if factor != 1:
         good_steps[...] = 0
-    else:
-        good_steps += 1
-        if good_steps == interval:
-            scale *= scale.dtype.type(growth)
-            good_steps[...] = 0
+        if 2.0**-126 <= float(scale) * factor < 2.0**128:
+            scale *= scale.dtype.type(factor)

@@ -11,6 +11,8 @@ import numpy as np
 from tinyres.kernels.arrays import Array, array_module
 from tinyres.kernels.numba_cuda.runtime import BLOCK, REAL, Kernel, blocks, check, cuda, flat
 
+SMALLEST, LIMIT = 2.0**-126, 2.0**128  # a loss scale is a normal number of float32
+
 
 @Kernel
 def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):
@@ -44,14 +46,12 @@ def unscale_kernel(g, scale, found):
 @Kernel
 def update_scale_kernel(scale, good_steps, found, growth, backoff, interval):
     """Dynamic loss scaling: after an overflow a smaller scale, after ``interval`` good steps a larger one. One thread."""
-    if found[0] != 0:
-        scale[0] *= REAL(backoff)
+    good_steps[0] += 1
+    if found[0] != 0 or good_steps[0] == interval:
         good_steps[0] = 0
-    else:
-        good_steps[0] += 1
-        if good_steps[0] == interval:
-            scale[0] *= REAL(growth)
-            good_steps[0] = 0
+        changed = float(scale[0]) * (backoff if found[0] != 0 else growth)
+        if changed >= SMALLEST and changed < LIMIT:
+            scale[0] = changed
 
 
 def sgd(

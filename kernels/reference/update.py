@@ -36,10 +36,15 @@ def unscale(grads: list[Array], scale: Array) -> Array:
 
 def update_scale(scale: Array, good_steps: Array, found: Array, growth: float, backoff: float, interval: int) -> None:
     if found:
-        scale *= scale.dtype.type(backoff)
+        _scale_by(backoff, scale)
         good_steps[...] = 0
         return
     good_steps += 1
     if good_steps == interval:
-        scale *= scale.dtype.type(growth)
+        _scale_by(growth, scale)
         good_steps[...] = 0
+
+
+def _scale_by(factor: float, scale: Array) -> None:
+    if 2.0**-126 <= float(scale) * factor < 2.0**128:  # float32's normal numbers
+        scale *= scale.dtype.type(factor)

@@ -89,16 +89,15 @@ extern "C" __global__ void clear(int* __restrict__ found) {
     if (threadIdx.x == 0) found[0] = 0;
 }
 
-// Dynamic loss scaling: smaller after an overflow, larger after ``interval`` steps without one.
+// Dynamic loss scaling: smaller after an overflow, larger after ``interval`` steps without one, as long as that is a normal
+// number.
 extern "C" __global__ void update_scale(
     float* __restrict__ scale, int* __restrict__ good_steps, const int* __restrict__ found, double growth, double backoff,
     int interval) {
     if (threadIdx.x) return;
-    if (found[0]) {
-        scale[0] *= float(backoff);
-        good_steps[0] = 0;
-    } else if (++good_steps[0] == interval) {
-        scale[0] *= float(growth);
-        good_steps[0] = 0;
-    }
+    const bool smaller = found[0], larger = !smaller && ++good_steps[0] == interval;
+    if (!smaller && !larger) return;
+    good_steps[0] = 0;
+    const double next = scale[0] * (smaller ? backoff : growth);
+    if (next >= 1.1754943508222875e-38 && next <= 3.4028234663852886e38) scale[0] = float(next);
 }
