@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import test_ops_kernels as k
 from backends import running
-from cases import CASES, LAYOUTS
+from cases import CASES
+from layouts import LAYOUTS
 from test_ops_cases import check_case
 from test_ops_kernels import fenced  # noqa: F401
 

@@ -9,9 +9,9 @@ import itertools
 import numpy as np
 import pytest
 from backends import BACKENDS, sweep
-from cases import LAYOUTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS
 
 from tinyres.kernels import naive, reference
 from tinyres.kernels.arrays import output_size

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from backends import BACKENDS, sweep
-from cases import LAYOUTS
+from layouts import LAYOUTS
 
 from tinyres.kernels import contract, cuda
 from tinyres.kernels.cuda.launch import kernel

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 from backends import BACKENDS, sweep
-from cases import LAYOUTS
+from layouts import LAYOUTS
 
 from tinyres.kernels import cuda, reference
 from tinyres.kernels.contract import Unsupported

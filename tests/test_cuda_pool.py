@@ -7,7 +7,7 @@ threads run forwards, backwards and in random order.
 import numpy as np
 import pytest
 from backends import BACKENDS, sweep
-from cases import LAYOUTS
+from layouts import LAYOUTS
 
 from tinyres.kernels import cuda, reference
 from tinyres.kernels.contract import Unsupported

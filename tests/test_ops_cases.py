@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 from backends import BACKENDS, UNSUPPORTED, running, supports, tolerance
-from cases import BY_NAME, CASES, LAYOUTS, cotangent, expected, expected_gradients
+from cases import BY_NAME, CASES, cotangent, expected, expected_gradients
+from layouts import LAYOUTS
 
 import tinyres as tr
 from tinyres.kernels.dispatch import BackendError

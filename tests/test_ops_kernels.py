@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 from backends import BACKENDS, running, tolerance
-from cases import LAYOUTS
+from layouts import LAYOUTS
 
 import tinyres as tr
 from tinyres.kernels import contract, dispatch, naive, reference

@@ -52,7 +52,7 @@ def test_a_run_whose_scaled_gradients_are_never_finite_ends_instead_of_doing_not
             return (super().forward(x) * 0.0) ** 0.5
 
     trainer = Trainer(Always(), colours(), batch_size=8, epochs=9, amp="fp16", out=tmp_path / "run", display=Silent())
-    with pytest.raises(NonFiniteError, match="Pow made a.* in its backward pass") as error:
+    with pytest.raises(NonFiniteError, match=r"Pow made a.* in its backward pass") as error:
         trainer.fit()
     assert error.value.op == "Pow" and trainer.scaler.get_scale() < 1
 

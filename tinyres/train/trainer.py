@@ -252,7 +252,8 @@ class Trainer:
             if resident and resident.reason and resident.reason not in self._said:
                 self._said.add(resident.reason)
                 self.display.message(f"the {what} is not captured as a CUDA graph: {resident.reason}")
-        line = state.line(self.held_out, held_out.loss, held_out.error, self._lr_at_the_end())
+        lr = self.schedule.lr_at((state.epoch + 1) * self.steps - 1)  # the last step's
+        line = state.line(self.held_out, held_out.loss, held_out.error, lr)
         state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line])
         if self.folder:
             if self.best() is line:
@@ -266,10 +267,6 @@ class Trainer:
             f"{self.held_out} loss {held_out.loss:.4f}  error {held_out.error:.2f} %  lr {line['lr']:.4g}  "
             f"{line['images_per_second']:.0f} images/s  {progress.duration(line['seconds'])}"
         )
-
-    def _lr_at_the_end(self) -> float:
-        """The learning rate of the epoch's last step."""
-        return self.schedule.lr_at((self.state.epoch + 1) * self.steps - 1)
 
     # --- saving and resuming ------------------------------------------------------------------------------------------
 
