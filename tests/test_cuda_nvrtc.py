@@ -101,7 +101,7 @@ def test_a_block_of_every_kernel_fits_into_the_registers_and_the_static_shared_m
         for name, needs in getattr(made, "kernels", {}).items():
             of_a_warp = ceil_div(needs.registers * 32, 256) * 256  # they are given out to warps, 256 at a time
             taken = of_a_warp * ceil_div(threads(text, name, macros), 32)
-            assert taken <= REGISTERS, f"{name} {macros} sm_{architecture}: {needs.registers} registers a thread"
+            assert taken <= REGISTERS, f"{name} {macros} sm_{architecture}: {needs.registers} registers per thread"
             assert needs.shared <= 48 << 10
 
 

@@ -296,7 +296,7 @@ def test_a_crash_around_any_write_is_made_good_by_resuming(
     assert sorted(name for name in written if not name.startswith(".")) == FILES
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 6, 7, 12, 15, 17])  # 5 steps an epoch, then 1 batch of the test
+@pytest.mark.parametrize("step", [1, 4, 5, 6, 7, 12, 15, 17])  # 5 steps per epoch, then 1 batch of the test
 def test_ctrl_c_saves_and_resuming_gives_the_same_bits(tmp_path: Path, unbroken: Any, step: int) -> None:
     def press(shown: int) -> None:
         if shown == step:

@@ -48,7 +48,7 @@ class Conv2d(Function):
         if w.ndim != 4 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
             fail("conv2d", f"weight must be (F, C / {groups}, KH, KW), with F a multiple of groups={groups}.", x=x, weight=w)
         if b is not None and b.shape != w.shape[:1]:
-            fail("conv2d", "bias must be (F,), one number a filter.", weight=w, bias=b)
+            fail("conv2d", "bias must be (F,), one number per filter.", weight=w, bias=b)
         mixed("conv2d", {"weight": w, "bias": b}, x=x)
         if any(output_size(x.shape[i + 2], w.shape[i + 2], s[i], p[i], d[i]) < 1 for i in (0, 1)):
             fail("conv2d", f"the window, with dilation={d}, is larger than the image with padding={p}.", x=x, weight=w)
