@@ -105,6 +105,30 @@ def test_sizes_that_are_close_share_memory_and_little_lies_idle():
     assert buffers._rounded(8_388_608) == 8_388_608
 
 
+def test_many_sizes_do_not_gather_more_than_twice_of_what_was_in_use():
+    """As with batches of every size: each leaves its memory behind."""
+    largest = 1 << 27
+    before = buffers.statistics()["held"]
+    for size in (largest, *range(1 << 23, largest, 1 << 23), *range(1 << 23, largest, 3 << 22)):
+        array = buffers.empty((size,), np.uint8)
+        array[::4096] = 1
+        del array
+    held = buffers.statistics()
+    assert held["in_use"] <= before and held["held"] <= before + 2 * max(largest, buffers.SPARE) + (largest >> 3)
+    assert buffers.trim() > 0
+
+
+def test_what_fits_in_a_step_of_two_sizes_is_kept():
+    """A training step and a test of other sizes in turn: nothing is given back and asked for anew."""
+
+    def step(n):
+        arrays = [buffers.empty((n << 20,), np.uint8) for _ in range(3)]
+        return sorted(buffers.address(a) for a in arrays)
+
+    first = step(32), step(24)
+    assert (step(32), step(24)) == first
+
+
 def test_statistics_and_trim_count_what_is_held():
     before = buffers.statistics()
     a = buffers.empty((1 << 18,))

@@ -7,6 +7,9 @@ looks at any more comes back here and is handed out again, most recently used fi
 Memory counts as used until the array that `empty` returned *and every view of it* are gone. Each array has an owner at
 the bottom of its chain of bases, an object that no view can drop; its finaliser gives the memory back. Free memory is in
 lists whose `append` and `pop` are atomic, so that a finaliser, which may run in any thread at any moment, takes no lock.
+
+A program that goes through many sizes (batches of 8, 16, 24 ...) would gather idle memory of each. So whenever new memory is
+asked of the system, idle memory goes back to it as long as more than twice of what was ever in use is held.
 """
 
 import ctypes
@@ -25,8 +28,11 @@ _DATA = object.__basicsize__  # where in NumPy's struct of an array the address 
 HUGE = 1 << 21  # bytes from which huge pages pay
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
-_guard = threading.Lock()  # for _held and _owners
+SPARE = 1 << 26  # bytes that may always be held: with so little, giving back is not worth the faults
+
+_guard = threading.Lock()  # for _held, _peak and _owners
 _held = 0
+_peak = 0  # the most that was in use when new memory was asked for
 _scratch = threading.local()  # of each thread: `scratch`
 _owners: list[Any] = []  # the type of owner of each size, with its list of free memory
 
@@ -65,25 +71,39 @@ def scratch(size: int) -> np.ndarray:
 
 def trim() -> int:
     """Gives all memory that is free back to the system; returns how many bytes."""
-    global _held, _scratch
+    global _scratch, _peak
     _scratch = threading.local()  # whoever computes with one now still holds it
-    released = 0
     with _guard:
-        for owner in _owners:
-            while owner.free:
-                try:
-                    owner.free.pop()
-                except IndexError:  # another thread took the last one
-                    break
-                released += owner.size
-        _held -= released
+        released = _release(_held)
+        _peak = _held
+        return released
+
+
+def _release(size: int) -> int:
+    """Gives back free memory, of the sizes that were asked for first, until ``size`` bytes are gone or none is left; returns
+    how many bytes. The caller has the guard.
+    """
+    global _held
+    released = 0
+    for owner in _owners:
+        while owner.free and released < size:
+            try:
+                owner.free.pop()
+            except IndexError:  # another thread took the last one
+                break
+            released += owner.size
+    _held -= released
     return released
 
 
 def statistics() -> dict[str, int]:
     """Bytes ``held`` from the system, and of these ``in_use`` by arrays that are alive."""
     with _guard:
-        return {"held": _held, "in_use": _held - sum(len(owner.free) * owner.size for owner in _owners)}
+        return {"held": _held, "in_use": _in_use()}
+
+
+def _in_use() -> int:
+    return _held - sum(len(owner.free) * owner.size for owner in _owners)
 
 
 def _rounded(size: int) -> int:
@@ -109,10 +129,12 @@ def _owner(size: int) -> Any:
 
 
 def _map(size: int) -> mmap.mmap:
-    global _held
+    global _held, _peak
     memory = mmap.mmap(-1, size, **_PRIVATE)
     if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     with _guard:
         _held += size
+        _peak = max(_peak, _in_use())
+        _release(_held - max(2 * _peak, SPARE))
     return memory
