@@ -16,6 +16,7 @@ import functools
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,12 @@ def current() -> Backend:
             _current = _load(name or next(name for name in PREFERRED if not _reason(name)))
         except BackendError as error:
             raise BackendError(f"{error} It was named by TINYRES_BACKEND.") from None
+        if not name and _current.name != PREFERRED[0]:
+            warnings.warn(
+                f"the backend {PREFERRED[0]!r} cannot run here, and {_current.name!r} is several times slower: "
+                f"{_reason(PREFERRED[0])} (TINYRES_BACKEND={_current.name} chooses it without this message)",
+                stacklevel=2,
+            )
     return _current
 
 

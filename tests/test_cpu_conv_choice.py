@@ -145,3 +145,21 @@ except Unsupported as reason:
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert "NUMBA_DISABLE_JIT" in done.stdout
+
+
+def test_where_numba_finds_no_place_for_its_cache_it_gets_one_and_that_is_said(monkeypatch):
+    from tinyres.kernels.cpu import runtime
+
+    def nowhere(**options):
+        def decorate(function):
+            raise RuntimeError(f"cannot cache function {function.__name__!r}: no locator available for file 'x.py'")
+
+        return decorate
+
+    monkeypatch.setattr(runtime.config, "CACHE_DIR", "")
+    runtime.find_a_cache()
+    assert runtime.config.CACHE_DIR == "", "where there is a place, nothing changes"
+    monkeypatch.setattr(runtime, "njit", nowhere)
+    with pytest.warns(UserWarning, match="every process compiles them anew; set NUMBA_CACHE_DIR"):
+        runtime.find_a_cache()
+    assert os.access(runtime.config.CACHE_DIR, os.W_OK)

@@ -197,3 +197,14 @@ def test_kernels_run_in_a_forked_process():
         TINYRES_THREADS="2",
     )
     assert done.stdout == "7\n", done.stderr
+
+
+def test_a_default_that_cannot_run_is_not_replaced_in_silence(monkeypatch):
+    monkeypatch.delenv("TINYRES_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_current", None)
+    monkeypatch.setattr(dispatch, "_reason", lambda name: "no compiler" if name == "numba" else "")
+    with pytest.warns(UserWarning, match=r"'numba' cannot run here, and 'numpy' is several times slower: no compiler"):
+        assert tr.get_backend() == "numpy"
+    monkeypatch.setattr(dispatch, "_current", None)
+    monkeypatch.setenv("TINYRES_BACKEND", "numpy")
+    assert tr.get_backend() == "numpy"  # (a warning would be an error here)

@@ -12,11 +12,14 @@ forked process may not run them at all.
 A `Kernel` is a job written in Python on typed pointers, compiled once for float32 and once for float64.
 """
 
+import atexit
 import functools
 import os
 import platform
+import tempfile
 import threading
 import time
+import warnings
 from array import array
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
@@ -41,6 +44,28 @@ I64 = ir.IntType(64)
 intrinsic: Any = numba.extending.intrinsic  # (its own type makes callers pass the typing context)
 config: Any = numba.config
 register_jitable(ceil_div)  # compiled code may call it too
+
+
+def find_a_cache() -> None:
+    """Where Numba finds no place to write what it compiles (a package and a home folder that are read-only), it gets a
+    folder of this process alone, and that is said.
+    """
+    try:
+        njit(cache=True)(find_a_cache)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        folder = tempfile.TemporaryDirectory(prefix="tinyres-numba-")
+        atexit.register(folder.cleanup)
+        config.CACHE_DIR = folder.name
+        warnings.warn(
+            "there is no place that may be written to for the kernels that Numba compiles, so every process compiles them "
+            "anew; set NUMBA_CACHE_DIR to a folder to keep them in",
+            stacklevel=2,
+        )
+
+
+find_a_cache()
 
 
 # --- what jobs are written with --------------------------------------------------------------------------------------
