@@ -12,12 +12,14 @@ Importing it raises ImportError or RuntimeError where it cannot run. It may also
     describe()       lines of text: which of several algorithms it takes where
 """
 
+import contextlib
 import functools
 import importlib
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tinyres.kernels.arrays import BackendError
@@ -35,7 +37,7 @@ PREFERRED = ("numba", "numpy")  # the default is the first that can run here
 
 _record: dict[tuple[str, str, str], int] = {}  # (backend, kernel, reason) -> how often the reference ran instead
 _strict = False
-_current: "Backend | None" = None
+_chosen: "list[use_backend]" = []  # for the process; the last one holds
 
 
 class Backend:
@@ -84,28 +86,48 @@ def _load(name: str) -> Backend:
         raise BackendError(f"backend {name!r} cannot run here: {error}") from error
 
 
+class _Blocks(threading.local):
+    """The backends of the blocks that this thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.backends: list[Any] = []
+
+
 def current() -> Backend:
-    """The backend in use: the last `use_backend`, else ``TINYRES_BACKEND``, else the first of `PREFERRED` that can run."""
-    global _current
-    if _current is None:
-        name = os.environ.get("TINYRES_BACKEND")
-        try:
-            _current = _load(name or next(name for name in PREFERRED if not _reason(name)))
-        except BackendError as error:
-            raise BackendError(f"{error} It was named by TINYRES_BACKEND.") from None
-        if not name and _current.name != PREFERRED[0]:
-            warnings.warn(
-                f"the backend {PREFERRED[0]!r} cannot run here, and {_current.name!r} is several times slower: "
-                f"{_reason(PREFERRED[0])} (TINYRES_BACKEND={_current.name} chooses it without this message)",
-                stacklevel=2,
-            )
-    return _current
+    """The backend in use: that of the block that this thread is in, or the last one chosen for the process, else
+    ``TINYRES_BACKEND``, else the first of `PREFERRED` that can run.
+    """
+    if _blocks.backends:
+        return _blocks.backends[-1]
+    return _chosen[-1].backend if _chosen else _default()
 
 
-def replace(backend: Any) -> None:
-    """Puts an object with the contract's kernels in the place of the backend in use."""
-    global _current
-    _current = backend
+@functools.cache
+def _default() -> Backend:
+    name = os.environ.get("TINYRES_BACKEND")
+    try:
+        backend = _load(name or next(name for name in PREFERRED if not _reason(name)))
+    except BackendError as error:
+        raise BackendError(f"{error} It was named by TINYRES_BACKEND.") from None
+    if not name and backend.name != PREFERRED[0]:
+        warnings.warn(
+            f"the backend {PREFERRED[0]!r} cannot run here, and {backend.name!r} is several times slower: "
+            f"{_reason(PREFERRED[0])} (TINYRES_BACKEND={backend.name} chooses it without this message)",
+            stacklevel=3,
+        )
+    return backend
+
+
+@contextlib.contextmanager
+def using(backend: Any) -> Iterator[list[Any]]:
+    """A block of this thread with any object that has the contract's kernels as its backend. It is the last one of the list
+    that this yields, and may be replaced there.
+    """
+    _blocks.backends.append(backend)
+    try:
+        yield _blocks.backends
+    finally:
+        _blocks.backends.pop()
 
 
 def get_backend() -> str:
@@ -114,22 +136,32 @@ def get_backend() -> str:
 
 
 class use_backend:
-    """``use_backend("numpy")`` sets the backend from here on; ``with use_backend("numpy"):`` for a block.
+    """``use_backend("numpy")`` sets the backend of the process, or of the block that it is called in, from here on;
+    ``with use_backend("numpy"):`` that of a block, in this thread alone.
 
     Raises `BackendError` if there is none of that name or it cannot run on this machine.
     """
 
     def __init__(self, name: str) -> None:
-        global _current
-        self.before = _current
-        _current = _load(name)
+        self.backend, blocks = _load(name), _blocks.backends
+        self._outer = blocks[-1] if blocks else None
+        if blocks:
+            blocks[-1] = self.backend
+        else:
+            _chosen.append(self)
+            del _chosen[:-100]  # choices that were made long ago and hold no more
 
     def __enter__(self) -> "use_backend":
+        blocks = _blocks.backends
+        if self._outer is not None:  # so it is a block of its own, and what it was called in is as before
+            blocks[-1] = self._outer
+        elif self in _chosen:
+            _chosen.remove(self)
+        blocks.append(self.backend)
         return self
 
     def __exit__(self, *error: object) -> None:
-        global _current
-        _current = self.before
+        _blocks.backends.pop()
 
 
 class strict:
@@ -142,6 +174,9 @@ class strict:
     def __exit__(self, *error: object) -> None:
         global _strict
         _strict = self.before
+
+
+_blocks = _Blocks()
 
 
 def available_backends() -> dict[str, str]:

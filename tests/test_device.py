@@ -140,8 +140,7 @@ class Waiting:
 
 @contextlib.contextmanager
 def no_waiting():
-    with tr.use_backend("numpy") as use:
-        dispatch.replace(Waiting(dispatch.current()))
+    with tr.use_backend("numpy") as use, dispatch.using(Waiting(dispatch.current())):
         fake_cupy.SYNCS.clear()
         yield use
         assert fake_cupy.SYNCS == []

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from backends import BACKENDS
 
 import tinyres as tr
 import tinyres.functional as F
@@ -199,12 +201,83 @@ def test_kernels_run_in_a_forked_process():
     assert done.stdout == "7\n", done.stderr
 
 
-def test_a_default_that_cannot_run_is_not_replaced_in_silence(monkeypatch):
+@pytest.fixture
+def no_choice(monkeypatch):
+    monkeypatch.setattr(dispatch, "_chosen", [])
+    dispatch._default.cache_clear()
+    yield
+    dispatch._default.cache_clear()
+
+
+def test_a_default_that_cannot_run_is_not_replaced_in_silence(monkeypatch, no_choice):
     monkeypatch.delenv("TINYRES_BACKEND", raising=False)
-    monkeypatch.setattr(dispatch, "_current", None)
     monkeypatch.setattr(dispatch, "_reason", lambda name: "no compiler" if name == "numba" else "")
     with pytest.warns(UserWarning, match=r"'numba' cannot run here, and 'numpy' is several times slower: no compiler"):
         assert tr.get_backend() == "numpy"
-    monkeypatch.setattr(dispatch, "_current", None)
+    dispatch._default.cache_clear()
     monkeypatch.setenv("TINYRES_BACKEND", "numpy")
     assert tr.get_backend() == "numpy"  # (a warning would be an error here)
+
+
+# --- threads ---
+
+
+def test_a_block_is_its_threads_own_however_blocks_overlap(no_choice):
+    tr.use_backend("naive")
+    steps, seen = [threading.Event() for _ in range(3)], {}
+
+    def first():
+        with tr.use_backend("numpy"):
+            steps[0].set()
+            steps[1].wait(5)
+            seen["first"] = tr.get_backend()
+        steps[2].set()
+
+    def second():
+        steps[0].wait(5)
+        seen["outside"] = tr.get_backend()
+        block = tr.use_backend("cuda-emulated" if "cuda-emulated" in BACKENDS else "numba")
+        steps[1].set()
+        with block:
+            steps[2].wait(5)
+            seen["second"] = tr.get_backend()
+
+    threads = [threading.Thread(target=f) for f in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen["first"] == "numpy" and seen["second"] not in ("numpy", "naive") and seen["outside"] == "naive"
+    assert tr.get_backend() == "naive"
+
+
+def test_a_choice_holds_to_the_end_of_the_block_that_it_is_made_in(no_choice):
+    tr.use_backend("naive")
+    with tr.use_backend("numpy"):
+        tr.use_backend("naive")
+        assert tr.get_backend() == "naive"
+        with tr.use_backend("numpy"):
+            assert tr.get_backend() == "numpy"
+        assert tr.get_backend() == "naive"
+        tr.use_backend("numpy")
+        assert tr.get_backend() == "numpy"
+    assert tr.get_backend() == "naive"
+    block = tr.use_backend("numpy")
+    for _ in range(2):  # a block may be entered again
+        with block:
+            assert tr.get_backend() == "numpy"
+        assert tr.get_backend() == "naive"
+    seen = []
+    thread = threading.Thread(target=lambda: (tr.use_backend("numpy"), seen.append(tr.get_backend())))
+    thread.start()
+    thread.join()
+    assert seen == ["numpy"] and tr.get_backend() == "numpy"  # of the process, whichever thread chooses it
+
+
+def test_an_error_in_a_block_leaves_it():
+    before = tr.get_backend()
+    with pytest.raises(KeyError), tr.use_backend("naive"):
+        raise KeyError
+    with pytest.raises(BackendError), tr.use_backend("naive"):
+        tr.use_backend("abacus")
+    assert tr.get_backend() == before

@@ -73,13 +73,15 @@ class profile:
             if name and not any(True for _ in module.children()):
                 self._handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
                 self._handles.append(module.register_forward_hook(lambda *_: self._leave()))
+        self._block = dispatch.using(self._inner)
+        self._in_use = self._block.__enter__()
         self._use(self._path[-1])
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.seconds += time.perf_counter() - self._start
-        dispatch.replace(self._inner)
+        self._block.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()
 
@@ -95,7 +97,7 @@ class profile:
         key = self._inner.name, layer
         if key not in self._backends:
             self._backends[key] = _Measuring(self._inner, layer, self.records)
-        dispatch.replace(self._backends[key])
+        self._in_use[-1] = self._backends[key]
 
     def by(self, *what: str) -> dict[tuple[str, ...], Record]:
         """Sums by "kernel", "layer" and "pass" (forward, backward or update), in any combination; the longest first."""
