@@ -166,6 +166,16 @@ def _work_alone(job: int, parameters: int, count: int, scratch: int) -> None:
         _call(job, parameters, index, scratch)
 
 
+@njit(types.void(types.int64, types.int64), nogil=True, cache=True)
+def _settle(progress: int, count: int) -> None:
+    """Takes all that has not been taken, and waits until what others have taken is done. It may be called twice."""
+    own = pointer(progress, types.int64)
+    if own[2] == 0:
+        own[2] = 1 + min(_add(progress, count), count)
+    while _look(progress + 8) < own[2] - 1:
+        pass
+
+
 @njit(types.boolean(types.int64, types.int64), nogil=True, cache=True)
 def _finished(progress: int, count: int) -> bool:
     for _ in range(SPINS):  # noqa: SIM110
@@ -195,29 +205,43 @@ def _serve(slot: int) -> None:
     job = pointer(slot, types.int64)
     looks = 0
     while looks < PATIENCE or not _change(slot, READY, ASLEEP):
-        if _look(slot) == POSTED and _change(slot, POSTED, BUSY):
+        state = _look(slot)
+        if state == ASLEEP:  # whoever woke it has thought better of it
+            return
+        if state == POSTED and _change(slot, POSTED, BUSY):
             _work(job[1], job[2], job[3], job[4], job[5])
             _change(slot, BUSY, READY)
             looks = 0
         looks += 1
 
 
-@njit(types.int64(types.int64), nogil=True, cache=True)
-def _claim(slot: int) -> int:
+@njit(types.int64(types.int64, types.int64), nogil=True, cache=True)
+def _claim(slot: int, claimed: int) -> int:
     """The slot for the caller alone, unless its helper is at work: READY, or POSTED for a job that it has not begun, or
-    ASLEEP if it must be woken; else BUSY.
+    ASLEEP if it must be woken; else BUSY. What it was, and one more, is noted at the address ``claimed``.
     """
     for state in (READY, POSTED, ASLEEP):
         if _change(slot, state, CLAIMED):
+            pointer(claimed, types.int64)[0] = state + 1
             return state
     return BUSY
 
 
-@njit(types.void(*[types.int64] * 6), nogil=True, cache=True)
-def _post(slot: int, job: int, parameters: int, count: int, progress: int, scratch: int) -> None:
+@njit(types.void(*[types.int64] * 7), nogil=True, cache=True)
+def _post(slot: int, claimed: int, job: int, parameters: int, count: int, progress: int, scratch: int) -> None:
     own = pointer(slot, types.int64)
     own[1], own[2], own[3], own[4], own[5] = job, parameters, count, progress, scratch
+    pointer(claimed, types.int64)[0] = 0
     _change(slot, CLAIMED, POSTED)
+
+
+@njit(types.void(types.int64, types.int64), nogil=True, cache=True)
+def _unclaim(slot: int, claimed: int) -> None:
+    """Lets go of a slot, if it is claimed. A job that it had is done by whoever posted it."""
+    state = pointer(claimed, types.int64)
+    if state[0] != 0:
+        _change(slot, CLAIMED, ASLEEP if state[0] == ASLEEP + 1 else READY)
+        state[0] = 0
 
 
 class _Helpers:
@@ -238,14 +262,25 @@ class _Helpers:
             self.alarms[i].get()
             _serve(self.addresses[i])
 
-    def post(self, i: int, arguments: tuple[int, ...], keep: Any) -> None:
-        """Gives a job to helper i, unless it is at work for another caller. If it sleeps, it will come late."""
-        state = _claim(self.addresses[i]) if i < len(self.kept) else BUSY
-        if state != BUSY:
+    def post(self, i: int, arguments: tuple[int, ...], claimed: int, keep: Any) -> None:
+        """Gives a job to helper i, unless it is at work for another caller. If it sleeps, it will come late.
+
+        A signal may raise an exception after any line. What is claimed then stands at the address ``claimed``: it is let go.
+        """
+        if i >= len(self.kept):
+            return
+        slot = self.addresses[i]
+        try:
+            state = _claim(slot, claimed)
+            if state == BUSY:
+                return
             self.kept[i] = keep
-            _post(self.addresses[i], *arguments)
-        if state == ASLEEP:
-            self.alarms[i].put(None)
+            if state == ASLEEP:
+                self.alarms[i].put(None)
+            _post(slot, claimed, *arguments)
+        except BaseException:
+            _unclaim(slot, claimed)
+            raise
 
 
 _helpers = functools.cache(_Helpers)
@@ -259,7 +294,8 @@ def spread(job: int, parameters: array, count: int, scratch_size: int = 0, paral
 
     ``job`` is an address, ``parameters`` the table that it reads, ``scratch_size`` in bytes per thread; scratch comes
     aligned to 64 bytes and with any content. Any thread may call this at any time. A helper that comes late finds nothing
-    left to take and touches only ``progress``, which is kept alive for it.
+    left to take and touches only ``progress``, which is kept alive for it. An exception that a signal's handler raises
+    (Ctrl-C) leaves only after every helper is done with what it has begun.
     """
     helpers = min(threads(), count // 2) - 1 if parallel else 0
     size = ceil_div(scratch_size, buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets
@@ -268,13 +304,27 @@ def spread(job: int, parameters: array, count: int, scratch_size: int = 0, paral
     if helpers <= 0:
         _work_alone(job, table, count, own)
         return
-    progress = array("q", (0, 0))
+    progress = array("q", (0, 0, 0, 0))  # indices taken, and done; `_settle`'s note, and `_claim`'s
     fixed = (job, table, count, progress.buffer_info()[0])
-    for i in range(helpers):
-        _helpers().post(i, (*fixed, own + (i + 1) * size if scratch_size else 0), (parameters, progress, scratch))
-    _work(*fixed, own)
-    while not _finished(fixed[3], count):
-        time.sleep(0)
+    try:
+        for i in range(helpers):
+            arguments = (*fixed, own + (i + 1) * size if scratch_size else 0)
+            _helpers().post(i, arguments, fixed[3] + 24, (parameters, progress, scratch))
+        _work(*fixed, own)
+        while not _finished(fixed[3], count):
+            time.sleep(0)
+    except BaseException:  # of a signal: nobody may leave while helpers still write to the caller's arrays
+        _settle_whatever_comes(fixed[3], count)
+        raise
+
+
+def _settle_whatever_comes(progress: int, count: int) -> None:
+    """`_settle`, also if a second signal raises in the midst of it."""
+    try:
+        _settle(progress, count)
+    except BaseException:
+        _settle_whatever_comes(progress, count)
+        raise
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
