@@ -10,7 +10,7 @@ import pytest
 
 import tinyres as tr
 import tinyres.functional as F
-from tinyres import autograd, locks
+from tinyres import autograd, locks, ops
 from tinyres.errors import GraphError
 
 pytestmark = pytest.mark.usefixtures("nothing_locked")
@@ -227,3 +227,35 @@ def test_enable_grad_records_within_no_grad():
             (x * 3).sum().backward()
         assert not (x * 1).requires_grad
     assert (x.grad == 3).all()
+
+
+def test_an_interrupted_backward_pass_leaves_recording_as_it_was(monkeypatch):
+    x = tr.tensor(np.ones(2), requires_grad=True)
+
+    def interrupted(ctx, dy):
+        assert not tr.is_grad_enabled()
+        raise KeyboardInterrupt
+
+    for outside in (True, False):
+        y = (x * 2).sum()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(ops.Mul, "backward", staticmethod(interrupted))
+            with tr.enable_grad() if outside else tr.no_grad():
+                y.backward()
+        assert tr.is_grad_enabled() and (x * 2).requires_grad
+    (x * 2).sum().backward()
+    assert (x.grad == 2).all()
+
+
+def test_a_mode_that_is_interrupted_while_it_begins_does_not_stay(monkeypatch):
+    mode = tr.no_grad()
+
+    class Interrupted(list):
+        def append(self, value):
+            super().append(value)
+            raise KeyboardInterrupt
+
+    mode.before = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        mode.__enter__()
+    assert tr.is_grad_enabled()

@@ -123,8 +123,12 @@ def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> N
     if tensor.node is None:
         accumulate_grad(tensor, gradient)
     else:
-        with guards.no_grad():
+        before = guards.flags.grad
+        try:  # (as `no_grad` does; here without a call, so that no Ctrl-C comes between and leaves recording off)
+            guards.flags.grad = False
             walk(tensor.node, gradient, retain_graph)
+        finally:
+            guards.flags.grad = before
 
 
 def walk(last: Node, gradient: Array, retain_graph: bool) -> None:

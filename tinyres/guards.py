@@ -17,25 +17,32 @@ from tinyres.kernels.arrays import Array, array_module, convert, is_floating
 
 # --- modes: flags of each thread -------------------------------------------------------------------------------------
 
-_flags = threading.local()
+
+class _Flags(threading.local):
+    grad, anomaly = True, False
+
+
+flags = _Flags()
 
 
 class _Mode:
     """A context manager and decorator that gives one flag of this thread another value for a while."""
 
     def __init__(self, flag: str, value: bool) -> None:
-        self.flag, self.value, self.before = flag, value, list[Any]()
+        self.flag, self.value, self.before = flag, value, list[bool]()
 
     def __enter__(self) -> None:
-        self.before.append(getattr(_flags, self.flag, None))
-        setattr(_flags, self.flag, self.value)
+        before = getattr(flags, self.flag)
+        try:
+            self.before.append(before)
+            setattr(flags, self.flag, self.value)
+        except BaseException:  # Ctrl-C, after which nobody would call `__exit__`
+            setattr(flags, self.flag, before)
+            raise
 
     def __exit__(self, *error: object) -> None:
-        before = self.before.pop()
-        if before is None:
-            delattr(_flags, self.flag)
-        else:
-            setattr(_flags, self.flag, before)
+        setattr(flags, self.flag, self.before[-1])
+        self.before.pop()
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isgeneratorfunction(function):
@@ -89,7 +96,7 @@ def enable_grad() -> _Mode:
 
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded in this thread."""
-    return getattr(_flags, "grad", True)
+    return flags.grad
 
 
 def detect_anomaly() -> _Mode:
@@ -101,7 +108,7 @@ def detect_anomaly() -> _Mode:
 
 def is_anomaly_enabled() -> bool:
     """Whether results are being checked in this thread: see `detect_anomaly`."""
-    return getattr(_flags, "anomaly", False)
+    return flags.anomaly
 
 
 # --- the graph as an object ------------------------------------------------------------------------------------------
