@@ -41,14 +41,18 @@ def same_backend_and_seed():
     import tinyres as tr
     from tinyres.kernels import dispatch
 
-    chosen, state = list(dispatch._chosen), tr.default_generator().bit_generator.state
+    chosen, blocks, state = (
+        list(dispatch._chosen),
+        list(dispatch._blocks.backends),
+        tr.default_generator().bit_generator.state,
+    )
     on_gpu = "tinyres.kernels.cuda.on_gpu"
     loaded = on_gpu in sys.modules
     yield
     if not loaded and sys.modules.pop(on_gpu, None):  # with a CuPy that only that test had
         dispatch._load.cache_clear()
     dispatch._chosen[:] = chosen
-    assert not dispatch._blocks.backends
+    assert dispatch._blocks.backends == blocks, "a test has left a block of use_backend open"
     tr.default_generator().bit_generator.state = state
 
 
