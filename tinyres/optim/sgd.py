@@ -71,8 +71,7 @@ class SGD:
         """
         if closure is not None and not callable(closure):
             raise UsageError(f"step(closure) takes a function that returns the loss, got {type(closure).__name__}")
-        with enable_grad():
-            loss = closure() if closure else None
+        loss = enable_grad()(closure)() if closure else None
         unshare(parameter for parameter in self._parameters() if parameter.grad is not None)
         start = 0
         for group in self.param_groups:
