@@ -39,6 +39,12 @@ def is_half(dtype: Any) -> bool:
     return dtype.itemsize == 2 and is_floating(dtype)
 
 
+@functools.cache
+def name_of(dtype: Any) -> str:
+    """What C calls it: "float32". Numbers in another byte order than the machine's have no such name: ">f4"."""
+    return dtype.name if dtype.isnative else dtype.str
+
+
 def convert(x: Array, dtype: Any) -> Array:
     """A copy in another dtype. What is too large for it becomes an infinity, without a warning."""
     with np.errstate(over="ignore"):

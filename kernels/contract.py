@@ -79,9 +79,11 @@ class Norm(Protocol):
         """Training: x (N, C, H, W) -> y, and the batch's mean and biased variance (C,).
 
         The variance is as exact as that of two passes, also where the mean is large beside it: E[x^2] - E[x]^2 is not.
+        One that is too large for the dtype (float32: from deviations of about 1e19 on) is an infinity, as long as the mean
+        is finite, and no NaN: then y is ``bias``, and dx and dweight are 0.
 
-        ``running``: the running mean and variance (C,), which move in place by the third, the momentum, towards those of
-        the batch of m elements per channel, whose biased variance becomes the unbiased one, var m / (m - 1).
+        ``running``: the running mean and variance (C,), which become (1 - momentum) running + momentum new in place, with
+        the third as the momentum, and of the batch of m elements per channel the unbiased variance, var m / (m - 1).
         """
 
     def batch_norm_inference(
@@ -168,7 +170,10 @@ class Pool(Protocol):
     """Pooling: one number from each window, or from each map."""
 
     def max_pool2d(self, x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
-        """-> y, and for each of its elements which of the window's KH * KW places held it (int, the first of equals)."""
+        """-> y, and for each of its elements which of the window's KH * KW places held it (int, the first of equals).
+
+        Padding never does, not even beside minus infinity; NaN is more than any number.
+        """
 
     def max_pool2d_backward(
         self, dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair
@@ -193,7 +198,7 @@ class Loss(Protocol):
 
     def cross_entropy(self, logits: Array, labels: Array, label_smoothing: float) -> tuple[Array, Array]:
         """logits (N, K), labels (N,) of int -> losses (N,) = -sum q log p, and log p (N, K), where
-        q = (1 - label_smoothing) * one_hot(labels) + label_smoothing / K.
+        q = (1 - label_smoothing) * one_hot(labels) + label_smoothing / K. Where q is 0, log p may be minus infinity.
         """
 
     def cross_entropy_backward(self, dlosses: Array, log_probs: Array, labels: Array, label_smoothing: float) -> Array:

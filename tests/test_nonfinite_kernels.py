@@ -6,7 +6,7 @@ from backends import BACKENDS
 
 import tinyres as tr
 import tinyres.functional as F
-from tinyres.kernels import dispatch
+from tinyres.kernels import dispatch, naive
 
 BAD = (np.inf, -np.inf, np.nan)
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -77,3 +77,69 @@ def test_the_square_root_of_a_rectifier_has_pytorch_s_gradient():
     with np.errstate(divide="ignore"):
         (F.relu(x) ** 0.5).backward(np.ones(3, np.float32))
     np.testing.assert_array_equal(x.grad, np.array([0, 0, 0.25], np.float32))
+
+
+@pytest.mark.parametrize("size", [(2, 3, 3, 4), (1, 2, 2, 2)])
+def test_a_window_of_minus_infinities_has_its_maximum_inside_the_image(size):
+    """And so its cotangent reaches an element of x: the first that is real."""
+    x = np.full(size, -np.inf, np.float32)
+    x[0, 0, -1, -1] = 1
+    kernels, window = dispatch.current(), ((2, 3), (2, 2), (1, 1))
+    y, index = kernels.max_pool2d(x, *window)
+    dx = kernels.max_pool2d_backward(np.ones_like(y), index, x.shape, *window)
+    want, places = naive.max_pool2d(x, *window)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(index, places)
+    assert dx.sum() == y.size
+
+
+@pytest.mark.parametrize("large", [1e19, 1e25, 1e30])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_variance_too_large_for_the_dtype_is_infinite_and_nothing_is_nan(large, relu):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 5, 6, 7)).astype(np.float32)
+    x[:, :2] *= np.float32(large)
+    dy, residual = (rng.standard_normal(x.shape).astype(np.float32) for _ in range(2))
+    weight, bias = np.linspace(1, 2, 5, dtype=np.float32), np.linspace(-1, 1, 5, dtype=np.float32)
+    running = np.zeros(5, np.float32), np.ones(5, np.float32)
+    kernels = dispatch.current()
+    with np.errstate(over="ignore"):
+        y, mean, var = kernels.batch_norm(x, weight, bias, 1e-5, relu, (*running, 0.1))
+        z, *_ = kernels.batch_norm_add_relu(x, residual, weight, bias, 1e-5)
+        dx, dweight, dbias = kernels.batch_norm_backward(dy, x, y if relu else None, weight, mean, var, 1e-5, True)
+    assert np.isinf(var[:2]).all() and np.isfinite(var[2:]).all() and np.isfinite(mean).all()
+    shift = np.broadcast_to(bias[:2, None, None], x[:, :2].shape)
+    np.testing.assert_array_equal(y[:, :2], np.maximum(shift, 0) if relu else shift)
+    np.testing.assert_array_equal(z[:, :2], np.maximum(shift + residual[:, :2], 0))
+    assert not dx[:, :2].any() and not dweight[:2].any() and np.isfinite(dbias).all()
+    assert np.isinf(running[1][:2]).all() and np.isfinite(running[1][2:]).all() and np.isfinite(running[0]).all()
+    for values in (y, z, dx, dweight):
+        assert np.isfinite(values).all()
+
+
+def test_a_momentum_of_one_makes_the_running_statistics_those_of_the_batch():
+    x = np.array([[1e-4], [-1e-4], [2e-4]], np.float32)[:, :, None, None]
+    running = np.full(1, 3, np.float32), np.ones(1, np.float32)
+    *_, mean, var = dispatch.current().batch_norm(
+        x, np.ones(1, np.float32), np.zeros(1, np.float32), 1e-5, False, (*running, 1.0)
+    )
+    np.testing.assert_allclose(running[0], mean, rtol=1e-6)
+    np.testing.assert_allclose(running[1], var * 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mean", [False, True])
+def test_an_impossible_class_costs_nothing_where_it_is_not_wanted(smoothing, mean):
+    """Logits of minus infinity, and of the size of the largest numbers."""
+    logits = np.array([[0, -np.inf, 1], [-3e38, 0, 3e38], [1e38, 1e38, -np.inf]], np.float32)
+    labels, kernels = np.array([2, 2, 0]), dispatch.current()
+    run, back = (getattr(kernels, f"cross_entropy{'_mean' * mean}{end}") for end in ("", "_backward"))
+    with np.errstate(all="ignore"):
+        loss, log_probs = run(logits, labels, smoothing)
+        d = back(np.ones(() if mean else 3, np.float32), log_probs, labels, smoothing)
+        want = naive.cross_entropy(logits, labels, smoothing)[0]
+    np.testing.assert_allclose(loss, want.mean() if mean else want, rtol=1e-6)
+    p = np.array([[1 / (1 + np.e), 0, np.e / (1 + np.e)], [0, 0, 1], [0.5, 0.5, 0]])
+    q = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+    np.testing.assert_allclose(d, (p - q) / (3 if mean else 1), atol=1e-6)
+    assert np.isfinite(loss).all() if not smoothing else np.isposinf(loss).all()

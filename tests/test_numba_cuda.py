@@ -23,10 +23,11 @@ def python(*arguments, simulate):
 
 
 def simulated(marks):
-    """How many tests of numba_cuda_simulated.py pass: all of those with these marks."""
+    """How many tests of this backend pass in the simulator: all of those with these marks."""
     pytest.importorskip("numba.cuda.simulator", reason="this numba.cuda has no simulator")
-    options = ("-q", "-x", "-p", "no:cacheprovider", "-m", marks)
-    done = python("-m", "pytest", *options, HERE / "numba_cuda_simulated.py", simulate=True)
+    options = ("-q", "-x", "-p", "no:cacheprovider", "-m", marks, "-k", "numba_cuda or numba-cuda")
+    files = HERE / "numba_cuda_simulated.py", HERE / "test_nonfinite_kernels.py"
+    done = python("-m", "pytest", *options, *files, simulate=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout, done.stdout[-2000:]
     return int(re.search(r"(\d+) passed", done.stdout)[1])

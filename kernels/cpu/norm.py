@@ -224,8 +224,8 @@ def _join_statistics(a: Any, index: int, scratch: Any) -> None:
         # not max(): a NaN stays; rounding can leave a hair less than nothing
         var[c] = 0.0 if spread < 0 else spread * channels / size
         if moves:
-            a[2][c] += momentum * (mean[c] - a[2][c])
-            a[3][c] += momentum * (var[c] * (pixels / (pixels - 1)) - a[3][c])
+            a[2][c] = (1 - momentum) * a[2][c] + momentum * mean[c]
+            a[3][c] = (1 - momentum) * a[3][c] + momentum * (var[c] * (pixels / (pixels - 1)))
     _fill(a[4], a[5], a[6], mean, var, channels, n[9], reals(a)[14])
 
 

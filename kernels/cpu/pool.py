@@ -75,8 +75,9 @@ def _max_pool(a: Any, index: int, scratch: Any) -> None:
         for j in range(ow):
             place = ((index * oh + i) * ow + j) * c
             y, where = advance(a[0], place), advance(pointer(n[13], types.int32), place)
+            inside = max(ph - i * sh, 0) * kw + max(pw - j * sw, 0)  # the first place inside the image
             for k in range(c):
-                y[k], where[k] = -math.inf, 0
+                y[k], where[k] = -math.inf, inside
             for tap in range(kh * kw):
                 row, column = i * sh - ph + tap // kw, j * sw - pw + tap % kw
                 if 0 <= row < h and 0 <= column < w:

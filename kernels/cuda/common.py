@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import Array, array_module, ceil_div, channels_first
+from tinyres.kernels.arrays import Array, array_module, ceil_div, channels_first, name_of
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import emulator
 
@@ -15,7 +15,7 @@ C_TYPES = {"float32": "float", "float64": "double", "float16": "half", "bfloat16
 
 def c_type(*arrays: Array, allowed: tuple[str, ...] = tuple(C_TYPES)) -> str:
     """The macro REAL for arrays of one dtype (None is left out). Raises Unsupported for others, and for two at once."""
-    names = {a.dtype.name for a in arrays if a is not None}
+    names = {name_of(a.dtype) for a in arrays if a is not None}
     if len(names) != 1 or not names <= set(allowed):
         raise Unsupported("of dtype " + " and ".join(sorted(names)))
     return C_TYPES[names.pop()]

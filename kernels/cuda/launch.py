@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import array_module
+from tinyres.kernels.arrays import array_module, name_of
 from tinyres.kernels.cuda.sources import FORMATS, KernelSource, LaunchError, Parameter, np_name
 
 WIDE = 1 << 30  # elements from which on indices are long long: half of what fits, since a loop steps beyond the end
@@ -62,7 +62,7 @@ class Kernel(KernelSource):
             if value is None:
                 continue
             flags = None if isinstance(value, np.generic) else getattr(value, "flags", None)
-            if flags is None or _name(value.dtype) != np_name(parameter.dtype):
+            if flags is None or name_of(value.dtype) != np_name(parameter.dtype):
                 got = type(value).__name__ if flags is None else f"an array of {value.dtype}"
                 raise self._error(parameter, f"an array of {np_name(parameter.dtype)} is expected, got {got}")
             if not flags.c_contiguous:
@@ -110,11 +110,6 @@ def _sizes(name: str, grid: int | Sequence[int], block: int | Sequence[int]) -> 
     if not (fits and b[0] * b[1] * b[2] <= 1024 and b[2] <= 64):
         raise LaunchError(f"{name}: a grid of {grids} blocks of {blocks} threads cannot be launched")
     return g, b  # type: ignore[return-value]
-
-
-@functools.cache
-def _name(dtype: Any) -> str:
-    return dtype.name
 
 
 @functools.lru_cache(maxsize=None, typed=True)

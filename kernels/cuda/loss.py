@@ -1,6 +1,6 @@
 """Cross-entropy, its gradient, and the count of wrong answers: `src/loss.cu`."""
 
-from tinyres.kernels.arrays import Array, array_module, ceil_div
+from tinyres.kernels.arrays import Array, array_module, ceil_div, name_of
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda.common import BLOCK, blocks, c_type, empty
 from tinyres.kernels.cuda.launch import kernel
@@ -61,8 +61,8 @@ def count_wrong(logits: Array, labels: Array, total: Array) -> None:
 
 def _arguments(x: Array, labels: Array) -> tuple[dict[str, str], tuple[Array, Array]]:
     real = c_type(x, allowed=("float32", "float64"))
-    if labels.dtype.name not in LABELS:
-        raise Unsupported(f"labels of {labels.dtype.name}")
+    if name_of(labels.dtype) not in LABELS:
+        raise Unsupported(f"labels of {name_of(labels.dtype)}")
     if x.shape[1] == 0 or x.size >= 1 << 30:
         raise Unsupported(f"logits of shape {x.shape}")
     contiguous = array_module(x).ascontiguousarray

@@ -1,6 +1,6 @@
 """Pooling: `src/pool.cu`."""
 
-from tinyres.kernels.arrays import Array, Pair, ceil_div, output_size
+from tinyres.kernels.arrays import Array, Pair, ceil_div, name_of, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cuda import launch
 from tinyres.kernels.cuda.common import BLOCK, address, as_seen, blocks, c_type, empty, in_memory
@@ -20,7 +20,7 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
 
 
 def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
-    if index.dtype.name not in PLACES:
+    if name_of(index.dtype) not in PLACES:
         raise Unsupported(f"places of dtype {index.dtype}")
     dx = new_maps(dy, x_shape)
     operands = (in_memory(dy), in_memory(index), dx)

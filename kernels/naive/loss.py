@@ -22,7 +22,8 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple
     for n, row in enumerate(logits):
         shifted = row - max(row)
         log_p[n] = shifted - math.log(sum(math.exp(v) for v in shifted))
-        losses[n] = -(_target(labels[n], log_p, label_smoothing) * log_p[n]).sum()
+        q = _target(labels[n], log_p, label_smoothing)
+        losses[n] = -(q * log_p[n])[q > 0].sum()  # (0 times the infinity of an impossible class is 0)
     return losses, log_p
 
 

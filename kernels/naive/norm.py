@@ -26,8 +26,8 @@ def batch_norm(
         var[c] = ((x[:, c] - mean[c]) ** 2).sum() / m
     if running:
         running_mean, running_var, momentum = running
-        running_mean += momentum * (mean - running_mean)
-        running_var += momentum * (var * m / (m - 1) - running_var)
+        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+        running_var[...] = (1 - momentum) * running_var + momentum * var * m / (m - 1)
     return batch_norm_inference(x, weight, bias, mean, var, eps, relu), mean, var
 
 

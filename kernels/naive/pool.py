@@ -9,14 +9,16 @@ from tinyres.kernels.naive.windows import crop, output_size, pad, windows
 def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     """y[n, c, i, j] = the maximum of its window, and which of the window's KH KW places held it: the first of equals.
 
-    A NaN counts as the largest.
+    A NaN counts as the largest; the margin is never the maximum.
     """
-    padded = pad(x, padding, -np.inf)
+    padded, inside = pad(x, padding), pad(np.ones((1, 1, *x.shape[2:])), padding)[0, 0]
     y = np.empty((*x.shape[:2], *output_size(padded, kernel, stride)), x.dtype)
     index = np.empty(y.shape, np.int64)
     for n, c in np.ndindex(x.shape[:2]):
-        for i, j, window in windows(padded[n, c], kernel, stride):
-            index[n, c, i, j] = np.argmax(window)
+        both = zip(windows(padded[n, c], kernel, stride), windows(inside, kernel, stride), strict=True)
+        for (i, j, window), (_, _, real) in both:
+            places = np.flatnonzero(real)
+            index[n, c, i, j] = places[np.argmax(window.flat[places])]
             y[n, c, i, j] = window.flat[index[n, c, i, j]]
     return y, index
 

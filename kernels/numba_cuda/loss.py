@@ -30,7 +30,9 @@ def cross_entropy_kernel(logits, labels, smoothing, losses, log_probs):
         for k in range(classes):
             log_probs[n, k] = logits[n, k] - top - log_total
             sum_log_probs += log_probs[n, k]
-        losses[n] = -(1 - smoothing) * log_probs[n, labels[n]] - smoothing * sum_log_probs / classes
+        losses[n] = -(1 - smoothing) * log_probs[n, labels[n]]
+        if smoothing > 0:  # (0 times infinity is NaN)
+            losses[n] -= smoothing * sum_log_probs / classes
 
 
 @Kernel

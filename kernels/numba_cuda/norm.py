@@ -114,10 +114,13 @@ def gradient_kernel(dy, y, relu, x, weight, mean, var, eps, sums, training, dx):
 
 @Kernel
 def running_kernel(running_mean, running_var, mean, var, momentum, m):
-    """running += momentum (new - running), the new variance unbiased: var m / (m - 1). One thread per channel."""
+    """running = (1 - momentum) running + momentum new, the new variance unbiased: var m / (m - 1).
+
+    One thread per channel.
+    """
     for c in range(cuda.grid(1), mean.size, cuda.gridsize(1)):
-        running_mean[c] += momentum * (mean[c] - running_mean[c])
-        running_var[c] += momentum * (var[c] * (m / (m - 1)) - running_var[c])
+        running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c]
+        running_var[c] = (1 - momentum) * running_var[c] + momentum * (var[c] * (m / (m - 1)))
 
 
 def batch_norm(

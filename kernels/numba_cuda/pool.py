@@ -24,7 +24,8 @@ def max_pool_kernel(x, y, index, kernel, stride, padding):
     for e in range(cuda.grid(1), y.shape[0] * rows * columns * channels, cuda.gridsize(1)):
         c, j, i = e % channels, e // channels % columns, e // (channels * columns) % rows
         n = e // (channels * columns * rows)
-        best, place = REAL(-INFINITY), 0
+        top, left = padding[0] - i * stride[0], padding[1] - j * stride[1]  # the first place inside the map, if not < 0
+        best, place = REAL(-INFINITY), (top if top > 0 else 0) * kernel[1] + (left if left > 0 else 0)
         for a in range(kernel[0]):
             for b in range(kernel[1]):
                 h, w = i * stride[0] - padding[0] + a, j * stride[1] - padding[1] + b

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numba import cuda
 
-from tinyres.kernels.arrays import Array, array_module, ceil_div, channels_first, channels_last
+from tinyres.kernels.arrays import Array, array_module, ceil_div, channels_first, channels_last, name_of
 from tinyres.kernels.contract import Unsupported
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
@@ -89,7 +89,7 @@ def blocks(items: int) -> int:
 def check(*arrays: Array) -> None:
     """Raises Unsupported unless all arrays (None is left out) are of one dtype that is known here, on the right device."""
     given = [a for a in arrays if a is not None]
-    names = sorted({a.dtype.name for a in given})
+    names = sorted({name_of(a.dtype) for a in given})
     if len(names) != 1 or names[0] not in ("float32", "float64"):
         raise Unsupported("of dtype " + " and ".join(names))
     where = "numpy" if SIMULATED else "cupy"

@@ -44,8 +44,8 @@ def statistics(x: Array, running: tuple[Array, Array, float] | None) -> tuple[Ar
     var = (rows.sum(squares) / count).astype(x.dtype)
     if running:
         running_mean, running_var, momentum = running
-        running_mean += momentum * (mean - running_mean)
-        running_var += momentum * (var * (count / (count - 1)) - running_var)
+        running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+        running_var[...] = (1 - momentum) * running_var + momentum * (var * (count / (count - 1)))
     return mean, var
 
 

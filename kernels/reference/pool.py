@@ -19,6 +19,8 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
         value = padded[:, ys, xs]
         if y is None:
             y, index = value.copy(), xp.zeros(value.shape, np.int64)
+            top, left = (xp.maximum(padding[i] - stride[i] * xp.arange(y.shape[i + 1]), 0) for i in (0, 1))
+            index += (top[:, None] * kernel[1] + left)[:, :, None]  # the first place inside the image, if nothing is larger
         else:
             better = (value > y) | ((value != value) & (y == y))  # a NaN wins over a number
             xp.copyto(y, value, where=better)

@@ -85,7 +85,7 @@ struct Moments {
         for (int k = 0; k < WIDTH; k++) {
             const ACC d = other.mean[k] - mean[k];
             mean[k] += d * share;
-            m[k] += other.m[k] + d * d * (n * share);
+            m[k] += other.m[k] + d * (n * share) * d;  // in this order: where n is 0, d * d may be infinite
         }
         n = all;
     }
@@ -205,8 +205,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_normalise(
         const int channel = column * WIDTH + k;
         const bool writes = blockIdx.x == 0 && threadIdx.y == 0;
         if (writes && running_mean) {
-            running_mean[channel] += momentum * (all.mean[k] - running_mean[channel]);
-            running_var[channel] += momentum * (all.m[k] / (all.n - 1) - running_var[channel]);
+            running_mean[channel] = (1 - momentum) * running_mean[channel] + momentum * all.mean[k];
+            running_var[channel] = (1 - momentum) * running_var[channel] + momentum * (all.m[k] / (all.n - 1));
         }
         all.m[k] /= all.n;
         if (writes) mean[channel] = all.mean[k], var[channel] = all.m[k];

@@ -34,7 +34,9 @@ extern "C" __global__ void max_pool2d(
         const Spot spot(i, oh, ow, columns);
         Sums best;
         Places places;
-        for (int k = 0; k < WIDTH; k++) best.v[k] = __uint_as_float(0xff800000), places.v[k] = 0;  // minus infinity
+        // minus infinity, at the first place inside the map: the answer where nothing is larger
+        const int inside = max(ph - spot.row * sh, 0) * kw + max(pw - spot.pixel * sw, 0);
+        for (int k = 0; k < WIDTH; k++) best.v[k] = __uint_as_float(0xff800000), places.v[k] = inside;
         for (int a = 0; a < kh; a++) {
             const int row = spot.row * sh - ph + a;
             if (row < 0 || row >= h) continue;
