@@ -45,6 +45,11 @@ def name_of(dtype: Any) -> str:
     return dtype.name if dtype.isnative else dtype.str
 
 
+def native(x: Array) -> Array:
+    """``x`` itself, or a copy of it in the machine's byte order."""
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
 def convert(x: Array, dtype: Any) -> Array:
     """A copy in another dtype. What is too large for it becomes an infinity, without a warning."""
     with np.errstate(over="ignore"):

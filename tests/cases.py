@@ -2,39 +2,15 @@
 
 import functools
 import itertools
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import cases_of_arguments
 import definitions
 import numpy as np
+from case import Case
 
 import tinyres.functional as F
 from tinyres.kernels import naive
-
-
-@dataclass(frozen=True)
-class Case:
-    """``run`` on tensors, ``naive`` on arrays, ``torch`` on (torch, *its tensors); ``data`` is how inputs are drawn."""
-
-    name: str
-    run: Callable[..., Any]
-    naive: Callable[..., np.ndarray]
-    shapes: tuple[tuple[int, ...], ...]
-    torch: Callable[..., Any] | None = None
-    data: str = "normal"
-    view: bool = False  # the result may share memory with the input
-
-    def arrays(self) -> list[np.ndarray]:
-        """Float64 inputs, the same at every call."""
-        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
-        drawn = [rng.standard_normal(shape) for shape in self.shapes]
-        chosen = [np.exp(a / 2) if self.data == "positive" else 4 * a if self.data == "wide" else a for a in drawn]
-        return [np.array(a) for a in chosen]
-
-    def __str__(self) -> str:
-        return self.name
 
 
 @functools.cache
@@ -189,11 +165,11 @@ def elementwise() -> list[Case]:
         ),
         Case(
             "dropout",
-            lambda x: F.dropout(x, 0.3, True, np.random.default_rng(7)),
+            lambda x: F.dropout(x, 0.3, generator=np.random.default_rng(7)),
             lambda x: x * (np.random.default_rng(7).random(x.shape, np.float32) >= 0.3) / 0.7,
             (images,),
         ),
-        Case("dropout-all", lambda x: F.dropout(x, 1.0, True, np.random.default_rng(7)), lambda x: 0 * x, (images,)),
+        Case("dropout-all", lambda x: F.dropout(x, 1.0, generator=np.random.default_rng(7)), lambda x: 0 * x, (images,)),
         Case("dropout-eval", lambda x: F.dropout(x, 0.3, False) * 1, lambda x: x, (images,)),
         Case("log_softmax", F.log_softmax, definitions.log_softmax, ((3, 5),), lambda t, x: t.log_softmax(x, -1)),
         Case(
@@ -394,5 +370,6 @@ def pooling() -> list[Case]:
 
 
 CASES = [*arithmetic(), *shapes(), *elementwise(), *losses(), *linear(), *convolutions(), *normalisation(), *pooling()]
+CASES += cases_of_arguments.all_of_them()
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two cases have one name"

@@ -95,7 +95,7 @@ BAD = {
     ),
     "conv2d groups": (lambda: F.conv2d(f32, np.zeros((5, 1, 3, 3), np.float32), groups=3), "multiple of groups=3"),
     "conv2d dtypes": (lambda: F.conv2d(f64, w), r"all be float32, or all float64.*x float64.*weight float32"),
-    "conv2d one image": (lambda: F.conv2d(f32[0], w), r"conv2d: x must be \(N, C, H, W\), with a batch axis.*\[3, 4, 4\]"),
+    "conv2d axes": (lambda: F.conv2d(f32[0, 0], w), r"conv2d: x must be \(N, C, H, W\), with a batch axis.*\[4, 4\]"),
     "conv2d bias": (lambda: F.conv2d(f32, w, three), r"bias must be \(F,\).*bias float32\[3\]"),
     "conv2d window": (lambda: F.conv2d(f32, np.zeros((5, 3, 5, 5), np.float32)), "window.*larger than the image"),
     "conv2d stride": (lambda: F.conv2d(f32, w, stride=0), "stride must be at least 1, got 0"),
@@ -103,7 +103,7 @@ BAD = {
     "conv2d triple": (lambda: F.conv2d(f32, w, stride=(1, 2, 3)), "stride must be an int or a pair"),
     "linear": (lambda: F.linear(np.zeros((2, 3)), np.zeros((4, 5))), r"linear: x must be \(N, I\).*weight float64\[4, 5\]"),
     "linear bias": (lambda: F.linear(np.zeros((2, 3)), np.zeros((4, 3)), np.zeros(3)), r"linear: bias must be \(O,\)"),
-    "batch_norm axes": (lambda: F.batch_norm(np.zeros((2, 3, 4)), three, three), r"batch_norm: x must be \(N, C, H, W\)"),
+    "batch_norm axes": (lambda: F.batch_norm(three, three, three), r"batch_norm: x must be \(N, C, H, W\)"),
     "batch_norm channels": (lambda: F.batch_norm(f32, three[:2], three[:2]), r"must be \(C,\).*running_mean float32\[2\]"),
     "batch_norm dtypes": (lambda: F.batch_norm(f64, three, three), "float32, or all float64"),
     "batch_norm one value": (
@@ -127,7 +127,10 @@ BAD = {
     "cross_entropy negative": (lambda: F.cross_entropy(np.zeros((2, 3)), np.array([0, -1])), r"got -1 .. 0"),
     "cross_entropy floats": (lambda: F.cross_entropy(np.zeros((2, 3)), np.zeros(2)), "labels must be integers"),
     "cross_entropy reduction": (lambda: F.cross_entropy(np.zeros((2, 3)), np.zeros(2, int), reduction="avg"), "'avg'"),
-    "cross_entropy smoothing": (lambda: F.cross_entropy(np.zeros((2, 3)), np.zeros(2, int), 1.5), "label_smoothing in 0"),
+    "cross_entropy smoothing": (
+        lambda: F.cross_entropy(np.zeros((2, 3)), np.zeros(2, int), label_smoothing=1.5),
+        "label_smoothing in 0",
+    ),
     "sum": (lambda: tr.tensor([1.0]).sum(dim=1), r"sum: dim=1 must name axes of x, each once"),
     "sum twice": (lambda: tr.tensor([[1.0]]).sum(dim=(0, -2)), "each once"),
     "reshape": (lambda: tr.tensor([1.0, 2.0]).reshape(3), r"reshape: the shape \(3,\) must have as many elements"),
@@ -139,7 +142,8 @@ BAD = {
     "words": (lambda: tr.tensor(["a"]), "numbers were expected"),
     "complex": (lambda: tr.tensor([1j]), "numbers were expected, got complex128"),
     "ragged": (lambda: tr.tensor([[1.0, 2.0], [3.0]]), "tensor"),
-    "pow of tensors": (lambda: tr.tensor([1.0]) ** tr.tensor([2.0]), "pow.*number"),
+    "pow of words": (lambda: tr.tensor([1.0]) ** "2", "numbers were expected"),
+    "pow of integers": (lambda: tr.tensor([2, 2]) ** np.array([1, -1]), r"pow: .*negative exponent.*float\(\)"),
 }
 
 

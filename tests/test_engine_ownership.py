@@ -45,7 +45,7 @@ def test_what_an_operation_calls_fresh_is_an_array_that_nobody_else_has(backend,
     seen = watch(monkeypatch)
     with tr.use_backend(backend):
         for case in CASES:
-            y = case.run(*(tr.tensor(a, np.float32, requires_grad=True) for a in case.arrays()))
+            y = case.run(*(tr.tensor(a, dtype=np.float32, requires_grad=True) for a in case.arrays()))
             y.backward(np.array(cotangent(case), np.float32))
         x = tr.tensor(np.ones((2, 3)), requires_grad=True)
         x.float().backward(np.ones((2, 3), np.float32))

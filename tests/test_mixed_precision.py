@@ -51,7 +51,7 @@ OPERATIONS = {
     "avg_pool2d": (lambda x: F.avg_pool2d(x, 3, 2, 1), [(2, C, 6, 7)], [], True),
     "global_avg_pool2d": (F.global_avg_pool2d, [(2, C, 6, 7)], [], True),
     "subsample_pad": (lambda x: F.subsample_pad(x, 8, 2), [(2, C, 6, 7)], [], True),
-    "dropout": (lambda x: F.dropout(x, 0.5, True, np.random.default_rng(1)), [(2, C, 4)], [], True),
+    "dropout": (lambda x: F.dropout(x, 0.5, generator=np.random.default_rng(1)), [(2, C, 4)], [], True),
     "add": (lambda x, y: x + y, [(2, C), (C,)], [], True),
     "mul": (lambda x, y: 2 * x * y, [(2, C), (C,)], [], True),
     "sum": (lambda x: x.sum(dim=1), [(2, 300)], [], True),

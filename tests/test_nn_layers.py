@@ -82,7 +82,7 @@ def test_layers_start_as_documented():
         (lambda: nn.Conv2d(3, 4, (3, 3, 3)), "kernel_size"),
         (lambda: nn.Conv2d(3, 4, 3, stride=0), "stride"),
         (lambda: nn.Conv2d(3, 4, 3, padding=-1), "padding must be an integer of at least 0"),
-        (lambda: nn.Conv2d(3, 4, 3, padding="same"), "padding"),
+        (lambda: nn.Conv2d(3, 4, 3, padding="full"), "padding"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups must divide .* groups=2, in_channels=3"),
         (lambda: nn.Linear(3, -1), "out_features"),
         (lambda: nn.BatchNorm2d(0), "num_features"),
@@ -111,7 +111,7 @@ def test_layers_pass_their_settings_on():
     assert nn.ReLU()(x).data.min() == 0 and nn.ReLU6()(x * 10).data.max() == 6
     labels, loss = np.array([0, 3]), nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum")
     logits = images(2, 4)
-    assert loss(logits, labels).item() == F.cross_entropy(logits, labels, 0.1, "sum").item()
+    assert loss(logits, labels).item() == F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum").item()
 
 
 def test_dropout_drops_in_training_only():

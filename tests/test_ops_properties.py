@@ -234,11 +234,11 @@ def test_cross_entropy_is_stable_for_any_shift_of_the_logits(n, k, smoothing, sh
     logits = draw(seed, n, k)
     labels = np.random.default_rng(seed).integers(0, k, n)
     x = tr.tensor(logits, requires_grad=True)
-    F.cross_entropy(x, labels, smoothing).backward()
+    F.cross_entropy(x, labels, label_smoothing=smoothing).backward()
     moved = tr.tensor(logits + shift, requires_grad=True)
-    loss = F.cross_entropy(moved, labels, smoothing)
+    loss = F.cross_entropy(moved, labels, label_smoothing=smoothing)
     loss.backward()
-    want = definitions.cross_entropy(logits, labels, smoothing)
+    want = definitions.cross_entropy(logits, labels, label_smoothing=smoothing)
     np.testing.assert_allclose(loss.data, want, atol=1e-8 * max(1, abs(want)))
     np.testing.assert_allclose(moved.grad, x.grad, atol=1e-8)
     np.testing.assert_allclose(x.grad.sum(axis=1), 0, atol=1e-12)  # probabilities and targets both sum to one
@@ -257,7 +257,7 @@ def test_cross_entropy_of_huge_float32_logits_is_finite():
 @given(st.integers(0, 99), st.floats(0.05, 0.95))
 def test_dropout_keeps_the_expected_value(seed, p):
     x = np.ones(4000)
-    y = F.dropout(x, p, True, np.random.default_rng(seed)).data
+    y = F.dropout(x, p, generator=np.random.default_rng(seed)).data
     kept = y != 0
     np.testing.assert_allclose(y[kept], 1 / (1 - p), rtol=1e-12)
     assert abs(kept.mean() - (1 - p)) < 5 * np.sqrt(p * (1 - p) / 4000)

@@ -2,16 +2,23 @@
 
     import tinyres.functional as F
 
-Each is an operation of `tinyres.ops`, where its formula and its backward pass are. Arrays may stand for tensors.
+Each is an operation of `tinyres.ops`, where its formula and its backward pass are, or is made of a few of them. Arrays may
+stand for tensors, and one image (C, H, W) for a batch of them. What comes by position is in PyTorch's place; arguments that
+PyTorch does not have come by keyword. What PyTorch takes and is not here: ``docs/pytorch.md``.
 """
 
-from typing import TypeAlias
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from tinyres import ops
-from tinyres.errors import ShapeError
-from tinyres.kernels.arrays import Array, array_module, is_half
+from tinyres import guards, ops
+from tinyres.errors import GraphError, ShapeError, UsageError
+from tinyres.kernels.arrays import Array, array_module, ceil_div, is_floating, is_half
+from tinyres.ops import loss
+from tinyres.ops.check import fail, pair, refuse
+from tinyres.ops.shape import integers
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor, tensor
 
@@ -27,14 +34,40 @@ def _array(x: TensorLike) -> Array:
     return x.data if isinstance(x, Tensor) else x
 
 
-def relu(x: TensorLike) -> Tensor:
-    """max(x, 0)"""
-    return ops.ReLU.apply(_t(x))
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def relu6(x: TensorLike) -> Tensor:
-    """min(max(x, 0), 6)"""
-    return ops.ReLU6.apply(_t(x))
+def _one_or_many(function: _Function) -> _Function:
+    """For one image (C, H, W), too: it is a batch of one for as long."""
+
+    @functools.wraps(function)
+    def run(x: TensorLike, *args: Any, **options: Any) -> Tensor:
+        x = _t(x)
+        return function(x.unsqueeze(0), *args, **options).squeeze(0) if x.ndim == 3 else function(x, *args, **options)
+
+    return run  # type: ignore[return-value]
+
+
+def _in_place(x: Tensor, y: Tensor, inplace: bool) -> Tensor:
+    """y; if it is to be ``inplace``, x becomes y for all who have x. The array of x stays as it is: a graph may need it."""
+    if not inplace:
+        return y
+    if x.is_leaf and x.requires_grad and guards.is_grad_enabled():
+        raise GraphError("inplace=True: a leaf that requires a gradient cannot be changed in place; leave inplace out.")
+    x.data, x.node, x.requires_grad = y.data, y.node, y.requires_grad
+    return x
+
+
+def relu(x: TensorLike, inplace: bool = False) -> Tensor:
+    """max(x, 0). With ``inplace``, x becomes that, as in PyTorch, but no memory is saved."""
+    x = _t(x)
+    return _in_place(x, ops.ReLU.apply(x), inplace)
+
+
+def relu6(x: TensorLike, inplace: bool = False) -> Tensor:
+    """min(max(x, 0), 6). ``inplace`` as for `relu`."""
+    x = _t(x)
+    return _in_place(x, ops.ReLU6.apply(x), inplace)
 
 
 def add_relu(x: TensorLike, y: TensorLike) -> Tensor:
@@ -43,22 +76,56 @@ def add_relu(x: TensorLike, y: TensorLike) -> Tensor:
 
 
 def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
-    """x weight^T + bias: (N, I) * (O, I) + (O,) -> (N, O)"""
-    return ops.Linear.apply(_t(x), _t(weight), *([] if bias is None else [_t(bias)]))
+    """x weight^T + bias: (..., I) * (O, I) + (O,) -> (..., O)"""
+    x, parameters = _t(x), [_t(weight), *([] if bias is None else [_t(bias)])]
+    if x.ndim == 2 or not x.ndim or not x.shape[-1]:
+        return ops.Linear.apply(x, *parameters)
+    y = ops.Linear.apply(x.reshape(-1, x.shape[-1]), *parameters)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+def pad(x: TensorLike, pad: tuple[int, ...], mode: str = "constant", value: float | None = None) -> Tensor:
+    """x with margins of ``value`` (0 unless given): ``pad`` is (left, right) of the last axis, then of the one before it
+    (top, bottom), and so on.
+    """
+    x, sizes = _t(x), integers(pad)
+    if mode != "constant":
+        refuse("pad", 'only "constant" is', mode=mode)
+    if len(sizes) % 2 or len(sizes) > 2 * x.ndim or min(sizes, default=0) < 0:
+        raise ShapeError(
+            f"pad: pad={pad} must be two sizes, of at least 0, for each of the last axes of x, {list(x.shape)}."
+        )
+    margins = [(0, 0)] * (x.ndim - len(sizes) // 2) + list(zip(sizes[::2], sizes[1::2], strict=True))[::-1]
+    return ops.Pad.apply(x, margins=tuple(margins), value=0.0 if value is None else value)
+
+
+@_one_or_many
 def conv2d(
     x: TensorLike,
     weight: TensorLike,
     bias: TensorLike | None = None,
     stride: Size = 1,
-    padding: Size = 0,
+    padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
 ) -> Tensor:
-    """(N, C, H, W) * (F, C / groups, KH, KW) -> (N, F, OH, OW):  see `ops.Conv2d`."""
+    """(N, C, H, W) * (F, C / groups, KH, KW) -> (N, F, OH, OW):  see `ops.Conv2d`.
+
+    ``padding`` "valid" is 0; "same", with stride 1, gives y the size of x: a margin that is odd is wider below and right.
+    """
     inputs = [_t(x), _t(weight)] if bias is None else [_t(x), _t(weight), _t(bias)]
-    return ops.Conv2d.apply(*inputs, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if not isinstance(padding, str):
+        return ops.Conv2d.apply(*inputs, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if padding not in ("same", "valid") or (padding == "same" and pair("conv2d", "stride", stride, 1) != (1, 1)):
+        raise UsageError(
+            f'conv2d: padding={padding!r} must be numbers, "valid", or with stride=1 "same"; got stride={stride}.'
+        )
+    margins = [0, 0]  # before and behind, together; then the one before is made as wide as that behind, and cut off
+    if padding == "same" and inputs[1].ndim == 4:
+        margins = [d * (k - 1) for d, k in zip(pair("conv2d", "dilation", dilation, 1), inputs[1].shape[2:], strict=True)]
+    wide = tuple(ceil_div(m, 2) for m in margins)
+    y = ops.Conv2d.apply(*inputs, stride=stride, padding=wide, dilation=dilation, groups=groups)
+    return y[:, :, margins[0] % 2 :, margins[1] % 2 :] if any(m % 2 for m in margins) else y
 
 
 def batch_norm(
@@ -70,9 +137,10 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
     relu: bool = False,
 ) -> Tensor:
-    """x (N, C, H, W) or (N, C), normalised per channel: see `ops.BatchNorm`. With ``relu``, then max(., 0) in the same pass.
+    """x (N, C, ...), normalised per channel: see `ops.BatchNorm`. With ``relu``, then max(., 0) in the same pass.
 
     In training the running statistics (C,) are updated in place; they may be None there.
     """
@@ -93,7 +161,7 @@ def batch_norm_add_relu(
 ) -> Tensor:
     """max(batch_norm(x) + residual, 0), the join that ends a residual block: see `ops.BatchNormAddReLU`.
 
-    x and residual are (N, C, H, W) or (N, C). In training the running statistics (C,) are updated in place; they may be None
+    x and residual are (N, C, ...). In training the running statistics (C,) are updated in place; they may be None
     there.
     """
     parameters, statistics = _channel_arrays(x, running_mean, running_var, weight, bias, training)
@@ -124,14 +192,101 @@ def _channel_arrays(
     return (_t(ones() if weight is None else weight), _t(zeros() if bias is None else bias)), statistics
 
 
-def max_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
-    """The maximum of each window; ``stride`` is ``kernel_size`` unless given."""
-    return ops.MaxPool2d.apply(_t(x), kernel_size=kernel_size, stride=stride, padding=padding)
+@_one_or_many
+def max_pool2d(
+    x: TensorLike,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """The maximum of each window; ``stride`` is ``kernel_size`` unless given. With ``ceil_mode``, windows may reach beyond
+    the margin below and right, as long as they begin before it.
+    """
+    if pair("max_pool2d", "dilation", dilation, 1) != (1, 1):
+        refuse("max_pool2d", "windows have no gaps here", dilation=dilation)
+    if return_indices:
+        refuse("max_pool2d", "the places of the maxima stay inside", return_indices=return_indices)
+    x = _reaching("max_pool2d", x, kernel_size, stride, padding, -np.inf) if ceil_mode else x
+    return ops.MaxPool2d.apply(x, kernel_size=kernel_size, stride=stride or None, padding=padding)
 
 
-def avg_pool2d(x: TensorLike, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
-    """The mean of each window, padding counted as zeros; ``stride`` is ``kernel_size`` unless given."""
-    return ops.AvgPool2d.apply(_t(x), kernel_size=kernel_size, stride=stride, padding=padding)
+@_one_or_many
+def avg_pool2d(
+    x: TensorLike,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window, padding counted as zeros; ``stride`` is ``kernel_size`` unless given. ``ceil_mode`` as for
+    `max_pool2d`, where what lies beyond the margin does not count. Without ``count_include_pad``, the sum is divided by the
+    number of pixels of x in the window, and with ``divisor_override`` by that.
+    """
+    inside = _t(x)
+    x = _reaching("avg_pool2d", inside, kernel_size, stride, padding, 0.0) if ceil_mode else inside
+    y = ops.AvgPool2d.apply(x, kernel_size=kernel_size, stride=stride or None, padding=padding)
+    if divisor_override == 0:
+        raise UsageError("avg_pool2d: divisor_override must not be 0.")
+    if count_include_pad and not ceil_mode and divisor_override is None:
+        return y
+    kernel = pair("avg_pool2d", "kernel_size", kernel_size, 1)
+    counts = []
+    for size, out, k, s, p in zip(
+        inside.shape[2:], y.shape[2:], *_window("avg_pool2d", kernel_size, stride, padding), strict=True
+    ):
+        first = np.arange(out) * s - p
+        last = np.minimum(first + k, size + p)
+        counts.append(last - first if count_include_pad else np.minimum(last, size) - np.maximum(first, 0))
+    terms = divisor_override or counts[0][:, None] * counts[1]
+    return y * array_module(y.data).asarray(kernel[0] * kernel[1] / terms, y.dtype)
+
+
+def _window(op: str, kernel_size: Size, stride: Size | None, padding: Size) -> tuple[tuple[int, int], ...]:
+    kernel = pair(op, "kernel_size", kernel_size, 1)
+    return kernel, pair(op, "stride", stride, 1) if stride else kernel, pair(op, "padding", padding, 0)
+
+
+def _reaching(op: str, x: Tensor, kernel_size: Size, stride: Size | None, padding: Size, value: float) -> Tensor:
+    """x with so much more below and right that windows which would reach beyond the margin fit. They begin before it."""
+    more = []
+    for size, k, s, p in zip(x.shape[2:], *_window(op, kernel_size, stride, padding), strict=True):
+        windows = ceil_div(size + 2 * p - k, s) + 1
+        windows -= (windows - 1) * s >= size + p
+        more.append(max((windows - 1) * s + k - size - 2 * p, 0))
+    return pad(x, (0, more[1], 0, more[0]), value=value) if any(more) else x
+
+
+@_one_or_many
+def adaptive_avg_pool2d(x: TensorLike, output_size: int | tuple[int | None, int | None]) -> Tensor:
+    """The means of OH x OW windows that cover the map: row i is from floor(i H / OH) to ceil((i + 1) H / OH), columns alike.
+
+    ``output_size`` is (OH, OW), or one number for both; None keeps the size of x.
+    """
+    x = _t(x)
+    asked = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,) * 2
+    if x.ndim != 4 or len(asked) != 2:
+        fail("adaptive_avg_pool2d", f"x must be (N, C, H, W), output_size={output_size} one number or two.", x=x.data)
+    sizes = pair(
+        "adaptive_avg_pool2d", "output_size", [n if a is None else a for a, n in zip(asked, x.shape[2:], strict=True)], 1
+    )
+    if sizes == (1, 1):
+        return global_avg_pool2d(x).reshape(*x.shape[:2], 1, 1)
+    (h, w), (oh, ow) = x.shape[2:], sizes
+    if h % oh == w % ow == 0 < min(h, w):
+        return avg_pool2d(x, (h // oh, w // ow))
+    return _averages(x, h, oh) @ x @ _averages(x, w, ow).T
+
+
+def _averages(x: Tensor, size: int, out: int) -> Tensor:
+    """The matrix (out, size) of which row i takes the mean of the i-th window of `adaptive_avg_pool2d`."""
+    i, pixel = np.arange(out)[:, None], np.arange(size)
+    inside = (pixel >= i * size // out) & (pixel < -(-(i + 1) * size // out))
+    return Tensor(array_module(x.data).asarray(inside / inside.sum(axis=1, keepdims=True), x.dtype))
 
 
 def global_avg_pool2d(x: TensorLike) -> Tensor:
@@ -144,16 +299,58 @@ def subsample_pad(x: TensorLike, out_channels: int, stride: int = 2) -> Tensor:
     return ops.SubsamplePad.apply(_t(x), out_channels=out_channels, stride=stride)
 
 
-def dropout(x: TensorLike, p: float = 0.5, training: bool = True, generator: np.random.Generator | None = None) -> Tensor:
-    """In training, each element is 0 with probability ``p`` and else divided by 1 - p; otherwise x itself."""
-    return ops.Dropout.apply(_t(x), p=p, generator=generator or default_generator()) if training and p else _t(x)
+def dropout(
+    x: TensorLike,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: np.random.Generator | None = None,
+) -> Tensor:
+    """In training, each element is 0 with probability ``p`` and else divided by 1 - p; otherwise x itself. ``inplace`` as
+    for `relu`.
+    """
+    x = _t(x)
+    if not training or not p:
+        return x
+    return _in_place(x, ops.Dropout.apply(x, p=p, generator=generator or default_generator()), inplace)
 
 
-def log_softmax(x: TensorLike, dim: int = -1) -> Tensor:
-    """x - log(sum of exp(x)) along ``dim``"""
-    return ops.LogSoftmax.apply(_t(x), dim=dim)
+def log_softmax(x: TensorLike, dim: int = -1, *, dtype: Any = None) -> Tensor:
+    """x - log(sum of exp(x)) along ``dim``, of x in ``dtype`` if that is given."""
+    x = _t(x) if dtype is None else _t(x).to(dtype)
+    return ops.LogSoftmax.apply(x, dim=dim) if x.ndim else ops.LogSoftmax.apply(x.reshape(1), dim=dim).reshape(())
 
 
-def cross_entropy(logits: TensorLike, labels: TensorLike, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
-    """The cross-entropy of ``logits`` (N, K) with integer ``labels`` (N,), averaged, summed, or one per row ("none")."""
-    return ops.CrossEntropy.apply(_t(logits), labels=_array(labels), label_smoothing=label_smoothing, reduction=reduction)
+def cross_entropy(
+    logits: TensorLike,
+    labels: TensorLike,
+    weight: TensorLike | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The cross-entropy of ``logits`` (N, K) with integer ``labels`` (N,), averaged, summed, or one per row ("none").
+
+    Logits may also be (N, K, ...) with labels (N, ...), or one row (K,) with one label. Labels that are floats in the shape
+    of the logits are the probabilities of all classes. ``weight`` (K,) is a factor for each class: the mean is then a
+    weighted one. Rows whose label is ``ignore_index`` count for nothing.
+    """
+    x, y = _t(logits), _array(labels)
+    soft = hasattr(y, "dtype") and is_floating(y.dtype) and y.shape == x.shape
+    if soft and ignore_index >= 0:
+        refuse(
+            "cross_entropy", "labels are probabilities here; a row of zeros counts for nothing", ignore_index=ignore_index
+        )
+    if weight is None and x.ndim == 2 and not soft and not loss.any_ignored(y, ignore_index):
+        return ops.CrossEntropy.apply(x, labels=y, label_smoothing=label_smoothing, reduction=reduction)
+    loss.check_options(label_smoothing, reduction)
+    factor = None if weight is None else loss.class_weights(x.data, _array(weight))
+    if soft:
+        target, terms = _t(labels), x.numel() // x.shape[min(x.ndim - 1, 1)]
+    else:
+        hot, factor, terms = loss.one_hot(x.data, y, factor, ignore_index)
+        target = Tensor(hot)
+    losses = ops.SoftCrossEntropy.apply(x, target, weight=factor, label_smoothing=label_smoothing)
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.sum() / terms

@@ -1,7 +1,9 @@
 """`Tensor`: an array, its gradient, and the operators. Names and meanings are PyTorch's."""
 
 import math
+import numbers
 import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,25 +11,49 @@ import numpy as np
 from tinyres import autograd, guards, locks, ops
 from tinyres.device import device_of, move, place, to_dtype
 from tinyres.errors import GraphError, ShapeError
-from tinyres.kernels.arrays import Array, array_module, convert, is_floating
+from tinyres.kernels.arrays import Array, array_module, convert, is_floating, native
+from tinyres.ops.shape import axes_of
 
 Axes = int | tuple[int, ...] | None
 Number = float | int  # (within the class, `float` is a method)
+
+
+def _operator(
+    op: type[autograd.Function],
+) -> tuple[Callable[["Tensor", Any], "Tensor"], Callable[["Tensor", Any], "Tensor"]]:
+    """The methods for an operator: with the tensor on its left, and on its right."""
+
+    def left(self: "Tensor", other: Any) -> "Tensor":
+        return op.apply(self, as_tensor(other, self))
+
+    def right(self: "Tensor", other: Any) -> "Tensor":
+        return op.apply(as_tensor(other, self), self)
+
+    return left, right
+
+
+def _comparison(ufunc: str) -> Callable[["Tensor", Any], "Tensor"]:
+    def compare(self: "Tensor", other: Any) -> "Tensor":
+        if other is None or isinstance(other, str):
+            return NotImplemented
+        return Tensor(self._array_result(ufunc, other))
+
+    return compare
 
 
 class Tensor:
     """An array that operations can be recorded on.
 
     ``data`` is the array (NumPy or CuPy), ``grad`` the derivative of the last loss by it (an array of the same shape and
-    dtype, or None). ``Tensor(array)`` shares the array; `tensor` copies. While a graph needs the array for its backward
-    pass, it is read-only.
+    dtype, or None). ``Tensor(array)`` shares the array, unless its byte order is another than the machine's; `tensor`
+    copies. While a graph needs the array for its backward pass, it is read-only.
     """
 
     __array_priority__ = 1000  # an array on the left of an operator leaves the work to the tensor
     __array_ufunc__ = None
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
-        self.data = data
+        self.data = data if data.dtype.isnative else native(data)
         self.grad: Array | None = None
         self.node: autograd.Node | None = None
         self.requires_grad = requires_grad
@@ -62,6 +88,14 @@ class Tensor:
         """Whether it was made by the user, not by an operation."""
         return self.node is None
 
+    def dim(self) -> int:
+        """The number of axes."""
+        return self.data.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the length of the axis ``dim``."""
+        return self.shape if dim is None else self.shape[dim]
+
     def numel(self) -> int:
         """The number of elements."""
         return self.data.size
@@ -82,8 +116,14 @@ class Tensor:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype, copy=copy)
+
     def __len__(self) -> int:
         return len(self.data)
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -120,68 +160,26 @@ class Tensor:
 
     # --- operators ---
 
-    def __add__(self, other: Any) -> "Tensor":
-        return ops.Add.apply(self, as_tensor(other, self))
+    __add__, __radd__ = _operator(ops.Add)
+    __sub__, __rsub__ = _operator(ops.Sub)
+    __mul__, __rmul__ = _operator(ops.Mul)
+    __truediv__, __rtruediv__ = _operator(ops.Div)
+    __matmul__, __rmatmul__ = _operator(ops.MatMul)
+    _power, __rpow__ = _operator(ops.Power)
 
-    def __radd__(self, other: Any) -> "Tensor":
-        return ops.Add.apply(as_tensor(other, self), self)
-
-    def __sub__(self, other: Any) -> "Tensor":
-        return ops.Sub.apply(self, as_tensor(other, self))
-
-    def __rsub__(self, other: Any) -> "Tensor":
-        return ops.Sub.apply(as_tensor(other, self), self)
-
-    def __mul__(self, other: Any) -> "Tensor":
-        return ops.Mul.apply(self, as_tensor(other, self))
-
-    def __rmul__(self, other: Any) -> "Tensor":
-        return ops.Mul.apply(as_tensor(other, self), self)
-
-    def __truediv__(self, other: Any) -> "Tensor":
-        return ops.Div.apply(self, as_tensor(other, self))
-
-    def __rtruediv__(self, other: Any) -> "Tensor":
-        return ops.Div.apply(as_tensor(other, self), self)
-
-    def __matmul__(self, other: Any) -> "Tensor":
-        return ops.MatMul.apply(self, as_tensor(other, self))
-
-    def __rmatmul__(self, other: Any) -> "Tensor":
-        return ops.MatMul.apply(as_tensor(other, self), self)
+    def __pow__(self, exponent: Any) -> "Tensor":
+        return ops.Pow.apply(self, exponent=exponent) if isinstance(exponent, numbers.Real) else self._power(exponent)
 
     def __neg__(self) -> "Tensor":
         return ops.Neg.apply(self)
 
-    def __pow__(self, exponent: Number) -> "Tensor":
-        return ops.Pow.apply(self, exponent=exponent)
-
     # --- comparisons: elementwise, a tensor of bool ---
 
-    def __eq__(self, other: Any) -> "Tensor":  # type: ignore[override]
-        return self._compare("equal", other)
-
-    def __ne__(self, other: Any) -> "Tensor":  # type: ignore[override]
-        return self._compare("not_equal", other)
-
-    def __lt__(self, other: Any) -> "Tensor":
-        return self._compare("less", other)
-
-    def __le__(self, other: Any) -> "Tensor":
-        return self._compare("less_equal", other)
-
-    def __gt__(self, other: Any) -> "Tensor":
-        return self._compare("greater", other)
-
-    def __ge__(self, other: Any) -> "Tensor":
-        return self._compare("greater_equal", other)
-
+    __eq__ = _comparison("equal")  # type: ignore[assignment]
+    __ne__ = _comparison("not_equal")  # type: ignore[assignment]
+    __lt__, __le__ = _comparison("less"), _comparison("less_equal")
+    __gt__, __ge__ = _comparison("greater"), _comparison("greater_equal")
     __hash__ = object.__hash__  # a tensor is a key by what it is, not by what it holds
-
-    def _compare(self, ufunc: str, other: Any) -> "Tensor":
-        if other is None or isinstance(other, str):
-            return NotImplemented
-        return Tensor(self._array_result(ufunc, other))
 
     # --- in place, for updates by hand under no_grad; what is recorded is never changed in place ---
 
@@ -242,9 +240,35 @@ class Tensor:
             raise ShapeError("a reduction of a tensor takes no out=: it makes a new tensor.")
         return self if dtype is None else self.to(dtype)
 
+    def __getitem__(self, index: Any) -> "Tensor":
+        """What ``index`` reads, as in NumPy: see `ops.Index`. A list, an array or a tensor names elements."""
+        xp, parts = array_module(self.data), index if isinstance(index, tuple) else (index,)
+        parts = tuple(i.data if isinstance(i, Tensor) else i for i in parts)
+        parts = tuple(xp.array(i) if isinstance(i, list) or hasattr(i, "dtype") else i for i in parts)
+        return ops.Index.apply(self, index=parts)
+
     def reshape(self, *shape: Any) -> "Tensor":
         """The same elements in another shape; one length may be -1."""
-        return ops.Reshape.apply(self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        return ops.Reshape.apply(self, shape=shape[0] if len(shape) == 1 else shape)
+
+    def view(self, *shape: Any) -> "Tensor":
+        """`reshape`, under its other name: it copies where the memory's order asks for that."""
+        return self.reshape(*shape)
+
+    def squeeze(self, dim: Axes = None) -> "Tensor":
+        """Without axes of length 1: without all of them, or those of ``dim`` that are so."""
+        axes = axes_of("squeeze", self.data, dim)
+        return self.reshape([n for i, n in enumerate(self.shape) if n != 1 or i not in axes])
+
+    def unsqueeze(self, dim: int) -> "Tensor":
+        """With a new axis of length 1, which becomes the axis ``dim``."""
+        shape = list(self.shape)
+        if not -self.ndim - 1 <= dim <= self.ndim:
+            raise ShapeError(
+                f"unsqueeze: dim={dim} must lie within {-self.ndim - 1} .. {self.ndim}, for shape {self.shape}."
+            )
+        shape.insert(dim + self.ndim + 1 if dim < 0 else dim, 1)
+        return self.reshape(shape)
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
         """The axes from ``start_dim`` to ``end_dim``, both included, become one."""
@@ -259,11 +283,11 @@ class Tensor:
 
     def permute(self, *dims: Any) -> "Tensor":
         """The axes in the order ``dims``."""
-        return ops.Transpose.apply(self, dims=dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
+        return ops.Transpose.apply(self, dims=dims[0] if len(dims) == 1 else dims)
 
     def transpose(self, dim0: int, dim1: int) -> "Tensor":
         """Two axes exchanged."""
-        dims = list(range(self.ndim))
+        dims = list(range(max(self.ndim, 1)))
         try:
             dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
         except IndexError:
@@ -317,7 +341,7 @@ class Tensor:
         return self.to(np.float32)
 
 
-def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: str | None = None) -> Tensor:
+def tensor(data: Any, *, dtype: Any = None, requires_grad: bool = False, device: str | None = None) -> Tensor:
     """A new leaf that holds a copy of ``data`` (a number, a list, an array or a tensor), on ``device`` or where it is.
 
     A list or number of floats becomes float32; an array keeps its dtype if that is float32, float64, an integer or bool;
@@ -335,7 +359,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
     if not (is_floating(array.dtype) or array.dtype.kind in "iub"):
         raise ShapeError(f"tensor(): numbers were expected, got {array.dtype}.")
     if dtype is None:
-        dtype = np.float32 if is_floating(array.dtype) and array.dtype.itemsize not in (4, 8) else array.dtype
+        dtype = np.float32 if is_floating(array.dtype) and array.dtype.itemsize not in (4, 8) else native(array).dtype
     array = convert(array, to_dtype(dtype))
     return Tensor(array if device is None else move(array, device), requires_grad)
 

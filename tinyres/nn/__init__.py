@@ -3,6 +3,7 @@
 from tinyres.nn import init
 from tinyres.nn.containers import ModuleList, Sequential
 from tinyres.nn.layers import (
+    AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm1d,
     BatchNorm2d,
@@ -21,6 +22,7 @@ from tinyres.nn.module import HookHandle, Module, Parameter
 from tinyres.nn.summary import Summary, summary
 
 __all__ = [
+    "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",

@@ -29,41 +29,53 @@ def fans(tensor: Tensor) -> tuple[int, int]:
     return tensor.shape[1] * window, tensor.shape[0] * window
 
 
-def _he_std(tensor: Tensor, a: float, mode: str) -> float:
+def _he_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     if mode not in ("fan_in", "fan_out"):
         raise UsageError(f'mode must be "fan_in" or "fan_out", got {mode!r}')
+    if nonlinearity not in ("relu", "leaky_relu"):
+        raise UsageError(f'nonlinearity must be "leaky_relu" or "relu", got {nonlinearity!r}')
+    slope = a if nonlinearity == "leaky_relu" else 0.0
     fan_in, fan_out = fans(tensor)
-    return math.sqrt(2.0 / ((1.0 + a * a) * (fan_in if mode == "fan_in" else fan_out)))
+    return math.sqrt(2.0 / ((1.0 + slope * slope) * (fan_in if mode == "fan_in" else fan_out)))
 
 
 def kaiming_normal_(
-    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", generator: np.random.Generator | None = None
+    tensor: Tensor,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: np.random.Generator | None = None,
 ) -> Tensor:
     """Normal with variance 2 / ((1 + a^2) fan). ``a`` is the negative slope of a leaky ReLU (eq. 15), 0 for a ReLU."""
-    return normal_(tensor, _he_std(tensor, a, mode), generator)
+    return normal_(tensor, 0.0, _he_std(tensor, a, mode, nonlinearity), generator)
 
 
 def kaiming_uniform_(
-    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", generator: np.random.Generator | None = None
+    tensor: Tensor,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: np.random.Generator | None = None,
 ) -> Tensor:
     """Uniform with the variance of `kaiming_normal_`: bounds of plus and minus sqrt(3) standard deviations."""
-    return uniform_(tensor, math.sqrt(3.0) * _he_std(tensor, a, mode), generator)
+    bound = math.sqrt(3.0) * _he_std(tensor, a, mode, nonlinearity)
+    return uniform_(tensor, -bound, bound, generator)
 
 
-def normal_(tensor: Tensor, std: float, generator: np.random.Generator | None = None) -> Tensor:
-    """Normal with mean 0. Here and above, ``generator`` is by default the global one (see `tr.manual_seed`)."""
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: np.random.Generator | None = None) -> Tensor:
+    """Normal. Here and above, ``generator`` is by default the global one (see `tr.manual_seed`)."""
     drawn = (generator or default_generator()).standard_normal(tensor.shape, dtype=np.float32)
-    return _fill(tensor, drawn * np.float32(std))
+    return _fill(tensor, drawn * np.float32(std) + np.float32(mean))
 
 
-def uniform_(tensor: Tensor, bound: float, generator: np.random.Generator | None = None) -> Tensor:
-    """Uniform in [-bound, bound)."""
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: np.random.Generator | None = None) -> Tensor:
+    """Uniform in [a, b)."""
     drawn = (generator or default_generator()).random(tensor.shape, dtype=np.float32)
-    return _fill(tensor, (2 * drawn - 1) * np.float32(bound))
+    return _fill(tensor, (2 * drawn - 1) * np.float32((b - a) / 2) + np.float32((a + b) / 2))
 
 
-def constant_(tensor: Tensor, value: float) -> Tensor:
-    return _fill(tensor, value)
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    return _fill(tensor, val)
 
 
 def zeros_(tensor: Tensor) -> Tensor:

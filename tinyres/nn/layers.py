@@ -9,14 +9,16 @@ Batch norm: weight 1, bias 0.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from tinyres import functional as F
-from tinyres.errors import UsageError
+from tinyres.errors import ShapeError, UsageError
 from tinyres.nn import init
 from tinyres.nn.module import Module, Parameter
-from tinyres.tensor import Tensor
+from tinyres.ops.check import refuse
+from tinyres.tensor import Tensor, tensor
 
 Size = int | tuple[int, int]
 
@@ -24,7 +26,8 @@ Size = int | tuple[int, int]
 class Conv2d(Module):
     """2-D convolution, (N, C, H, W) -> (N, F, OH, OW), with weight (F, C / groups, KH, KW) and bias (F,).
 
-    A size is an int or a (height, width) pair. Raises `UsageError` for sizes that make no convolution.
+    A size is an int or a (height, width) pair; ``padding`` may be "same" or "valid", as for `functional.conv2d`. Raises
+    `UsageError` for sizes that make no convolution.
     """
 
     def __init__(
@@ -33,12 +36,15 @@ class Conv2d(Module):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Size = 0,
+        padding: Size | str = 0,
         dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
+        if padding_mode != "zeros":
+            refuse("Conv2d", "the margin is of zeros", padding_mode=padding_mode)
         _check_counts("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise UsageError(
@@ -48,7 +54,10 @@ class Conv2d(Module):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = _pair("Conv2d", "kernel_size", kernel_size, at_least=1)
         self.stride = _pair("Conv2d", "stride", stride, at_least=1)
-        self.padding = _pair("Conv2d", "padding", padding, at_least=0)
+        if padding == "same" and self.stride != (1, 1):
+            raise UsageError(f'Conv2d: padding="same" needs stride=1, got {stride}; give the padding in numbers')
+        same, sizes = padding == "same", 0 if padding == "valid" else padding
+        self.padding = padding if same else _pair("Conv2d", "padding", sizes, at_least=0)
         self.dilation = _pair("Conv2d", "dilation", dilation, at_least=1)
         self.weight = _parameter(out_channels, in_channels // groups, *self.kernel_size)
         init.kaiming_normal_(self.weight, mode="fan_out")
@@ -67,7 +76,7 @@ class Conv2d(Module):
 
 
 class Linear(Module):
-    """y = x W^T + b: (N, in_features) -> (N, out_features), with weight (out_features, in_features)."""
+    """y = x W^T + b: (..., in_features) -> (..., out_features), with weight (out_features, in_features)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
@@ -75,10 +84,10 @@ class Linear(Module):
         self.in_features, self.out_features = in_features, out_features
         bound = 1.0 / math.sqrt(in_features)
         self.weight = _parameter(out_features, in_features)
-        init.uniform_(self.weight, bound)
+        init.uniform_(self.weight, -bound, bound)
         self.bias = _parameter(out_features) if bias else None
         if self.bias is not None:
-            init.uniform_(self.bias, bound)
+            init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -91,13 +100,23 @@ class BatchNorm2d(Module):
     """Batch normalisation (Ioffe and Szegedy 2015) of each channel of (N, C, H, W) over N, H and W.
 
     In training it normalises by the batch's mean and biased variance and moves ``running_mean`` and ``running_var`` (the
-    unbiased variance) towards them by ``momentum``; in evaluation it normalises by the running statistics.
+    unbiased variance) towards them by ``momentum``; in evaluation it normalises by the running statistics. Without
+    ``track_running_stats`` there are none, and the batch's serve in evaluation, too.
 
     What follows a batch norm in a ResNet comes in the same pass over memory: ``bn(x, relu=True)`` is relu(bn(x)) and
     ``bn(x, residual=r, relu=True)`` is relu(bn(x) + r). A forward hook sees the result of the whole call.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+    axes: tuple[int, ...] = (4,)  # how many x may have
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
         super().__init__()
         _check_counts(type(self).__name__, num_features=num_features)
         kind = type(self).__name__
@@ -108,64 +127,123 @@ class BatchNorm2d(Module):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight = _parameter(num_features, value=1.0) if affine else None
         self.bias = _parameter(num_features) if affine else None
-        self.register_buffer("running_mean", Tensor(np.zeros(num_features, np.float32)))
-        self.register_buffer("running_var", Tensor(np.ones(num_features, np.float32)))
+        if not track_running_stats:
+            self.running_mean = self.running_var = None
+        else:
+            self.register_buffer("running_mean", Tensor(np.zeros(num_features, np.float32)))
+            self.register_buffer("running_var", Tensor(np.ones(num_features, np.float32)))
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        settings = (self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+    def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        if x.ndim not in self.axes:
+            wanted = " or ".join(("(N, C)", "(N, C, L)", "(N, C, H, W)")[n - 2] for n in self.axes)
+            raise ShapeError(f"{type(self).__name__}: x must be {wanted}, got shape {x.shape}.")
+        training = self.training or self.running_mean is None
+        settings = (self.running_mean, self.running_var, self.weight, self.bias, training, self.momentum, self.eps)
         if relu and residual is not None:
             return F.batch_norm_add_relu(x, residual, *settings)
-        y = F.batch_norm(x, *settings, relu)
+        y = F.batch_norm(x, *settings, relu=relu)
         return y if residual is None else y + residual
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+        given = f"eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+        return f"{self.num_features}, {given}" + ", track_running_stats=False" * (self.running_mean is None)
 
 
 class BatchNorm1d(BatchNorm2d):
-    """Batch normalisation of each feature of (N, C) over N: see `BatchNorm2d`."""
+    """Batch normalisation of each feature of (N, C) over N, or of (N, C, L) over N and L: see `BatchNorm2d`."""
+
+    axes = (2, 3)
 
 
-class ReLU(Module):
+class _InPlace(Module):
+    """What layers with ``inplace`` share: see `functional.relu`."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def extra_repr(self) -> str:
+        return "inplace=True" * self.inplace
+
+
+class ReLU(_InPlace):
     """max(x, 0)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x)
+        return F.relu(x, self.inplace)
 
 
-class ReLU6(Module):
+class ReLU6(_InPlace):
     """min(max(x, 0), 6)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(x)
+        return F.relu6(x, self.inplace)
 
 
 class _Pool2d(Module):
     """What the two pooling layers share: a window. ``stride`` is by default the size of the window."""
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+    def __init__(self, kernel_size: Size, stride: Size | None, padding: Size, **options: Any) -> None:
         super().__init__()
         kind = type(self).__name__
         self.kernel_size = _pair(kind, "kernel_size", kernel_size, at_least=1)
         self.stride = self.kernel_size if stride is None else _pair(kind, "stride", stride, at_least=1)
         self.padding = _pair(kind, "padding", padding, at_least=0)
+        self.options = options  # those of the function
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
 class MaxPool2d(_Pool2d):
-    """The maximum of each window."""
+    """The maximum of each window: see `functional.max_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation=dilation, return_indices=return_indices, ceil_mode=ceil_mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, **self.options)
 
 
 class AvgPool2d(_Pool2d):
-    """The mean of each window, padding counted as zeros."""
+    """The mean of each window: see `functional.avg_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        options = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+        super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, **self.options)
+
+
+class AdaptiveAvgPool2d(Module):
+    """Means over as many windows as ``output_size`` says: see `functional.adaptive_avg_pool2d`."""
+
+    def __init__(self, output_size: int | tuple[int | None, int | None]) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
 
 
 class GlobalAvgPool2d(Module):
@@ -176,26 +254,30 @@ class GlobalAvgPool2d(Module):
 
 
 class Flatten(Module):
-    """All dimensions but the first become one: (N, ...) -> (N, product of the others)."""
+    """The axes from ``start_dim`` to ``end_dim`` become one: (N, ...) -> (N, product of the others) unless given."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        super().__init__()
+        self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
+        return x.flatten(self.start_dim, self.end_dim)
 
 
-class Dropout(Module):
+class Dropout(_InPlace):
     """In training, zero each element with probability ``p`` and divide the others by 1 - p (Srivastava et al. 2014)."""
 
-    def __init__(self, p: float = 0.5) -> None:
-        super().__init__()
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        super().__init__(inplace)
         if not 0 <= p <= 1:
             raise UsageError(f"Dropout: p is the probability of dropping, within [0, 1], got {p}")
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.training)
+        return F.dropout(x, self.p, self.training, self.inplace)
 
     def extra_repr(self) -> str:
-        return f"p={self.p}"
+        return f"p={self.p}" + ", inplace=True" * self.inplace
 
 
 class Identity(Module):
@@ -206,17 +288,38 @@ class Identity(Module):
 
 
 class CrossEntropyLoss(Module):
-    """Softmax and negative log-likelihood of (N, K) logits and N integer labels: see `functional.cross_entropy`."""
+    """Softmax and negative log-likelihood of (N, K) logits and N integer labels: see `functional.cross_entropy`. ``weight``
+    (K,) is a buffer.
+    """
 
-    def __init__(self, label_smoothing: float = 0.0, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        weight: Tensor | np.ndarray | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.label_smoothing, self.reduction = label_smoothing, reduction
+        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
+        if weight is None:
+            self.weight = None
+        else:
+            self.register_buffer("weight", weight if isinstance(weight, Tensor) else tensor(weight))
 
     def forward(self, logits: Tensor, labels: Tensor | np.ndarray) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=self.reduction)
+        return F.cross_entropy(
+            logits,
+            labels,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
 
     def extra_repr(self) -> str:
-        return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        given = [f"ignore_index={self.ignore_index}"] * (self.ignore_index != -100)
+        return ", ".join([*given, f"label_smoothing={self.label_smoothing}", f"reduction={self.reduction!r}"])
 
 
 def _parameter(*shape: int, value: float = 0.0) -> Parameter:
@@ -229,7 +332,7 @@ def _check_counts(layer: str, **counts: int) -> None:
             raise UsageError(f"{layer}: {name} must be an integer of at least 1, got {count!r}")
 
 
-def _pair(layer: str, name: str, size: Size, at_least: int) -> tuple[int, int]:
+def _pair(layer: str, name: str, size: Any, at_least: int) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int | np.integer) else tuple(size) if isinstance(size, tuple | list) else ()
     if len(pair) != 2 or not all(isinstance(n, int | np.integer) and n >= at_least for n in pair):
         raise UsageError(f"{layer}: {name} must be an integer of at least {at_least}, or a pair of them, got {size!r}")

@@ -4,17 +4,17 @@ A shape note such as ``(N, C, H, W) * (F, C, KH, KW) -> (N, F, OH, OW)`` gives i
 is the cotangent of the output ``y``: the derivative of the loss by it.
 """
 
-from tinyres.ops.arithmetic import Add, Div, MatMul, Mul, Neg, Pow, Sub
+from tinyres.ops.arithmetic import Add, Div, MatMul, Mul, Neg, Pow, Power, Sub
 from tinyres.ops.conv import Conv2d
 from tinyres.ops.dropout import Dropout
 from tinyres.ops.elementwise import Cast, ReLU, ReLU6
 from tinyres.ops.join import AddReLU, BatchNormAddReLU, SubsamplePad
 from tinyres.ops.linear import Linear
-from tinyres.ops.loss import CrossEntropy, LogSoftmax
+from tinyres.ops.loss import CrossEntropy, LogSoftmax, SoftCrossEntropy
 from tinyres.ops.move import Move
 from tinyres.ops.norm import BatchNorm
 from tinyres.ops.pool import AvgPool2d, GlobalAvgPool2d, MaxPool2d
-from tinyres.ops.shape import Mean, Reshape, Sum, Transpose
+from tinyres.ops.shape import Index, Mean, Pad, Reshape, Sum, Transpose
 
 __all__ = [
     "Add",
@@ -28,6 +28,7 @@ __all__ = [
     "Div",
     "Dropout",
     "GlobalAvgPool2d",
+    "Index",
     "Linear",
     "LogSoftmax",
     "MatMul",
@@ -36,10 +37,13 @@ __all__ = [
     "Move",
     "Mul",
     "Neg",
+    "Pad",
     "Pow",
+    "Power",
     "ReLU",
     "ReLU6",
     "Reshape",
+    "SoftCrossEntropy",
     "Sub",
     "SubsamplePad",
     "Sum",

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyres.autograd import Cotangents, Function, Node
 from tinyres.errors import ShapeError
-from tinyres.kernels.arrays import Array, convert, is_floating, is_half
+from tinyres.kernels.arrays import Array, array_module, convert, is_floating, is_half
 from tinyres.ops.check import fail
 from tinyres.ops.shape import summed
 
@@ -78,6 +78,8 @@ class Sub(Function):
     def forward(ctx: Node, a: Array, b: Array) -> Array:
         _check_broadcast("sub", a, b)
         a, b = promote(a, b)
+        if a.dtype == b.dtype == bool:
+            fail("sub", "bools have no difference; .to(int) converts, and != tells where they differ.", a=a, b=b)
         ctx.operands = like(a), like(b)
         return a - b
 
@@ -124,6 +126,8 @@ class Neg(Function):
 
     @staticmethod
     def forward(ctx: Node, a: Array) -> Array:
+        if a.dtype == bool:
+            fail("neg", "bools have no sign; .to(int) converts, and == False turns them round.", a=a)
         return -a
 
     @staticmethod
@@ -148,6 +152,38 @@ class Pow(Function):
     def backward(ctx: Node, dy: Array) -> Cotangents:
         (a,), k = ctx.saved, ctx.exponent
         return dy * (k * a ** (k - 1)) if k != 0 else dy * 0
+
+
+class Power(Function):
+    """y = a^b for two arrays.   da = b a^(b-1) dy,  db = y log(a) dy, where a^0 has no slope by a, and 0^b none by b.
+
+    Keeps a, b and y.
+    """
+
+    @staticmethod
+    def forward(ctx: Node, a: Array, b: Array) -> Array:
+        _check_broadcast("pow", a, b)
+        a, b = promote(a, b)
+        if not is_floating(a.dtype) and (a.dtype == bool or (b < 0).any()):
+            fail("pow", "integers have no power of a negative exponent, bools none at all; .float() converts.", a=a, b=b)
+        y = a**b
+        ctx.save(a, b, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Node, dy: Array) -> Cotangents:
+        a, b, y = ctx.saved
+        xp = array_module(y)
+
+        def db() -> Array:
+            flat = (a == 0) & (b >= 0)
+            return xp.where(flat, 0, y * xp.log(xp.where(flat, 1, a)))
+
+        return both(
+            ctx,
+            lambda: unbroadcast(dy * xp.where(b == 0, 0, b * a ** xp.where(b == 0, 1, b - 1)), like(a)),
+            lambda: unbroadcast(dy * db(), like(b)),
+        )
 
 
 class MatMul(Function):

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tinyres.errors import ShapeError
+from tinyres.errors import ShapeError, UsageError
 from tinyres.kernels.arrays import Array, is_half
 
 FLOAT32 = np.dtype(np.float32)
@@ -40,6 +40,12 @@ def mixed(op: str, parameters: Mapping[str, Array | None], **images: Array | Non
         fail(op, f"{rule} (.to(dtype) converts).", **images, **parameters)
 
 
+def refuse(op: str, instead: str, **argument: Any) -> NoReturn:
+    """Raises `UsageError` for an argument of PyTorch's that has no counterpart here; ``instead`` says what to do."""
+    ((name, value),) = argument.items()
+    raise UsageError(f"{op}: {name}={value!r} is not supported: {instead}.")
+
+
 def images(op: str, x: Array) -> None:
     """x is a batch of images."""
     if x.ndim != 4:
@@ -47,9 +53,10 @@ def images(op: str, x: Array) -> None:
 
 
 def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
-    """A whole number, or two for height and width, none under ``least``."""
+    """A whole number, also alone in a tuple, or two for height and width, none under ``least``."""
     try:
-        two = (value, value) if not isinstance(value, tuple | list) else tuple(value)
+        two = tuple(value) if isinstance(value, tuple | list) else (value,)
+        two = two * 2 if len(two) == 1 else two
         a, b = (operator.index(v) for v in two)
     except (TypeError, ValueError):
         raise ShapeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}.") from None

@@ -47,6 +47,8 @@ class Conv2d(Function):
         s, p, d, groups = ctx.geometry
         if w.ndim != 4 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
             fail("conv2d", f"weight must be (F, C / {groups}, KH, KW), with F a multiple of groups={groups}.", x=x, weight=w)
+        if not w.size:
+            fail("conv2d", "there must be at least one channel, one filter and one tap.", x=x, weight=w)
         if b is not None and b.shape != w.shape[:1]:
             fail("conv2d", "bias must be (F,), one number per filter.", weight=w, bias=b)
         mixed("conv2d", {"weight": w, "bias": b}, x=x)

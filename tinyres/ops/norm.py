@@ -2,6 +2,8 @@
 `tinyres.ops.join`.
 """
 
+import math
+
 from tinyres.autograd import Cotangents, Function, Node
 from tinyres.device import check_same_device
 from tinyres.kernels.arrays import Array
@@ -9,7 +11,7 @@ from tinyres.ops.check import fail, mixed
 
 
 class BatchNorm(Function):
-    """y = weight (x - mean) / sqrt(var + eps) + bias   [then max(y, 0)],   (N, C, H, W) or (N, C) -> the same
+    """y = weight (x - mean) / sqrt(var + eps) + bias   [then max(y, 0)],   (N, C, ...) -> the same
 
     per channel (Ioffe and Szegedy 2015, arXiv 1502.03167). In training, mean and var (biased) are the batch's, and the
     running statistics move by ``momentum`` towards them (unbiased variance, as PyTorch's); else the running ones serve.
@@ -72,8 +74,8 @@ def check_batch_norm(
 ) -> None:
     """Raises unless a batch norm of x is possible, and the ``residual``, if there is one, has the shape of x."""
     parameters = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    if x.ndim not in (2, 4):
-        fail(op, "x must be (N, C, H, W) or (N, C).", x=x)
+    if x.ndim < 2:
+        fail(op, "x must be (N, C, H, W), or (N, C) with any axes behind.", x=x)
     if any(v.shape != x.shape[1:2] for v in parameters.values()):
         fail(op, "weight, bias and the running statistics must be (C,).", x=x, **parameters)
     if residual is not None and residual.shape != x.shape:
@@ -90,8 +92,8 @@ def frozen(ctx: Node, mean: Array, var: Array) -> tuple[Array, Array]:
 
 
 def as_maps(x: Array) -> Array:
-    """(N, C) as (N, C, 1, 1), which is what the kernels take; (N, C, H, W) as it is."""
-    return x if x.ndim == 4 else x[:, :, None, None]
+    """(N, C) as (N, C, 1, 1), which is what the kernels take, (N, C, L) as (N, C, L, 1); (N, C, H, W) as it is."""
+    return x if x.ndim == 4 else x[:, :, None, None] if x.ndim == 2 else x.reshape(*x.shape[:2], math.prod(x.shape[2:]), 1)
 
 
 def in_shape(y: Array, shape: tuple[int, ...]) -> Array:

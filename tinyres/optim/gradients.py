@@ -12,7 +12,7 @@ from tinyres.kernels.arrays import array_module
 from tinyres.tensor import Tensor
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False) -> float:
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float, *, error_if_nonfinite: bool = False) -> float:
     """Scale all gradients by one number so that their common Euclidean norm is at most ``max_norm``; returns the norm that
     they had before. As in PyTorch, the factor is max_norm / (norm + 1e-6).
 
