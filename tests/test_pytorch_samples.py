@@ -6,7 +6,7 @@ import functools
 import re
 import sys
 import types
-import unittest
+import unittest.mock
 import warnings
 from pathlib import Path
 
@@ -49,11 +49,11 @@ CALLS = {
 
 @functools.cache
 def op_db():
-    """PyTorch's table of operations. Its test tools import expecttest, which the samples do not need."""
+    """PyTorch's table of operations. Its test tools import expecttest, which the samples do not need, and freeze flags."""
     if "expecttest" not in sys.modules:
         sys.modules["expecttest"] = types.ModuleType("expecttest")
         sys.modules["expecttest"].TestCase = unittest.TestCase
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), unittest.mock.patch("torch.backends.disable_global_flags"):
         warnings.simplefilter("ignore")
         from torch.testing._internal.common_methods_invocations import op_db
     return [op for op in op_db if op.name in OURS]
