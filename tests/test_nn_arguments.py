@@ -145,3 +145,10 @@ def test_arguments_without_meaning_are_named(call, message):
 def test_nothing_is_left_of_an_empty_axis():
     x = tr.tensor(np.zeros((2, 0)))
     assert F.log_softmax(x).shape == (2, 0) and x.sum(dim=[]).shape == () and x.sum(dim=()).item() == 0
+
+
+def test_an_argmax_and_probabilities_need_no_method():
+    """As docs/pytorch.md says."""
+    logits = tr.tensor([[0.0, 2.0, 1.0], [3.0, 1.0, 2.0]], requires_grad=True)
+    assert np.argmax(logits, axis=1).tolist() == [1, 0]
+    np.testing.assert_allclose(np.exp(F.log_softmax(logits).data).sum(axis=1), 1, rtol=1e-6)

@@ -143,3 +143,24 @@ def test_an_impossible_class_costs_nothing_where_it_is_not_wanted(smoothing, mea
     q = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
     np.testing.assert_allclose(d, (p - q) / (3 if mean else 1), atol=1e-6)
     assert np.isfinite(loss).all() if not smoothing else np.isposinf(loss).all()
+
+
+def test_what_is_dropped_is_0_whatever_it_was_and_an_exponent_of_0_has_no_slope():
+    bad = np.tile(np.array([*BAD, 1.0], np.float32), 50)
+    x = tr.tensor(bad, requires_grad=True)
+    for f in (lambda x: F.dropout(x, 0.5, generator=np.random.default_rng(0)), lambda x: x**0):
+        y, x.grad = f(x), None
+        with np.errstate(invalid="ignore"):
+            y.backward(bad[::-1].copy())
+        dropped = (
+            np.random.default_rng(0).random(bad.shape, np.float32) < 0.5 if y.data[0] != 1 else np.full(bad.shape, True)
+        )
+        assert not x.grad[dropped].any() and (y.data[dropped] == (y.data[0] == 1)).all()
+        np.testing.assert_array_equal(x.grad[~dropped], 2 * bad[::-1][~dropped])
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_the_gradient_of_a_small_or_large_divisor_is_as_large_as_it_is(size):
+    a, b = (tr.tensor(np.float32(v * size), requires_grad=True) for v in (3, 2))
+    (a / b).backward()
+    np.testing.assert_allclose([a.grad, b.grad], np.array([0.5, -0.75]) / size, rtol=1e-6)

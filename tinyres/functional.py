@@ -274,6 +274,8 @@ def adaptive_avg_pool2d(x: TensorLike, output_size: int | tuple[int | None, int 
     sizes = pair(
         "adaptive_avg_pool2d", "output_size", [n if a is None else a for a, n in zip(asked, x.shape[2:], strict=True)], 1
     )
+    if is_half(x.dtype):
+        return adaptive_avg_pool2d(x.float(), sizes).to(x.dtype)
     if sizes == (1, 1):
         return global_avg_pool2d(x).reshape(*x.shape[:2], 1, 1)
     (h, w), (oh, ow) = x.shape[2:], sizes

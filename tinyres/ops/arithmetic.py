@@ -106,7 +106,7 @@ class Mul(Function):
 
 
 class Div(Function):
-    """y = a / b.   da = dy / b,  db = -dy a / b^2. Keeps a and b."""
+    """y = a / b.   da = dy / b,  db = -dy a / b / b. Keeps a and b."""
 
     @staticmethod
     def forward(ctx: Node, a: Array, b: Array) -> Array:
@@ -118,7 +118,8 @@ class Div(Function):
     @staticmethod
     def backward(ctx: Node, dy: Array) -> Cotangents:
         a, b = ctx.saved
-        return both(ctx, lambda: unbroadcast(dy / b, like(a)), lambda: unbroadcast(-dy * a / (b * b), like(b)))
+        # not a / (b * b), which could overflow, or divide by 0
+        return both(ctx, lambda: unbroadcast(dy / b, like(a)), lambda: unbroadcast(-dy * (a / b / b), like(b)))
 
 
 class Neg(Function):
@@ -151,7 +152,7 @@ class Pow(Function):
     @staticmethod
     def backward(ctx: Node, dy: Array) -> Cotangents:
         (a,), k = ctx.saved, ctx.exponent
-        return dy * (k * a ** (k - 1)) if k != 0 else dy * 0
+        return dy * (k * a ** (k - 1)) if k != 0 else array_module(dy).zeros_like(dy)
 
 
 class Power(Function):
