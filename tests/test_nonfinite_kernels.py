@@ -164,3 +164,29 @@ def test_the_gradient_of_a_small_or_large_divisor_is_as_large_as_it_is(size):
     a, b = (tr.tensor(np.float32(v * size), requires_grad=True) for v in (3, 2))
     (a / b).backward()
     np.testing.assert_allclose([a.grad, b.grad], np.array([0.5, -0.75]) / size, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_window_without_it_knows_nothing_of_an_infinity(bad):
+    x = np.ones((1, 1, 5, 7), np.float32)
+    x[0, 0, 0, 0] = bad
+    for pool in (
+        lambda x: F.adaptive_avg_pool2d(x, (3, 4)),
+        lambda x: F.avg_pool2d(x, 3, 2, 1, True, False),
+        lambda x: F.max_pool2d(x, 2, ceil_mode=True),
+    ):
+        t = tr.tensor(x, requires_grad=True)
+        y = pool(t)
+        np.testing.assert_allclose(y.data.ravel()[1:], 1, rtol=1e-6)
+        dy = np.ones(y.shape, np.float32)
+        dy[0, 0, 0, 0] = bad
+        y.backward(dy)
+        assert np.isfinite(t.grad[0, 0, 2:]).all()
+
+
+def test_a_row_that_is_ignored_may_hold_anything():
+    x = tr.tensor(np.array([[1, 2, 3], [np.nan, np.inf, -np.inf]], np.float32), requires_grad=True)
+    with np.errstate(invalid="ignore"):
+        loss = F.cross_entropy(x, np.array([1, -100]))
+        loss.backward()
+    assert np.isfinite(loss.item()) and np.isfinite(x.grad).all() and not x.grad[1].any()

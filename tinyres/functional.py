@@ -274,21 +274,12 @@ def adaptive_avg_pool2d(x: TensorLike, output_size: int | tuple[int | None, int 
     sizes = pair(
         "adaptive_avg_pool2d", "output_size", [n if a is None else a for a, n in zip(asked, x.shape[2:], strict=True)], 1
     )
-    if is_half(x.dtype):
-        return adaptive_avg_pool2d(x.float(), sizes).to(x.dtype)
     if sizes == (1, 1):
         return global_avg_pool2d(x).reshape(*x.shape[:2], 1, 1)
     (h, w), (oh, ow) = x.shape[2:], sizes
     if h % oh == w % ow == 0 < min(h, w):
         return avg_pool2d(x, (h // oh, w // ow))
-    return _averages(x, h, oh) @ x @ _averages(x, w, ow).T
-
-
-def _averages(x: Tensor, size: int, out: int) -> Tensor:
-    """The matrix (out, size) of which row i takes the mean of the i-th window of `adaptive_avg_pool2d`."""
-    i, pixel = np.arange(out)[:, None], np.arange(size)
-    inside = (pixel >= i * size // out) & (pixel < -(-(i + 1) * size // out))
-    return Tensor(array_module(x.data).asarray(inside / inside.sum(axis=1, keepdims=True), x.dtype))
+    return ops.AdaptiveAvgPool2d.apply(x, output_size=sizes)
 
 
 def global_avg_pool2d(x: TensorLike) -> Tensor:

@@ -13,10 +13,11 @@ from tinyres.ops.linear import Linear
 from tinyres.ops.loss import CrossEntropy, LogSoftmax, SoftCrossEntropy
 from tinyres.ops.move import Move
 from tinyres.ops.norm import BatchNorm
-from tinyres.ops.pool import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from tinyres.ops.pool import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from tinyres.ops.shape import Index, Mean, Pad, Reshape, Sum, Transpose
 
 __all__ = [
+    "AdaptiveAvgPool2d",
     "Add",
     "AddReLU",
     "AvgPool2d",

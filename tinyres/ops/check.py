@@ -59,7 +59,8 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
         two = two * 2 if len(two) == 1 else two
         a, b = (operator.index(v) for v in two)
     except (TypeError, ValueError):
-        raise ShapeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}.") from None
+        hint = "; functional.pad makes margins of its own for each side" if name == "padding" else ""
+        raise ShapeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}{hint}.") from None
     if min(a, b) < least:
         raise ShapeError(f"{op}: {name} must be at least {least}, got {value!r}.")
     return a, b

@@ -160,5 +160,6 @@ class SoftCrossEntropy(Function):
         (log_probs, q), needs = ctx.saved, ctx.needs_input_grad
         xp = array_module(dy)
         dy = xp.expand_dims(dy, ctx.axis)
-        dlogits = (xp.exp(log_probs) * q.sum(axis=ctx.axis, keepdims=True) - q) * dy if needs[0] else None
+        total = q.sum(axis=ctx.axis, keepdims=True)  # 0 where a row counts for nothing: then it may hold anything
+        dlogits = xp.where(total == 0, 0, (xp.exp(log_probs) * total - q) * dy) if needs[0] else None
         return dlogits, -ctx.slope * log_probs * dy if needs[1] else None

@@ -1,9 +1,12 @@
 """Maximum, average and global average pooling."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from tinyres.autograd import Cotangents, Function, Node
-from tinyres.kernels.arrays import Array, output_size
+from tinyres.kernels.arrays import Array, array_module, ceil_div, convert, is_half, output_size
 from tinyres.ops.check import fail, images, mixed, pair
 
 
@@ -69,3 +72,43 @@ class GlobalAvgPool2d(Function):
     @staticmethod
     def backward(ctx: Node, dy: Array) -> Cotangents:
         return ctx.kernels.global_avg_pool2d_backward(dy, ctx.shape)
+
+
+class AdaptiveAvgPool2d(Function):
+    """y = the means of OH x OW windows that cover the map; they overlap where OH does not divide H.
+
+    Row i of them is from floor(i H / OH) to ceil((i + 1) H / OH), columns alike.   (N, C, H, W) -> (N, C, OH, OW)
+    dx: each dy, divided by the number of its window's elements, goes to all of them.
+    """
+
+    fresh = True
+
+    @staticmethod
+    def forward(ctx: Node, x: Array, *, output_size: tuple[int, int]) -> Array:
+        images("adaptive_avg_pool2d", x)
+        mixed("adaptive_avg_pool2d", {}, x=x)
+        if not x.size:
+            fail("adaptive_avg_pool2d", "x must have elements.", x=x)
+        y = array_module(x).empty((*x.shape[:2], *output_size), x.dtype)
+        for i, j, rows, columns in _cover(x.shape, output_size):
+            window = x[:, :, rows, columns]
+            y[:, :, i, j] = window.mean(axis=(2, 3), dtype=np.float32 if is_half(x.dtype) else None)
+        ctx.shape = x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx: Node, dy: Array) -> Cotangents:
+        dx = array_module(dy).zeros(ctx.shape, np.float32 if is_half(dy.dtype) else dy.dtype)
+        for i, j, rows, columns in _cover(ctx.shape, dy.shape[2:]):
+            window = dx[:, :, rows, columns]
+            window += (dy[:, :, i, j] / dy.dtype.type(window.shape[2] * window.shape[3]))[:, :, None, None]
+        return convert(dx, dy.dtype) if dx.dtype != dy.dtype else dx
+
+
+def _cover(shape: tuple[int, ...], out: tuple[int, ...]) -> Iterator[tuple[int, int, slice, slice]]:
+    """For each window of `AdaptiveAvgPool2d`, its place, its rows and its columns."""
+    rows, columns = (
+        [slice(i * n // k, ceil_div((i + 1) * n, k)) for i in range(k)] for n, k in zip(shape[2:], out, strict=True)
+    )
+    for i, j in np.ndindex(*out):
+        yield i, j, rows[i], columns[j]
