@@ -331,7 +331,7 @@ def cross_entropy(
     weighted one. Rows whose label is ``ignore_index`` count for nothing.
     """
     x, y = _t(logits), _array(labels)
-    soft = hasattr(y, "dtype") and is_floating(y.dtype) and y.shape == x.shape
+    soft = hasattr(y, "dtype") and y.shape == x.shape and is_floating(y.dtype)
     if soft and ignore_index >= 0:
         refuse(
             "cross_entropy", "labels are probabilities here; a row of zeros counts for nothing", ignore_index=ignore_index

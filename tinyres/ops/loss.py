@@ -105,7 +105,7 @@ def check_labels(logits: Array, labels: Any, ignore_index: int | None = None) ->
 def any_ignored(labels: Any, ignore_index: int) -> bool:
     """Whether a label may be ``ignore_index``. Of labels on a GPU that is not read back where none is asked for."""
     on_gpu = array_module(labels) is not array_module(None)
-    return ignore_index != IGNORED if on_gpu else bool((array_module(labels).asarray(labels) == ignore_index).any())
+    return ignore_index != IGNORED if on_gpu else ignore_index in labels
 
 
 def class_weights(logits: Array, weight: Any) -> Array:
