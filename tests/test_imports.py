@@ -21,7 +21,7 @@ LAYERS = [
     {"functional", "gradcheck"},
     {"nn", "optim", "data", "weights"},
     {"models"},
-    {"profiler", "train"},
+    {"explain", "profiler", "train"},
     {"benchmarks"},
     {"cli", "__main__"},
 ]

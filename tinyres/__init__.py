@@ -40,16 +40,17 @@ __all__ = [
     "use_backend",
 ]
 
-_on_demand = {"data", "functional", "models", "nn", "optim", "train", "weights"}
+_on_demand = {"data", "explain", "functional", "models", "nn", "optim", "train", "weights"}
+_from = {"profile": "profiler", "watch": "explain", "trace": "explain", "gradient_ledger": "explain"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "profile":
-        return importlib.import_module("tinyres.profiler").profile
+    if name in _from:
+        return getattr(importlib.import_module(f"tinyres.{_from[name]}"), name)
     if name in _on_demand:
         return importlib.import_module(f"tinyres.{name}")
     raise AttributeError(f"module 'tinyres' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_on_demand})
+    return sorted({*globals(), *_on_demand, *_from})
