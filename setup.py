@@ -24,7 +24,11 @@ setup(
         *(f"tinyres.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"tinyres.kernels": "kernels", "tinyres.benchmarks": "benchmarks"},
-    package_data={"tinyres": ["py.typed"], "tinyres.kernels.cuda": ["src/*.cu", "src/*.cuh", "src/*.h", "resources.txt"]},
+    package_data={
+        "tinyres": ["py.typed"],
+        "tinyres.explain.page": ["static/*"],
+        "tinyres.kernels.cuda": ["src/*.cu", "src/*.cuh", "src/*.h", "resources.txt"],
+    },
     install_requires=[
         "numpy>=2.0",
         "ml_dtypes>=0.5",  # bfloat16 for NumPy

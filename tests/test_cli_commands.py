@@ -74,7 +74,9 @@ def test_help_and_version_as_a_process() -> None:
     assert all(option in text for option in ("--resume", "--recipe", "--validation", "onecycle", "he2015", "Ctrl-C"))
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "info", "data", "import-weights", "summary", "where", "bench"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "explain", "info", "data", "import-weights", "summary", "where", "bench"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         tinyres(command, "--help")

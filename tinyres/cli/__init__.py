@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import tinyres
-from tinyres.cli import bench, data, evaluate, importing, info, summary, train, where
+from tinyres.cli import bench, data, evaluate, explain, importing, info, summary, train, where
 from tinyres.errors import TinyresError, UsageError
 from tinyres.kernels.arrays import threads
 from tinyres.kernels.dispatch import BackendError
 
-COMMANDS = (train, evaluate, info, data, importing, summary, where, bench)
+COMMANDS = (train, evaluate, explain, info, data, importing, summary, where, bench)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,110 @@
+"""The network that `tinyres explain` looks at: of a training run, in a file of weights, or at the start."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import tinyres
+from tinyres.cli.options import network
+from tinyres.data import Dataset, Loader, normalisation
+from tinyres.errors import UsageError
+from tinyres.nn import Module
+
+
+class Subject(NamedTuple):
+    """A network, where it comes from, and the images that it sees. ``seed`` is that of its weights, None if it is trained;
+    ``start_seed`` is that of the weights with which its training began.
+    """
+
+    name: str
+    state: str
+    model: Module
+    network: dict[str, Any]
+    data: Dataset
+    mean: np.ndarray
+    scale: np.ndarray
+    seed: int | None
+    start_seed: int
+
+    def batch(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first ``count`` training images, normalised, and their labels."""
+        images, labels = self.data.train_images, self.data.train_labels
+        if count > len(labels):
+            raise UsageError(f"--batch-size {count}: {self.data.name} has {len(labels)} training images")
+        how: dict[str, Any] = {"shuffle": False, "augment": False, "mean": self.mean, "scale": self.scale}
+        return next(iter(Loader(images[:count], labels[:count], count, **how)))
+
+
+def subject(arguments: argparse.Namespace) -> Subject:
+    """What the command line names: RUN, --checkpoint or --model."""
+    if arguments.run_folder or arguments.checkpoint:
+        return from_file(arguments, arguments.run_folder or arguments.checkpoint)
+    return at_the_start(arguments, arguments.model or "resnet20", arguments.shortcut)
+
+
+def named(arguments: argparse.Namespace, name: str, data: Dataset) -> Subject:
+    """A run or a file of weights, if there is one of this name, else a network at the start on the same ``data``."""
+    if os.path.exists(name):
+        return from_file(arguments, name, data)
+    return at_the_start(arguments, name, data=data)
+
+
+def at_the_start(
+    arguments: argparse.Namespace,
+    name: str,
+    shortcut: str | None = None,
+    data: Dataset | None = None,
+    seed: int | None = None,
+) -> Subject:
+    from tinyres.train import build_network
+
+    described = network(name, shortcut)
+    build_network(**described)  # an unknown name is an error before the data are read
+    data = data or load_data(arguments, "shapes")
+    described["num_classes"] = len(data.classes)
+    seed = (arguments.seed or 0) if seed is None else seed
+    tinyres.manual_seed(seed)
+    model = build_network(**described)
+    mean, scale = normalisation(data.train_images, per="channel", divide_std=True)
+    return Subject(name, f"at the start, seed {seed}", model, described, data, mean, scale, seed, seed)
+
+
+def from_file(arguments: argparse.Namespace, place: str, data: Dataset | None = None) -> Subject:
+    from tinyres.train import load_network
+
+    folder = Path(place)
+    file = folder / "last.safetensors" if folder.is_dir() else folder
+    if folder.is_dir() and not file.exists():
+        raise UsageError(f"{place} holds no training run: there is no {file.name} in it")
+    loaded = load_network(file)
+    data = data or load_data(arguments, loaded.data or "shapes")
+    classes = loaded.network["num_classes"]
+    if classes != len(data.classes):
+        raise UsageError(
+            f"{file} tells {classes} classes apart and {data.name} has {len(data.classes)}; choose the data set on which it "
+            "was trained with --data"
+        )
+    seed = run_seed(folder) if arguments.seed is None else arguments.seed
+    name, state = loaded.network["name"], f"of {place}"
+    return Subject(name, state, loaded.model, loaded.network, data, loaded.mean, loaded.scale, None, seed)
+
+
+def load_data(arguments: argparse.Namespace, default: str) -> Dataset:
+    data = tinyres.data.load(arguments.data or default, arguments.data_dir)
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return data
+
+
+def run_seed(folder: Path) -> int:
+    """The seed of the run in ``folder``, if its config.json tells it, else 0."""
+    try:
+        seed = json.loads((folder / "config.json").read_text("utf-8"))["settings"]["seed"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
+    return seed if isinstance(seed, int) and seed >= 0 else 0
