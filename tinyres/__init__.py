@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _on_demand = {"data", "explain", "functional", "models", "nn", "optim", "train", "weights"}
-_from = {"profile": "profiler", "watch": "explain", "trace": "explain", "gradient_ledger": "explain"}
+_from = {"profile": "profiler", "watch": "explain", "trace": "explain", "gradient_ledger": "explain", "draw": "explain"}
 
 
 def __getattr__(name: str) -> Any:

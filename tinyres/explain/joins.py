@@ -70,6 +70,15 @@ class Join(NamedTuple):
     branch_nodes: frozenset[Node]
     shortcut_nodes: frozenset[Node]
 
+    def side(self, node: Node, i: int, edge: Any) -> str:
+        """On which side lies what ``node``, of this block, sends to ``edge``, its input ``i``. Parameters lie on none."""
+        if node is self.node:
+            return {self.branch: "branch", self.shortcut: "shortcut"}.get(i, "")
+        for nodes, side in ((self.branch_nodes, "branch"), (self.shortcut_nodes, "shortcut")):
+            if node in nodes and (edge is self.fork or edge in nodes):
+                return side
+        return ""
+
 
 def nodes_of(last: Node) -> list[Node]:
     """All nodes of a graph, in the order of the backward walk: from the highest rank to the lowest."""

@@ -26,6 +26,7 @@ from tinyres.explain import picture, words
 from tinyres.explain.joins import Join, due, joins, nodes_of, rectified
 from tinyres.explain.paths import MOST_BLOCKS, Paths, paths_to
 from tinyres.explain.row import Row
+from tinyres.explain.svg import Svg
 from tinyres.explain.trace import backward_of, norm, total
 from tinyres.explain.watch import Seen, watch
 from tinyres.kernels.arrays import Array, array_module
@@ -73,9 +74,9 @@ class Ledger:
 
     __repr__ = __str__
 
-    def svg(self) -> str:
+    def svg(self) -> Svg:
         """The picture: per block, what was lent, what came back through either side, and the sum, on a logarithmic axis."""
-        return picture.bars(self.rows)
+        return picture.dots(self.rows)
 
     _repr_svg_ = svg
 
@@ -191,7 +192,7 @@ def _row(join: Join, arrived: dict[Any, Array], seen: Seen, arrays: bool, all_pr
     shortcut = _projection(join, arrived)
     said = words.verdict(dx, a, b, (to_branch, sent[join.branch]), (ds, sent[join.shortcut]))
     return Row(
-        name=_name(join, seen),
+        name=seen.block(join.node),
         shortcut="C" if all_project and shortcut == "B" else shortcut,
         arrives=norm(dz),
         open=1.0 if z is None else float((z > 0).mean()),
@@ -234,15 +235,6 @@ def _projection(join: Join, arrived: dict[Any, Array]) -> str:
     if any(function.__name__ in ("Conv2d", "Linear", "MatMul") for function in made):
         return "C" if arrived[join.node].shape == arrived[join.fork].shape else "B"
     return "other"
-
-
-def _name(join: Join, seen: Seen) -> str:
-    """That of the innermost module that the join ends, else of its layer, else of its operation."""
-    for name, _, _, output in seen.blocks:
-        if output is join.node and name:
-            return name
-    layer = seen.nodes.get(join.node, "")
-    return layer.rpartition(".")[0] or layer or f"{join.node.function.__name__} at rank {join.node.rank}"
 
 
 def _rank(place: Any) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from tinyres import guards
 from tinyres.autograd import Node, cotangents
 from tinyres.errors import UsageError
-from tinyres.explain.joins import Stage, joins, nodes_of, stages
+from tinyres.explain.joins import Join, Stage, joins, nodes_of, stages
 from tinyres.explain.watch import Seen
 from tinyres.kernels.arrays import Array, array_module
 from tinyres.tensor import Tensor
@@ -28,18 +28,24 @@ class Arrival(NamedTuple):
 
 
 class Send(NamedTuple):
-    """A cotangent that a step sends: of which of the node's inputs, to where (a layer's or a parameter's name)."""
+    """A cotangent that a step sends: of which of the node's inputs, to where (a layer's or a parameter's name), on which
+    side of a block it travels ("branch", "shortcut", or "" outside of blocks and to parameters), and the number of the step
+    where it arrives, -1 for a leaf.
+    """
 
     input: int
     target: str
     array: Array
+    side: str = ""
+    step: int = -1
 
 
 @dataclass
 class Step:
     """One node's turn. ``dy`` is the sum of its ``arrivals``, ``sends`` what its backward pass makes of it.
 
-    ``kind`` is "join" where a branch and a shortcut are added, "fork" where several cotangents arrive, else "".
+    ``kind`` is "join" where a branch and a shortcut are added, "fork" where several cotangents arrive, else "". ``block`` is
+    the name of the innermost residual block that the node belongs to, if any.
     ``stages`` are the operations of a node that does several in one pass: a fused join is batch norm, addition and ReLU.
     """
 
@@ -53,6 +59,7 @@ class Step:
     dy: Array
     sends: list[Send] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
+    block: str = ""
 
     def __str__(self) -> str:
         arrives = ", ".join(
@@ -73,11 +80,15 @@ class Trace(list[Step]):
 
     def table(self, block: str = "") -> str:
         """The steps as text, or those of one block, such as "layer1.0". Numbers are Euclidean norms."""
-        chosen = [s for s in self if not block or s.name == block or s.name.startswith(f"{block}.")]
+        return "\n".join(map(str, self.of(block) if block else self))
+
+    def of(self, block: str) -> list[Step]:
+        """The steps of one block, or of the layers whose names begin so. Raises `UsageError` if there are none."""
+        chosen = [s for s in self if block in (s.block, s.name) or s.name.startswith(f"{block}.")]
         if not chosen:
-            names = ", ".join(dict.fromkeys(s.name.rpartition(".")[0] or s.name for s in self))
+            names = ", ".join(dict.fromkeys(s.block or s.name.rpartition(".")[0] or s.name for s in self))
             raise UsageError(f"no step of the trace belongs to {block!r}; the trace has: {names}")
-        return "\n".join(map(str, chosen))
+        return chosen
 
     def __repr__(self) -> str:
         return f"Trace of {len(self)} steps, {len(self.gradients)} leaves\n{self.table() if self else ''}"
@@ -111,7 +122,10 @@ def trace(loss: Tensor, seen: Seen | None = None, gradient: Any = None) -> Trace
         found.gradients[seen.name(loss)] = start
         return found
     leaves = _Leaves(seen)
-    residual = {join.node for join in joins(nodes_of(loss.node))}
+    found_joins = joins(nodes_of(loss.node))
+    numbers, aims = dict[Node, int](), list[list[Any]]()
+    own = {join.node: join for join in found_joins}
+    within = _within(found_joins)
     table: dict[Node, list[Arrival]] = {loss.node: [Arrival(-1, start, True)]}
     order = itertools.count()
     heap = [(-loss.node.rank, next(order), loss.node)]
@@ -120,14 +134,18 @@ def trace(loss: Tensor, seen: Seen | None = None, gradient: Any = None) -> Trace
             node = heapq.heappop(heap)[2]
             arrivals = table.pop(node)
             dy = total([a.array for a in arrivals])
-            kind = "join" if node in residual else "fork" if len(arrivals) > 1 else ""
+            kind = "join" if node in own else "fork" if len(arrivals) > 1 else ""
             op = node.function.__name__
-            step = Step(len(found), op, seen.name(node), node.rank, dy.shape, kind, arrivals, dy, stages=stages(node, dy))
+            block = own.get(node) or within.get(node)
+            step = Step(len(found), op, seen.name(node), node.rank, dy.shape, kind, arrivals, dy, [], stages(node, dy))
+            step.block = seen.block(block.node) if block else ""
             found.append(step)
+            numbers[node] = step.number
+            aims.append([edge for edge in node.edges or () if edge is not None])
             for i, (edge, dx) in enumerate(zip(node.edges or (), backward_of(node, dy), strict=True)):
                 if edge is None:
                     continue
-                step.sends.append(Send(i, leaves.name(edge), dx))
+                step.sends.append(Send(i, leaves.name(edge), dx, block.side(node, i, edge) if block else ""))
                 if isinstance(edge, Node):
                     if edge not in table:
                         table[edge] = []
@@ -136,7 +154,15 @@ def trace(loss: Tensor, seen: Seen | None = None, gradient: Any = None) -> Trace
                 else:
                     name = leaves.name(edge)
                     found.gradients[name] = found.gradients[name] + dx if name in found.gradients else dx
+    for step, edges in zip(found, aims, strict=True):
+        step.sends = [s._replace(step=numbers.get(edge, -1)) for s, edge in zip(step.sends, edges, strict=True)]
     return found
+
+
+def _within(found: list[Join]) -> dict[Node, Join]:
+    """The innermost block that each node lies in, its join apart."""
+    largest_first = sorted(found, key=lambda join: -len(join.branch_nodes | join.shortcut_nodes))
+    return {node: join for join in largest_first for node in join.branch_nodes | join.shortcut_nodes}
 
 
 class _Leaves:

@@ -29,6 +29,14 @@ class Seen:
             return self.nodes.get(place) or place.function.__name__
         return self.leaves.get(id(place)) or f"leaf {tuple(place.shape)}"
 
+    def block(self, join: Node) -> str:
+        """The name of the block that a join ends: the innermost such module's, else its layer's, else its operation's."""
+        for name, _, _, output in self.blocks:
+            if output is join and name:
+                return name
+        layer = self.nodes.get(join, "")
+        return layer.rpartition(".")[0] or layer or f"{join.function.__name__} at rank {join.rank}"
+
     def note(self, name: str, module: Module, args: tuple, output: Any) -> None:
         """The forward hook of the module called ``name``."""
         if not isinstance(output, Tensor) or output.node is None:

@@ -71,7 +71,7 @@ def cells(row: Row) -> list[str]:
     """A row as text, a cell per column of `HEADS`."""
     norms = (row.lent, row.through_shortcut, row.through_branch, row.total)
     texts = ["" if value is None else f"{value:.2e}" for value in norms]
-    last = ["" if value is None else f"{value + 0.0:.2f}" for value in (row.ratio, row.cosine)]
+    last = ["" if value is None else f"{round(value, 2) + 0.0:.2f}" for value in (row.ratio, row.cosine)]
     return [row.name, row.shortcut, f"{row.arrives:.2e}", f"{row.open:.2f}", *texts, *last]
 
 
