@@ -53,7 +53,7 @@ def test_parameters_without_a_gradient_stay_and_their_momentum_starts_later():
     q.grad = np.array([1.0])
     optimizer.step()
     assert p.data == 1 and q.data == pytest.approx([0.85])
-    assert list(optimizer.state_dict()["momentum_buffers"]) == [1]
+    assert list(optimizer.state_dict()["state"]) == [1]
     p.grad = np.array([1.0])
     optimizer.step()
     assert p.data == pytest.approx([0.85])
@@ -68,7 +68,7 @@ def test_groups_have_their_own_options():
     optimizer.step()
     assert [one.data.item() for one in (p, q, r)] == pytest.approx([0.9, 0.99, 0.8])
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.01, 0.1]
-    assert sorted(optimizer.state_dict()["momentum_buffers"]) == [0, 2]
+    assert list(optimizer.state_dict()["state"]) == [0, 2]
 
 
 @pytest.mark.torch
@@ -121,28 +121,31 @@ def test_a_saved_state_does_not_follow_later_steps_and_brings_the_options():
     optimizer.param_groups[0]["lr"] = 0.7
     state = optimizer.state_dict()
     assert [group["params"] for group in state["param_groups"]] == [[0, 1], [2, 3]]
-    before = {i: buffer.copy() for i, buffer in state["momentum_buffers"].items()}
+    before = {i: one["momentum_buffer"].copy() for i, one in state["state"].items()}
     optimizer.step()
-    assert all(np.array_equal(before[i], buffer) for i, buffer in state["momentum_buffers"].items())
+    assert len(before) == 4 and all(np.array_equal(before[i], state["state"][i]["momentum_buffer"]) for i in before)
     _, other = trained(0)
     other.load_state_dict(state)
     assert other.param_groups[0]["lr"] == 0.7 and other.param_groups[1]["weight_decay"] == 0
-    other.state_dict()["momentum_buffers"][0][...] = 99
-    assert np.array_equal(other.state_dict()["momentum_buffers"][0], before[0])
+    other.state_dict()["state"][0]["momentum_buffer"][...] = 99
+    assert np.array_equal(other.state_dict()["state"][0]["momentum_buffer"], before[0])
 
 
 def test_a_state_of_another_model_is_refused():
     _, optimizer = trained(1)
     state = optimizer.state_dict()
     _, other = trained(0)
-    wrong = {**state, "momentum_buffers": {**state["momentum_buffers"], 3: np.zeros(7)}}
+    wrong = {**state, "state": {**state["state"], 3: {"momentum_buffer": np.zeros(7)}}}
     with pytest.raises(CheckpointError, match=r"momentum of parameter 3 has shape \(7,\), the parameter \(1,\)"):
         other.load_state_dict(wrong)
     with pytest.raises(CheckpointError, match="parameter 9 has shape"):
-        other.load_state_dict({**state, "momentum_buffers": {9: np.zeros(1)}})
+        other.load_state_dict({**state, "state": {9: {"momentum_buffer": np.zeros(1)}}})
     with pytest.raises(CheckpointError, match=r"groups of \[2, 2\] parameters, the optimizer \[1\]"):
         optim.SGD([parameter(1.0)], lr=1.0).load_state_dict(state)
-    assert other.state_dict()["momentum_buffers"] == {}
+    with pytest.raises(CheckpointError, match=r"does not fit: SGD has no dampening=0\.5"):
+        groups = [{**group, "dampening": 0.5} for group in state["param_groups"]]
+        other.load_state_dict({**state, "param_groups": groups})
+    assert other.state_dict()["state"] == {} and other.param_groups[0]["dampening"] == 0
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
@@ -178,9 +181,40 @@ def test_frozen_parameters_are_left_alone():
         assert np.array_equal(p.data, before[name]) == name.startswith("layer1."), name
 
 
-def test_what_pytorch_takes_for_dampening_is_not_taken_for_weight_decay():
-    with pytest.raises(TypeError, match="positional"):
+def test_what_comes_by_position_is_what_it_is_in_pytorch():
+    group = optim.SGD([parameter(1.0)], 0.1, 0.9, 0.0, 0.5, True).param_groups[0]
+    assert [group[o] for o in ("lr", "momentum", "weight_decay", "nesterov")] == [0.1, 0.9, 0.5, True]
+    with pytest.raises(UsageError, match=r"SGD has no dampening=0\.5"):
         optim.SGD([parameter(1.0)], 0.1, 0.9, 0.5)
+
+
+def test_a_group_can_be_added_later_also_under_a_schedule():
+    p, q = parameter(1.0), parameter(1.0)
+    optimizer = optim.SGD([p], lr=0.1, momentum=0.5)
+    schedule = optim.StepLR(optimizer, 2, gamma=0.1)
+    cycle = optim.OneCycleLR(optim.SGD([parameter(1.0)], 0.1), 1.0, 10, cycle_momentum=False)
+    for one in (optimizer, cycle.optimizer):
+        one.add_param_group({"params": q, "lr": 0.4})
+    cycle.step()
+    assert cycle.get_last_lr() == [pytest.approx(cycle.lr_at(1)), 0.4]
+    for _ in range(2):
+        p.grad = q.grad = np.array([1.0])
+        optimizer.step()
+        schedule.step()
+    assert [one.data.item() for one in (p, q)] == pytest.approx([1 - 0.1 * 2.5, 1 - 0.4 * 2.5])
+    assert schedule.get_last_lr() == pytest.approx([0.01, 0.04])
+    with pytest.raises(UsageError, match="the same parameter twice"):
+        optimizer.add_param_group({"params": [q]})
+    with pytest.raises(UsageError, match=r"a group is a dict .*got Parameter"):
+        optimizer.add_param_group(parameter(1.0))
+    assert len(optimizer.param_groups) == 2
+
+
+def test_gradients_can_be_kept_as_zeros():
+    p, q = parameter(1.0), parameter(1.0)
+    p.grad = kept = np.array([3.0])
+    optim.SGD([p, q], 0.1).zero_grad(set_to_none=False)
+    assert p.grad.tolist() == [0.0] and q.grad is None and kept.tolist() == [3.0]
 
 
 @pytest.mark.parametrize("number", [np.float64, np.float32, np.float16])
@@ -217,8 +251,13 @@ def test_a_number_of_numpy_s_is_a_number(number):
         (lambda p: optim.SGD([p], lr=1, momentum=-1), "momentum must be 0 or more"),
         (lambda p: optim.SGD([{"params": [p], "weight_decay": -1}], lr=1), "weight_decay must be 0 or more"),
         (lambda p: optim.SGD([p], lr=1, nesterov=True), "nesterov=True needs a momentum"),
-        (lambda p: optim.SGD([{"params": [p], "beta": 1}], lr=1), "any of lr, momentum, weight_decay, nesterov"),
+        (lambda p: optim.SGD([{"params": [p], "beta": 1}], lr=1), "any of lr, momentum, weight_decay, nesterov, dampening"),
         (lambda p: optim.SGD([{"lr": 1}], lr=1), 'a dict with "params"'),
+        (lambda p: optim.SGD(p, lr=1), r"got one tensor; write \[tensor\]"),
+        (lambda p: optim.SGD([p], lr="0.1"), "lr is a number, got str"),
+        (lambda p: optim.SGD([p], lr=1, momentum=None), "momentum is a number, got NoneType"),
+        (lambda p: optim.SGD([p], lr=1, maximize=True), "SGD has no maximize=True as PyTorch has; negate the loss"),
+        (lambda p: optim.SGD([{"params": [p], "dampening": 0.1}], lr=1), r"SGD has no dampening=0\.1"),
     ],
 )
 def test_arguments_without_meaning_are_refused(make, message):

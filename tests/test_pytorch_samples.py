@@ -15,7 +15,7 @@ import pytest
 
 import tinyres as tr
 import tinyres.functional as F
-from tinyres import nn
+from tinyres import nn, optim
 from tinyres.errors import TinyresError
 
 pytestmark = pytest.mark.torch
@@ -43,6 +43,8 @@ CALLS = {
     ("conv2d", "padding"): lambda: F.conv2d(np.zeros((1, 1, 4, 4)), np.zeros((1, 1, 3, 3)), stride=2, padding="same"),
     ("cross_entropy", "ignore_index"): lambda: F.cross_entropy(np.zeros((2, 3)), np.full((2, 3), 1 / 3), ignore_index=1),
     ("kaiming_normal_", "nonlinearity"): lambda: nn.init.kaiming_normal_(tr.tensor(np.zeros((2, 2))), nonlinearity="tanh"),
+    ("SGD", "dampening"): lambda: optim.SGD([nn.Parameter([1.0])], dampening=0.5),
+    ("SGD", "maximize"): lambda: optim.SGD([nn.Parameter([1.0])], maximize=True),
     ("backward", "create_graph"): lambda: tr.tensor([1.0], requires_grad=True).backward(create_graph=True),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tinyres.errors import UsageError
 from tinyres.optim.sgd import SGD, set_lr
@@ -27,7 +27,8 @@ class Schedule:
 
     def base_lr(self, group: int = 0) -> float:
         """The learning rate that a group began with."""
-        return self.optimizer.param_groups[group]["initial_lr"]
+        own = self.optimizer.param_groups[group]
+        return own.setdefault("initial_lr", float(own["lr"]))  # (a group may be added later)
 
     def lr_at(self, step: int, group: int = 0) -> float:
         raise NotImplementedError
@@ -41,6 +42,10 @@ class Schedule:
         self.last_step = step
         for i, group in enumerate(self.optimizer.param_groups):
             set_lr(group, self.lr_at(step, i))
+
+    def get_last_lr(self) -> list[float]:
+        """The groups' learning rates, as they are now."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, int]:
         return {"last_step": self.last_step}
@@ -59,6 +64,39 @@ class MultiStepLR(Schedule):
 
     def lr_at(self, step: int, group: int = 0) -> float:
         return self.base_lr(group) * self.gamma ** bisect_right(self.milestones, step)
+
+
+class StepLR(Schedule):
+    """The base learning rate times ``gamma`` once for each ``step_size`` iterations passed."""
+
+    def __init__(self, optimizer: SGD, step_size: int, gamma: float = 0.1) -> None:
+        _check_positive(step_size=step_size)
+        self.step_size, self.gamma = step_size, gamma
+        super().__init__(optimizer)
+
+    def lr_at(self, step: int, group: int = 0) -> float:
+        return self.base_lr(group) * self.gamma ** (step // self.step_size)
+
+
+class ExponentialLR(StepLR):
+    """The base learning rate times ``gamma`` once for each iteration."""
+
+    def __init__(self, optimizer: SGD, gamma: float) -> None:
+        super().__init__(optimizer, 1, gamma)
+
+
+class LambdaLR(Schedule):
+    """The base learning rate times ``lr_lambda(step)``: a function, or a list of one for each group."""
+
+    def __init__(self, optimizer: SGD, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]) -> None:
+        groups = len(optimizer.param_groups)
+        self.functions = [lr_lambda] * groups if callable(lr_lambda) else list(lr_lambda)
+        if len(self.functions) != groups or not all(map(callable, self.functions)):
+            raise UsageError(f"lr_lambda must be a function, or a list of one for each of the {groups} groups")
+        super().__init__(optimizer)
+
+    def lr_at(self, step: int, group: int = 0) -> float:
+        return self.base_lr(group) * self.functions[group](step)
 
 
 class LinearLR(Schedule):
@@ -90,14 +128,17 @@ class OneCycleLR(Schedule):
     max_lr / div_factor / final_div_factor at the last one, constant from there (Smith and Topin, arXiv 1708.07120).
 
     With ``cycle_momentum`` the momentum moves the other way, from ``max_momentum`` down to ``base_momentum`` and back.
-    ``max_lr``, ``base_momentum`` and ``max_momentum`` are numbers, or lists of one for each group.
+    ``max_lr``, ``base_momentum`` and ``max_momentum`` are numbers, or lists of one for each group. In place of
+    ``total_steps``, ``epochs`` and ``steps_per_epoch`` may be given.
     """
 
     def __init__(
         self,
         optimizer: SGD,
         max_lr: float | Sequence[float],
-        total_steps: int,
+        total_steps: int | None = None,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
         *,
         pct_start: float = 0.3,
         anneal_strategy: str = "cos",
@@ -107,6 +148,10 @@ class OneCycleLR(Schedule):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
+        if total_steps is None:
+            if epochs is None or steps_per_epoch is None:
+                raise UsageError("OneCycleLR needs total_steps, or epochs and steps_per_epoch")
+            total_steps = epochs * steps_per_epoch
         peaks = _per_group("max_lr", max_lr, optimizer)
         _check_positive(total_steps=total_steps, max_lr=min(peaks))
         _check_positive(div_factor=div_factor, final_div_factor=final_div_factor)
@@ -125,7 +170,7 @@ class OneCycleLR(Schedule):
         super().__init__(optimizer)
 
     def lr_at(self, step: int, group: int = 0) -> float:
-        return self._between(self.lrs[group], step)
+        return self._between(self.lrs[group], step) if group < len(self.lrs) else self.base_lr(group)
 
     def set_step(self, step: int) -> None:
         super().set_step(step)
@@ -141,6 +186,31 @@ class OneCycleLR(Schedule):
         if step < self.peak:
             return self.anneal(first, top, step / self.peak)
         return self.anneal(top, end, (step - self.peak) / (self.last - self.peak))
+
+
+class SequentialLR(Schedule):
+    """One schedule after the other: the next one begins at each of ``milestones``, with its own iteration 0."""
+
+    def __init__(self, optimizer: SGD, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
+        self.schedulers, self.milestones = list(schedulers), list(milestones)
+        if len(self.milestones) != len(self.schedulers) - 1 or self.milestones != sorted(self.milestones):
+            raise UsageError("SequentialLR needs one milestone fewer than schedules, in rising order")
+        if any(schedule.optimizer is not optimizer for schedule in self.schedulers):
+            raise UsageError("SequentialLR: its schedules must be of its own optimizer")
+        super().__init__(optimizer)
+
+    def set_step(self, step: int) -> None:
+        schedule, own_step = self._now(step)
+        schedule.set_step(own_step)  # whatever else it moves, such as the momentum
+        super().set_step(step)
+
+    def lr_at(self, step: int, group: int = 0) -> float:
+        schedule, own_step = self._now(step)
+        return schedule.lr_at(own_step, group)
+
+    def _now(self, step: int) -> tuple[Schedule, int]:
+        i = bisect_right(self.milestones, step)
+        return self.schedulers[i], step - (self.milestones[i - 1] if i else 0)
 
 
 class Warmup(Schedule):

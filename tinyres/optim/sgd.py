@@ -24,6 +24,10 @@ from tinyres.nn import Module, Parameter
 from tinyres.tensor import Tensor
 
 OPTIONS = ("lr", "momentum", "weight_decay", "nesterov")
+# PyTorch's further options, with the values that they may have here: those that change nothing
+OTHERS = {"dampening": (0,), "maximize": (False,), "differentiable": (False,), "foreach": (None, False, True)}
+OTHERS["fused"] = OTHERS["foreach"]
+INSTEAD = {"maximize": "negate the loss"}
 
 
 class SGD:
@@ -35,28 +39,47 @@ class SGD:
     A learning rate may be a float32 array of shape () on the parameters' device, which schedules then write to: a step
     that was captured as a CUDA graph reads it anew at each replay.
 
+    Arguments stand where PyTorch has them. ``dampening``, ``maximize`` and ``differentiable`` must be off; ``foreach`` and
+    ``fused`` change nothing, since a group is one kernel call anyway.
+
     Raises `UsageError` for values out of range, for a tensor that does not require a gradient, and for one given twice.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: Any,
+        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
+        lr: Any = 1e-3,
         momentum: float = 0.0,
-        *,
+        dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
+        if isinstance(params, Tensor):
+            raise UsageError("SGD takes a list of tensors or groups, got one tensor; write [tensor]")
         given: list[Any] = list(params)
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        self.param_groups: list[dict[str, Any]] = [_group(group, defaults) for group in groups]
+        self.defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        self.defaults |= {"dampening": dampening, "maximize": maximize, "differentiable": differentiable}
+        self.defaults |= {"foreach": foreach, "fused": fused}
+        self.param_groups: list[dict[str, Any]] = []
         self._momentum_buffers: dict[int, Any] = {}  # by position of the parameter over all groups
-        ids = [id(parameter) for parameter in self._parameters()]
-        if not ids:
+        for group in groups:
+            self.add_param_group(group)
+        if not self._parameters():
             raise UsageError("SGD got no parameters")
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Add a group: a dict with "params", a tensor or several, and the options that differ from the arguments."""
+        full = _group(group, self.defaults)
+        ids = [id(parameter) for parameter in (*self._parameters(), *full["params"])]
         if len(set(ids)) < len(ids):
             raise UsageError("SGD got the same parameter twice; put each into one group, once")
+        self.param_groups.append(full)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -91,25 +114,33 @@ class SGD:
         buffer = self._momentum_buffers[position] = move(self._momentum_buffers[position], parameter.device)
         return buffer
 
-    def zero_grad(self) -> None:
-        """Drop the gradients of all parameters: their ``.grad`` becomes None."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters: their ``.grad`` becomes None, or an array of zeros."""
         for parameter in self._parameters():
-            parameter.grad = None
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad = array_module(parameter.grad).zeros_like(parameter.grad)
 
     def state_dict(self) -> dict[str, Any]:
-        """The groups' options, and copies of the momentum arrays by the position of their parameter over all groups."""
+        """PyTorch's: "state" has {"momentum_buffer": array} by the position of the parameter over all groups, the arrays
+        copies as NumPy arrays; "param_groups" the groups' options, with positions as "params".
+        """
         start, groups = 0, []
         for group in self.param_groups:
             positions = list(range(start, start + len(group["params"])))
             start += len(positions)
             groups.append({**group, "lr": float(group["lr"]), "params": positions})
-        buffers = {i: np.array(Tensor(buffer).numpy()) for i, buffer in self._momentum_buffers.items()}
-        return {"param_groups": groups, "momentum_buffers": buffers}
+        buffers = sorted(self._momentum_buffers.items())
+        return {"state": {i: {"momentum_buffer": np.array(Tensor(b).numpy())} for i, b in buffers}, "param_groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned. Raises `CheckpointError`, and changes nothing, if it does not fit."""
+        """Restore what `state_dict` returned, of this optimizer or of PyTorch's SGD. Raises `CheckpointError`, and changes
+        nothing, if it does not fit.
+        """
         parameters = self._parameters()
-        groups, buffers = state["param_groups"], state["momentum_buffers"]
+        groups = state["param_groups"]
+        buffers = {i: np.asarray(b) for i, one in state["state"].items() if (b := one.get("momentum_buffer")) is not None}
         sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in self.param_groups]
         if sizes != own:
             raise CheckpointError(f"the optimizer's state has groups of {sizes} parameters, the optimizer {own}")
@@ -117,20 +148,35 @@ class SGD:
             shape = parameters[i].shape if i in range(len(parameters)) else None
             if buffer.shape != shape:
                 raise CheckpointError(f"the momentum of parameter {i} has shape {buffer.shape}, the parameter {shape}")
+        try:
+            for group in groups:
+                _check({"momentum": 0.0, **{option: group[option] for option in (*OPTIONS, *OTHERS) if option in group}})
+        except (UsageError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the optimizer's state does not fit: {error}") from None
         for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update({**saved, "lr": group["lr"], "params": group["params"]})
-            set_lr(group, saved["lr"])
+            set_lr(group, saved.get("lr", group["lr"]))
+            known = ("initial_lr", *OPTIONS, *OTHERS)
+            group.update({option: saved[option] for option in known if option in saved and option != "lr"})
         self._momentum_buffers = {}
         for i, buffer in buffers.items():
             self._momentum_buffer(i, parameters[i])[...] = array_module(parameters[i].data).asarray(buffer)
 
+    def __repr__(self) -> str:
+        lines = [f"SGD of {len(self._parameters())} tensors"]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"group {i}: " + ", ".join(f"{option} {group[option]}" for option in OPTIONS))
+        return "\n  ".join(lines)
+
 
 def _group(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """A group with all its options, checked."""
-    unknown = set(group) - {"params", *OPTIONS}
+    unknown = set(group) - {"params", "initial_lr", *OPTIONS, *OTHERS} if isinstance(group, dict) else {"params"}
     if unknown or "params" not in group:
-        raise UsageError(f'a group is a dict with "params" and any of {", ".join(OPTIONS)}; got {sorted(group)}')
+        got = sorted(group, key=str) if isinstance(group, dict) else type(group).__name__
+        raise UsageError(f'a group is a dict with "params" and any of {", ".join((*OPTIONS, *OTHERS))}; got {got}')
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    if params and all(isinstance(p, tuple) and len(p) == 2 for p in params):  # named_parameters()
+        params = [parameter for _, parameter in params]
     full = {**defaults, **group, "params": params}
     for parameter in params:
         if not isinstance(parameter, Tensor) or not (parameter.requires_grad or isinstance(parameter, Parameter)):
@@ -140,17 +186,33 @@ def _group(group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
                 else type(parameter).__name__
             )
             raise UsageError(f"SGD updates tensors that require a gradient, got {what}")
+    if isinstance(full["lr"], Tensor):
+        full["lr"] = full["lr"].data if full["lr"].dtype == np.float32 and not full["lr"].shape else full["lr"].item()
     full.update({option: float(full[option]) for option in ("lr", "momentum", "weight_decay") if is_number(full[option])})
+    _check(full)
     if not is_number(full["lr"]):
-        if full["lr"].shape != () or full["lr"].dtype != np.float32:
-            raise UsageError(f"an array as lr is float32 of shape (), got {full['lr'].dtype} of shape {full['lr'].shape}")
         check_same_device("SGD", lr=full["lr"], **{f"parameter {i}": p.data for i, p in enumerate(params)})
-    for option in ("lr", "momentum", "weight_decay"):
-        if not full[option] >= 0:
-            raise UsageError(f"{option} must be 0 or more, got {full[option]}")
-    if full["nesterov"] and not full["momentum"]:
-        raise UsageError("nesterov=True needs a momentum above 0")
     return full
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Raises `UsageError` for options out of range."""
+    for option in ("lr", "momentum", "weight_decay"):
+        value = options.get(option, 0.0)
+        if not is_number(value):
+            if option != "lr" or not hasattr(value, "dtype"):
+                raise UsageError(f"{option} is a number, got {type(value).__name__}")
+            if value.shape != () or value.dtype != np.float32:
+                raise UsageError(f"an array as lr is float32 of shape (), got {value.dtype} of shape {value.shape}")
+        if not value >= 0:
+            raise UsageError(f"{option} must be 0 or more, got {value}")
+    for option, harmless in OTHERS.items():
+        if options.get(option, harmless[0]) not in harmless:
+            raise UsageError(
+                f"SGD has no {option}={options[option]!r} as PyTorch has; {INSTEAD.get(option, 'leave it out')}"
+            )
+    if options.get("nesterov") and not options["momentum"]:
+        raise UsageError("nesterov=True needs a momentum above 0")
 
 
 def is_number(value: Any) -> bool:

@@ -300,8 +300,9 @@ class Trainer:
         if not self.folder:
             return
         self._check_weights()
-        buffers = self.optimizer.state_dict()["momentum_buffers"]
-        momentum = {name: buffers[i] for i, (name, _) in enumerate(self.model.named_parameters()) if i in buffers}
+        state = self.optimizer.state_dict()["state"]
+        names = [name for name, _ in self.model.named_parameters()]
+        momentum = {names[i]: one["momentum_buffer"] for i, one in state.items()}
         self.state.generator = default_generator().bit_generator.state  # type: ignore[assignment]
         self.state.scaler = self.scaler.state_dict()
         run = {"settings": self.settings, "options": self.options, "state": self.state.text()}
@@ -321,8 +322,8 @@ class Trainer:
         positions = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
         try:
             state = parse_state(run.get("state"), self.epochs, self.steps, set(State().line(self.held_out, 0, 0, 0)))
-            buffers = {positions[name]: array for name, array in momentum.items()}
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "momentum_buffers": buffers})
+            buffers = {positions[name]: {"momentum_buffer": array} for name, array in momentum.items()}
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": buffers})
             self.model.load_state_dict(arrays)
             default_generator().bit_generator.state = state.generator
             if state.scaler:
