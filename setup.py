@@ -42,7 +42,15 @@ setup(
         # CuPy 14 knows bfloat16; its "ctk" are CUDA's compiler, headers and libraries, so that a driver is all one needs
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff==0.17.6", "mypy==2.4.1", "nvidia-cuda-nvrtc-cu12"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff==0.17.6",
+            "mypy==2.4.1",
+            "nvidia-cuda-nvrtc-cu12",
+            "nbclient>=0.10",
+            "ipykernel>=6",
+        ],
     },
     entry_points={"console_scripts": ["tinyres = tinyres.cli:main"]},
 )
