@@ -27,6 +27,7 @@ training run, of a file of weights, or of a network at the start.
   tinyres explain --compare plain20 --picture gradient.svg
   tinyres explain runs/shapes-resnet20 --paths
   tinyres explain --norms plain20,plain56,resnet20,resnet56 --seeds 3
+  tinyres explain --gains 0.5,1,2             without batch norm
   tinyres explain --html gradient.html        a page to explore in a browser"""
 
 WHAT = {"run_folder", "model", "shortcut", "checkpoint"}
@@ -34,6 +35,7 @@ STEP = {"data", "data_dir", "seed", "batch_size", "backend", "command", "run"}
 TAKES = {  # what each kind of use takes
     "--html": {"html", "quick", "train_steps", "images"} | WHAT | STEP,
     "--norms": {"norms", "seeds", "json", "picture"} | STEP,
+    "--gains": {"gains", "seeds", "json", "picture", "seed", "backend", "command", "run"},
     "": {"compare", "paths", "json", "picture"} | WHAT | STEP,
 }
 TRAIN_STEPS, QUICK_STEPS = 480, 200
@@ -68,7 +70,15 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON, and nothing else")
     parser.add_argument("--picture", metavar="FILE", help="draw the gradient by depth into FILE, .svg or .png")
     parser.add_argument("--norms", type=names, metavar="A,B", help="show the norms by depth of these networks at the start")
-    parser.add_argument("--seeds", type=whole(1), metavar="N", help="with --norms: for N seeds, from --seed on (default: 1)")
+    parser.add_argument(
+        "--gains",
+        type=numbers,
+        metavar="A,B",
+        help="show the norms by depth of fully connected nets without batch norm, their weights multiplied by each gain",
+    )
+    parser.add_argument(
+        "--seeds", type=whole(1), metavar="N", help="with --norms or --gains: for N seeds, from --seed on (default: 1)"
+    )
     parser.add_argument("--html", metavar="FILE", help="write a page to explore in a browser; takes one or two minutes")
     parser.add_argument("--quick", action="store_true", help="with --html: fewer steps, settings and seeds; half a minute")
     parser.add_argument(
@@ -85,18 +95,28 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def numbers(text: str) -> list[float]:
+    try:
+        found = [float(number) for number in names(text)]
+    except ValueError:
+        found = []
+    if not found or not all(0 < number < 1e6 for number in found):
+        raise argparse.ArgumentTypeError(f"must be numbers above 0, such as 0.5,1,2; got {text!r}")
+    return found
+
+
 def run(arguments: argparse.Namespace) -> None:
     kind = check(arguments)
     use(arguments.backend)
     if dispatch.current().device != "cpu":
         raise UsageError(f"explain works on the CPU, and {tinyres.get_backend()} does not; choose --backend numba or numpy")
-    {"--html": write_html, "--norms": show_norms, "": show_ledger}[kind](arguments)
+    {"--html": write_html, "--norms": show_norms, "--gains": show_gains, "": show_ledger}[kind](arguments)
 
 
 def check(arguments: argparse.Namespace) -> str:
     """Whether the options go together, and the files can be written. Returns the kind of use, a key of `TAKES`."""
     given = {name for name, value in vars(arguments).items() if value not in (None, False)}
-    kind = next((kind for kind in ("--html", "--norms") if kind[2:] in given), "")
+    kind = next((kind for kind in ("--html", "--norms", "--gains") if kind[2:] in given), "")
     for name in vars(arguments):  # (in the order of --help)
         if name in given - TAKES[kind]:
             needed = next(k for k in TAKES if name in TAKES[k])
@@ -146,7 +166,7 @@ def show_ledger(arguments: argparse.Namespace) -> None:
     title = f"{first.name} {first.state}, {first.data.name}, batch {count}"
     if arguments.json:
         found = [describe(s) | {"ledger": ledger.json()} for s, ledger in zip(subjects, ledgers, strict=True)]
-        print_json({**about(first, count), **found[0], **({"compare": found[1]} if found[1:] else {})})
+        print_json({**about(arguments, first, count), **found[0], **({"compare": found[1]} if found[1:] else {})})
     else:
         show_rows(f"{title}: loss {ledgers[0].loss:.3f}", ledgers[0])
         if arguments.paths and ledgers[0].paths:
@@ -164,8 +184,18 @@ def describe(s: Subject) -> dict[str, Any]:
     return {"model": s.name, "network": s.network, "state": s.state, "seed": s.seed}
 
 
-def about(s: Subject, batch: int) -> dict[str, Any]:
-    return {"tinyres": tinyres.__version__, "data": s.data.name, "batch": batch, "backend": tinyres.get_backend()}
+def about(arguments: argparse.Namespace, s: Subject | None = None, batch: int | None = None) -> dict[str, Any]:
+    """How the numbers came about."""
+    from tinyres.benchmarks.machine import describe
+
+    machine = describe()
+    what = {"data": s.data.name, "batch": batch} if s else {}
+    return {
+        "command": command(arguments),
+        **what,
+        "backend": tinyres.get_backend(),
+        **{key: machine[key] for key in ("processor", "threads", "versions")},
+    }
 
 
 def print_json(found: dict[str, Any]) -> None:
@@ -245,10 +275,34 @@ def show_norms(arguments: argparse.Namespace) -> None:
     title = f"{one.data.name}, batch {count}, at the start"
     if arguments.json:
         rows = [{"model": c.name, "seed": c.seed, **c.summary, "norms": c.norms} for c in curves]
-        print_json({**about(one, count), "networks": rows})
+        print_json({**about(arguments, one, count), "networks": rows})
     else:
         show_curves(f"gradient norm at the input of the first and the last block: {title}", curves)
     draw(arguments, f"gradient by depth: {title}", curves)
+
+
+def show_gains(arguments: argparse.Namespace) -> None:
+    from tinyres.explain.page import depth
+
+    seeds = range(arguments.seed or 0, (arguments.seed or 0) + (arguments.seeds or 1))
+    rows, curves = [], []
+    for family in ("plain", "residual"):
+        for gain in arguments.gains:
+            for seed in seeds:
+                curve = Curve(
+                    f"{family}, gain {gain:g}",
+                    seed,
+                    family == "residual",
+                    depth.gain_norms(family == "residual", gain, seed),
+                )
+                curves.append(curve)
+                rows.append({"family": family, "gain": gain, "seed": seed, **curve.summary, "norms": curve.norms})
+    title = "fully connected nets without batch norm, 30 blocks of 64 units, at the start"
+    if arguments.json:
+        print_json({**about(arguments), "networks": rows})
+    else:
+        show_curves(f"gradient norm at the input of the first and the last block: {title}", curves)
+    draw(arguments, title, curves)
 
 
 def show_curves(title: str, curves: list[Curve]) -> None:
@@ -327,5 +381,6 @@ def command(arguments: argparse.Namespace) -> str:
     words = ["tinyres", "explain"]
     for name, value in vars(arguments).items():
         if name not in ("command", "run") and value not in (None, False):
-            words += [*([] if name == "run_folder" else [option(name)]), *([] if value is True else [str(value)])]
+            text = ",".join(v if isinstance(v, str) else f"{v:g}" for v in value) if isinstance(value, list) else str(value)
+            words += [*([] if name == "run_folder" else [option(name)]), *([] if value is True else [text])]
     return shlex.join(words)
