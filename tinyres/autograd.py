@@ -30,7 +30,7 @@ class Node:
     """One applied operation: the ``ctx`` of its forward and backward, and its place in the graph."""
 
     def __init__(self, function: "type[Function]", needs_input_grad: tuple[bool, ...], recording: bool) -> None:
-        self._locked: list[np.ndarray] = []
+        self._leases: list[locks.Lease] = []
         self.edges: tuple[Any, ...] | None = None  # per input: its Node, or itself if it is a leaf, or None; None once freed
         self.function = function
         self.needs_input_grad = needs_input_grad
@@ -46,19 +46,14 @@ class Node:
     def save(self, *arrays: Any) -> Any:
         """Keeps arrays for the backward pass (``ctx.saved``) and returns them, a single one as itself."""
         if self.recording:
-            self._locked += locks.lock(arrays)
+            self._leases += locks.lock(arrays)
             self.saved += arrays
         return arrays[0] if len(arrays) == 1 else arrays
 
     def free(self) -> None:
         """Lets go of everything that the backward pass needed."""
-        locked, self._locked, self.saved = self._locked, [], ()
-        locks.unlock(locked)
-        guards.drop_edges(self)
-
-    def __del__(self) -> None:
-        if self.edges or self._locked:
-            self.free()
+        self.edges = None
+        self.saved, self._leases = (), []
 
     def __getstate__(self) -> Any:
         guards.refuse_copy(self)

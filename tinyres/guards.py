@@ -114,33 +114,6 @@ def is_anomaly_enabled() -> bool:
 # --- the graph as an object ------------------------------------------------------------------------------------------
 
 
-class _Dropped(threading.local):
-    def __init__(self) -> None:
-        self.waiting: list[Any] = []
-
-
-_dropped = _Dropped()
-
-
-def drop_edges(node: Any) -> None:
-    """Lets go of what a node leads to. Nodes that die of it call this again, and wait in a list: so a chain of any length is
-    let go of without recursion.
-    """
-    waiting = _dropped.waiting
-    if waiting:
-        waiting.append(node.edges)
-        node.edges = None
-        return
-    try:
-        waiting.append(node.edges)
-        node.edges = None
-        while waiting:
-            waiting[0] = None
-            del waiting[0]
-    finally:
-        waiting.clear()
-
-
 def refuse_copy(node: Any) -> NoReturn:
     """Raises `GraphError`: a node belongs to one graph, and so cannot be copied or pickled."""
     raise GraphError(

@@ -1,101 +1,92 @@
 """Arrays that a graph still needs are read-only: a write between forward and backward fails, instead of giving wrong
 gradients.
 
-A node locks what it saves, and unlocks it when its backward pass has used it or the graph is dropped. An array may be held
-by many nodes, and may be a view of another: the table counts holders, and a view becomes writable only after its base.
+Who holds an array is not counted but derived. A node keeps a `Lease` of each memory that it needs; nodes that need the same
+memory, or views of it, keep the same lease. When the last of them is gone, so is the lease, and its arrays become writable.
+That is a callback made of functions in C, since a signal (Ctrl-C) may raise an exception in any that is written in Python,
+and the arrays would stay read-only for good. For the same reason there is no lock here: each step is one atomic call.
 
 Nobody has to wait for that. Whoever updates a tensor (an optimizer, a checkpoint that is loaded) asks `unshare` first: where
 a graph holds the array, the tensor gets a copy to go on with, and the graph keeps the old one and stays right.
 """
 
-import os
-import threading
+import weakref
 from collections.abc import Iterable
+from functools import partial
+from itertools import repeat
+from operator import countOf
 from typing import Any
 
 import numpy as np
 
 from tinyres.kernels.arrays import Array
 
-_locked: dict[int, "_Lock"] = {}  # by id of the array
-_lock_guard = threading.RLock()
-_to_unlock: list[np.ndarray] = []
-_busy = False  # whether the thread that holds the guard is changing the table
+_locked: dict[int, "weakref.ref[Lease]"] = {}  # by id of the array
+_setflags: Any = np.ndarray.setflags  # (returns None, the default of `pop`)
+_TRUES = repeat(True)
 
 
-class _Lock:
-    """How many nodes hold an array, and the views of it that can become writable only after it."""
+class Lease:
+    """As long as somebody keeps it, its arrays are read-only: a memory, and those of its views that could be written to."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.array, self.holders, self.waiting = array, 0, list[np.ndarray]()
-        array.flags.writeable = False
+    __slots__ = ("__weakref__", "arrays")
+    arrays: list[np.ndarray]
 
 
-def lock(arrays: tuple[Any, ...]) -> list[np.ndarray]:
-    """Makes arrays, and those that they are views of, read-only until `unlock`: a write between forward and backward
-    fails instead of giving wrong gradients. Returns what was locked. Two things escape: CuPy arrays, which have no such
-    protection, and a view that somebody took before the array was locked.
+def lock(arrays: tuple[Any, ...]) -> list[Lease]:
+    """Makes arrays, and those that they are views of, read-only as long as the leases that it returns are kept. Two things
+    escape: CuPy arrays, which have no such protection, and a view that somebody took before the array was locked.
     """
-    global _busy
-    taken = []
-    with _lock_guard:
-        _busy = True
-        try:
-            for array in arrays:
-                while isinstance(array, np.ndarray):
-                    entry = _locked.get(id(array))
-                    if entry is None and array.flags.writeable and _may_become_writable(array):
-                        entry = _locked[id(array)] = _Lock(array)
-                    if entry is not None:
-                        entry.holders += 1
-                        taken.append(array)
-                    array = array.base
-        finally:
-            _busy = False
-        unlock([])  # what came meanwhile
-    return taken
+    leases = []
+    for array in arrays:
+        if isinstance(array, np.ndarray):
+            entry = _locked.get(id(array))
+            lease = (entry() if entry else None) or _lease(array)
+            if lease is not None:
+                leases.append(lease)
+    return leases
 
 
-def _may_become_writable(array: np.ndarray) -> bool:
-    """Whether NumPy would make it writable again: at the bottom is an array, or something that allows it."""
-    owner: Any = array
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = owner.base
+def _lease(array: Any) -> Lease | None:
+    """The lease of an array's memory, with the array in it; None where nobody could make it writable again."""
+    memory = array
+    while isinstance(memory.base, np.ndarray):
+        memory = memory.base
+    writable, entry = memory.flags.writeable, _locked.get(id(memory))
+    lease = entry() if entry else None
+    if entry is None or lease is None:
+        if not (writable and _may_become_writable(memory)):
+            return None
+        new = Lease()
+        new.arrays = [memory]
+        entry = _locked.setdefault(id(memory), _entry(new))  # another thread may be here too: one of them is the first
+        lease = entry()
+        if lease is None:  # another thread's, which is gone already
+            return None
+        memory.flags.writeable = False
+    while array is not memory:
+        if array.flags.writeable:
+            lease.arrays.append(array)  # first of all: so its id is its own as long as the lease lives
+            _locked[id(array)] = entry
+            array.flags.writeable = False
+        array = array.base
+    return lease
+
+
+def _entry(lease: Lease) -> "weakref.ref[Lease]":
+    """What stands in the table. When the lease is gone it makes the arrays writable, the memory before its views as NumPy
+    demands, and takes them out of the table.
+    """
+    unlocking = map(_setflags, lease.arrays, _TRUES)
+    return weakref.ref(lease, partial(countOf, map(_locked.pop, map(id, lease.arrays), unlocking)))  # goes through all, in C
+
+
+def _may_become_writable(memory: Any) -> bool:
+    """Whether NumPy would make it writable again: it is its own, or that of an object that allows it."""
     try:
-        return isinstance(owner, np.ndarray) or not memoryview(owner).readonly
+        return memory.base is None or not memoryview(memory.base).readonly
     except TypeError:
         return False
-
-
-def unlock(taken: list[np.ndarray]) -> None:
-    """Undoes `lock`. The garbage collector may call this in the middle of `lock` or of itself, in the same thread: then
-    the work is left to the call that was interrupted.
-    """
-    global _busy
-    with _lock_guard:
-        _to_unlock.extend(reversed(taken))
-        if _busy:
-            return
-        _busy = True
-        try:
-            while _to_unlock:
-                _let_go(_to_unlock.pop(0))
-        finally:
-            _busy = False
-
-
-def _let_go(array: np.ndarray) -> None:
-    entry = _locked.get(id(array))
-    if entry is None or entry.array is not array:  # (of a node that was copied past its constructor)
-        return
-    entry.holders -= 1
-    if entry.holders == 0:
-        del _locked[id(array)]
-        for free in (array, *entry.waiting):
-            if id(free.base) in _locked:
-                _locked[id(free.base)].waiting.append(free)
-            else:
-                free.flags.writeable = True
 
 
 def unshared(array: Array) -> Array:
@@ -113,7 +104,3 @@ def unshare(tensors: Iterable[Any]) -> None:
         if known is None:
             known = arrays[id(tensor.data)] = unshared(tensor.data)
         tensor.data = known
-
-
-if hasattr(os, "register_at_fork"):  # a child has the thread that forks and no other: none may be in the midst of the table
-    os.register_at_fork(before=_lock_guard.acquire, after_in_parent=_lock_guard.release, after_in_child=_lock_guard.release)
