@@ -1,4 +1,4 @@
-"""A page of ``tinyres explain --html`` for the tests: of a small net, opened in Chromium; what it says and asks for is noted.
+"""A page of ``tinyres explain --html`` for the tests: of a small net, opened in Chromium, with what it says and asks.
 
 ``python tests/page_in_browser.py PAGE.html FOLDER`` takes the pictures of a page that docs/pictures holds.
 """
@@ -102,7 +102,7 @@ PICTURES = [  # (file, view, what to do first, width, scheme)
     (
         "page-4-depth",
         "depth",
-        "document.querySelectorAll('#v4 .group:first-of-type button').forEach((b) => b.click())",
+        "document.querySelectorAll('#v4 .group:first-of-type button[aria-pressed=false]').forEach((b) => b.click())",
         1100,
         "light",
     ),

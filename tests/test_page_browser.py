@@ -161,6 +161,8 @@ def test_steps_blocks_images_and_channels_change_the_walk(opened, data):
 
 def test_the_map_of_the_input_gradient_is_told_from_half_of_it(opened):
     opened.reveal("walk")
+    drawn = opened.view("walk").locator(".mapchoice canvas").evaluate_all("(all) => all.map((c) => c.toDataURL())")
+    assert len(set(drawn)) == 4
     for name, words in (("mean", "you averaged"), ("branch", "branch alone"), ("sum", "That is it")):
         opened.view("walk").locator(f".mapchoice[value={name}]").click()
         assert words in opened.view("walk").locator(".break .done").first.inner_text()
