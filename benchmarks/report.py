@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyres.errors import UsageError
-from tinyres.files import write_atomically
+from tinyres.files import printable, read_json, write_atomically
 
 
 def save(result: dict[str, Any], path: str | Path) -> Path:
@@ -19,15 +19,18 @@ def save(result: dict[str, Any], path: str | Path) -> Path:
 def load(path: str | Path) -> dict[str, Any]:
     """Reads a result. Raises `UsageError` if the file is not one."""
     try:
-        result = json.loads(Path(path).read_text("utf-8"))
+        result = read_json(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no benchmark result: {error}") from None
+        raise UsageError(f"{path} is no benchmark result: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(result, dict) or result.get("benchmark") not in ("train", "inference", "ops", "profile", "gpu"):
         raise UsageError(f"{path} is no benchmark result; `tinyres bench train --out FILE` writes one.")
     try:
-        _times(result), _machine(result)
+        times, _ = _times(result), _machine(result)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is a {result['benchmark']} result with something missing: {error}") from None
+    wrong = [what for what, t in times.items() if not isinstance(t, int | float) or not 0 < t < 1e9]
+    if wrong:
+        raise UsageError(f"{path} is a {result['benchmark']} result with a time that is none: of {wrong[0]}")
     return result
 
 
@@ -75,4 +78,5 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     lines = [f"{'':{width}} {'before ms':>10} {'after ms':>10} {'faster':>7}"]
     lines += [f"{k:{width}} {1e3 * a[k]:10.3f} {1e3 * b[k]:10.3f} {a[k] / b[k]:6.2f}x" for k in common]
     here, there = _machine(before), _machine(after)
-    return lines + [f"not the same {what}: {here[what]} and {there[what]}" for what in here if here[what] != there[what]]
+    lines += [f"not the same {what}: {here[what]} and {there[what]}" for what in here if here[what] != there[what]]
+    return [printable(line) for line in lines]

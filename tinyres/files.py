@@ -1,12 +1,16 @@
-"""Writing files so that a crash never leaves half of one behind."""
+"""Files: written so that a crash never leaves half of one behind, and read without trust."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
+import re
 import secrets
+import stat
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 StrPath = str | os.PathLike[str]
 
@@ -52,3 +56,46 @@ def _sync_folder(folder: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def open_file(path: StrPath) -> BinaryIO:
+    """A regular file, open for reading. Raises OSError for what is none: opening a FIFO or a device could wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            what = os.strerror(code) if stat.S_ISDIR(mode) else "a pipe, a socket or a device, not a file"
+            raise OSError(code, what, os.fspath(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: StrPath) -> bytes:
+    """All of a regular file. Raises OSError as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_json(path: StrPath) -> Any:
+    """What a JSON file holds. Raises OSError, and ValueError for content that is not JSON or is nested too deep."""
+    return parse_json(read_file(path))
+
+
+def parse_json(content: bytes | str) -> Any:
+    """As `json.loads`. Raises ValueError for all that it cannot read, lists nested a thousand deep included."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def printable(text: str) -> str:
+    """Text that may come from a file, for a terminal: control characters, which could move its cursor, are shown escaped."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", _escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]

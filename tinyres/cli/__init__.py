@@ -14,6 +14,7 @@ from typing import NoReturn
 import tinyres
 from tinyres.cli import bench, data, evaluate, explain, importing, info, summary, train, where
 from tinyres.errors import TinyresError, UsageError
+from tinyres.files import printable
 from tinyres.kernels.arrays import threads
 from tinyres.kernels.dispatch import BackendError
 
@@ -86,5 +87,5 @@ def check_environment() -> None:
 
 def _fail(message: str) -> int:
     line = "; ".join(part.strip() for part in message.splitlines() if part.strip()).replace(":; ", ": ")
-    print(f"tinyres: error: {line}", file=sys.stderr)
+    print(f"tinyres: error: {printable(line)}", file=sys.stderr)
     return 2

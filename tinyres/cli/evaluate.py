@@ -8,6 +8,7 @@ from typing import Any
 import tinyres
 from tinyres.cli.options import add_backend, add_data_dir, use, whole
 from tinyres.errors import UsageError
+from tinyres.files import printable
 
 
 def add(commands: Any) -> None:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{len(data.classes)}; choose the data set on which it was trained with --data"
         )
     for note in data.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     began = time.perf_counter()
     with progress.for_terminal() as display:
         result = evaluate(

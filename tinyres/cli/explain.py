@@ -332,7 +332,7 @@ def print_table(title: str, heads: Sequence[str], rows: list[list[str]], left: i
         table.add_row(*row)
     print_wrapped(title)
     print()
-    Console(highlight=False).print(table, markup=False)
+    Console(highlight=False, markup=False).print(table)
 
 
 def draw(arguments: argparse.Namespace, title: str, curves: list[Curve]) -> None:

@@ -204,8 +204,9 @@ def _operation(text: Source, node: ast.ClassDef) -> Entry:
 def single_kernels() -> list[Entry]:
     """Every kernel of the contract."""
     calls: dict[str, list[Place]] = {kernel: [] for kernel in FILES}
+    elsewhere = (KERNELS, PACKAGE / "benchmarks", PACKAGE / "explain")  # inside, where it is installed; no path of training
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path.is_relative_to(KERNELS) or path.is_relative_to(PACKAGE / "benchmarks"):  # inside, where it is installed
+        if any(path.is_relative_to(folder) for folder in elsewhere):
             continue
         for name, node in functions(ast.parse(path.read_text("utf-8"))):
             for kernel, line in kernel_calls(node):

@@ -1,7 +1,6 @@
 """The network that `tinyres explain` looks at: of a training run, in a file of weights, or at the start."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import tinyres
 from tinyres.cli.options import network
 from tinyres.data import Dataset, Loader, normalisation
 from tinyres.errors import UsageError
+from tinyres.files import printable, read_json
 from tinyres.nn import Module
 
 
@@ -97,14 +97,14 @@ def from_file(arguments: argparse.Namespace, place: str, data: Dataset | None = 
 def load_data(arguments: argparse.Namespace, default: str) -> Dataset:
     data = tinyres.data.load(arguments.data or default, arguments.data_dir)
     for note in data.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     return data
 
 
 def run_seed(folder: Path) -> int:
     """The seed of the run in ``folder``, if its config.json tells it, else 0."""
     try:
-        seed = json.loads((folder / "config.json").read_text("utf-8"))["settings"]["seed"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        seed = read_json(folder / "config.json")["settings"]["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
     return seed if isinstance(seed, int) and seed >= 0 else 0

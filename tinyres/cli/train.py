@@ -10,6 +10,7 @@ from typing import Any
 import tinyres
 from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, network, number, use, whole
 from tinyres.errors import CheckpointError, UsageError
+from tinyres.files import printable
 
 DESCRIPTION = """\
 Trains a network and writes to its folder: config.json, metrics.jsonl (one line per epoch), curves.png, last.safetensors
@@ -122,7 +123,7 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     data, batch_size = trainer.dataset, trainer.loader.batch_size
     for note in data.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     print(
         f"{given.get('model', 'resnet20')}, {parameters:,} parameters, on {data.name}: "
         f"{len(data.train_labels):,} training and {len(data.test_labels):,} {trainer.held_out} images\n"

@@ -7,6 +7,7 @@ bytes". The machine here knows those and refuses everything else. It imports and
 twice the size of the file, and some 100 MB for MAX_STEPS small objects.
 """
 
+import os
 import pickle  # for the names of the instructions; nothing of it is called
 import struct
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.errors import DataError
+from tinyres.files import open_file
 
 MAX_BYTES = 1 << 28  # 256 MiB; the largest published file, train of CIFAR-100, has 155 MB
 MAX_STEPS = 1 << 20  # instructions; the same file has under 400,000
@@ -71,9 +73,10 @@ def load_batch(source: str | Path | bytes) -> dict[str, Any]:
         return _Machine(source, "these bytes").run()
     path = Path(source)
     try:
-        if path.is_file() and (size := path.stat().st_size) > MAX_BYTES:
-            raise DataError(f"{path} has {size:,} bytes; no file of CIFAR has over {MAX_BYTES:,}")
-        return _Machine(path.read_bytes(), str(path)).run()
+        with open_file(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+                raise DataError(f"{path} has {size:,} bytes; no file of CIFAR has over {MAX_BYTES:,}")
+            return _Machine(file.read(), str(path)).run()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -18,11 +18,13 @@ import numpy as np
 
 from tinyres import models
 from tinyres.errors import CheckpointError, UsageError
+from tinyres.files import parse_json
 from tinyres.nn import Module
 from tinyres.weights import load_file, save_safetensors
 
 MOMENTUM = "momentum/"
 OPTIONS = {"name", "shortcut", "num_classes"}
+WEIGHTS_PER_LAYER = 5_000  # no network has fewer: ResNet-8 has 9,700, and deeper ones have more
 
 
 class Contents(NamedTuple):
@@ -49,8 +51,8 @@ def read(path: Path) -> Contents:
     if crc32 != _crc32(arrays, metadata):
         raise CheckpointError(f"{path} is damaged: its checksum is not the one that it was written with")
     try:
-        texts = {key: json.loads(text) for key, text in metadata.items()}
-    except (ValueError, RecursionError) as error:
+        texts = {key: parse_json(text) for key, text in metadata.items()}
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     momentum = {name.removeprefix(MOMENTUM): arrays.pop(name) for name in list(arrays) if name.startswith(MOMENTUM)}
     return Contents(arrays, momentum, texts)
@@ -121,14 +123,16 @@ def load_network(path: Path) -> Loaded:
     network = texts.get("network")
     if network is None:
         raise CheckpointError(f"{path} does not say which network it holds; in Python, use load_state_dict()")
-    # A file may only ask for a network of its own size: every layer has an array.
+    # A file may only ask for a network of its own size: every layer has an array, and some thousand weights on the average.
     depth = re.search(r"\d+$", str(network.get("name"))) if isinstance(network, dict) else None
+    head = arrays.get("fc.weight", np.empty(0))
     if (
         depth is None
         or not set(network) <= OPTIONS
         or len(depth[0]) > 6
         or int(depth[0]) > len(arrays)
-        or network.get("num_classes") not in [len(array) for array in arrays.values() if array.ndim]
+        or int(depth[0]) * WEIGHTS_PER_LAYER > sum(array.size for array in arrays.values())
+        or (network.get("num_classes"), True) != (len(head), head.ndim == 2 and head.shape[1] >= 16)
     ):
         raise CheckpointError(f"{path} holds {len(arrays)} arrays, which are not those of the network that it names")
     try:
@@ -139,7 +143,7 @@ def load_network(path: Path) -> Loaded:
         return Loaded(model, mean, scale, network, result.get("data"))
     except (CheckpointError, UsageError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} lacks the normalisation of its network, or it is damaged ({error})") from error
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 import tinyres
 from tinyres.errors import UsageError
-from tinyres.files import write_atomically
+from tinyres.files import printable, read_json, write_atomically
 from tinyres.kernels.arrays import threads
 from tinyres.train.curves import write_curves
 
@@ -95,18 +95,16 @@ class RunFolder:
     def other_process(self) -> str:
         """What was different when the last process worked here, and may show in the last bits of a sum; "" if nothing."""
         try:
-            last = json.loads(self.config.read_text())["processes"][-1]
-            now = this_process()
-            return ", ".join(
-                f"{k} {now[k]} instead of {last[k]}" for k in ("backend", "threads", "numpy") if now[k] != last[k]
-            )
+            last, now = read_json(self.config)["processes"][-1], this_process()
+            changed = [k for k in ("backend", "threads", "numpy") if now[k] != last[k]]
+            return printable(", ".join(f"{k} {now[k]} instead of {str(last[k])[:40]}" for k in changed))
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return ""
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Writes the settings, and adds this process to those that have worked here."""
         try:
-            processes = list(json.loads(self.config.read_text())["processes"])
+            processes = list(read_json(self.config)["processes"])
         except (OSError, ValueError, KeyError, TypeError):
             processes = []
         config = {"settings": settings, "processes": [*processes, this_process()]}

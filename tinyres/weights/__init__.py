@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 
 import numpy as np
 
 from tinyres.errors import CheckpointError
-from tinyres.files import StrPath
+from tinyres.files import StrPath, read_file
 from tinyres.weights.names import map_names
 from tinyres.weights.safetensors_file import parse_safetensors, save_safetensors
 from tinyres.weights.torch_file import parse_torch
@@ -25,10 +23,7 @@ def load_file(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     path and the reason, if the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise CheckpointError(f"cannot read {path}: not a file")
-            data = file.read()
+        data = read_file(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     try:

@@ -58,7 +58,7 @@ def parse_safetensors(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str
             raise CheckpointError(f"tensor {shown(name)!r} of size {tensor['shape']}: {error}") from error
     # The package has checked the header: its length in 8 bytes, then a JSON object.
     length = int.from_bytes(data[:8], "little")
-    return arrays, json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    return arrays, json.loads(data[8 : 8 + length]).get("__metadata__") or {}
 
 
 def _safetensors() -> ModuleType:

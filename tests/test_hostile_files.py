@@ -1,0 +1,332 @@
+"""Files that ask for much, hang, or would write to the terminal: one clear error, at once and in little memory."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_cifar import FILES, SPEC
+
+import tinyres as tr
+from tinyres.benchmarks import report
+from tinyres.cli import main
+from tinyres.data.cifar import load_archive, unpack
+from tinyres.data.unpickle import load_batch
+from tinyres.errors import CheckpointError, DataError, TinyresError, UsageError
+from tinyres.files import open_file, parse_json, printable
+from tinyres.train import checkpoint, load_network
+from tinyres.weights import load_file, save_safetensors
+
+MB = 2**20
+
+
+@pytest.fixture
+def little_memory():
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * MB, f"{peak / MB:.0f} MB"
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------------
+
+
+def network_file(path, arrays, network, mean=0.5):
+    texts = {"network": network, "normalisation": {"mean": mean, "scale": 1.0}}
+    checkpoint.write(path, arrays, {}, texts)
+    return path
+
+
+EMPTY = {f"a{i}": np.zeros(0, np.float32) for i in range(1300)}
+ASKS_FOR_MUCH = {
+    "ten million classes, justified by an empty array": (
+        {"fc.weight": np.zeros((10**7, 0), np.float32), **{f"a{i}": np.zeros(0, np.float32) for i in range(20)}},
+        {"name": "resnet20", "num_classes": 10**7},
+    ),
+    "the same, by an array of another axis": (
+        {"fc.weight": np.zeros((10**7, 0, 64), np.float32), **{f"a{i}": np.zeros(0, np.float32) for i in range(20)}},
+        {"name": "resnet20", "num_classes": 10**7},
+    ),
+    "many classes, by a thin array": (
+        {"fc.weight": np.zeros((10**6, 1), np.uint8), "x": np.zeros(200_000, np.uint8), **EMPTY},
+        {"name": "resnet20", "num_classes": 10**6},
+    ),
+    "1,202 layers, by 1,300 empty arrays": (
+        {"fc.weight": np.zeros((10, 64), np.float32), **EMPTY},
+        {"name": "resnet1202", "num_classes": 10},
+    ),
+    "a depth of many digits": (
+        {"fc.weight": np.zeros((10, 64), np.float32)},
+        {"name": "resnet" + "9" * 5000, "num_classes": 10},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ASKS_FOR_MUCH)
+def test_a_checkpoint_gets_no_more_than_it_brings(case, tmp_path, little_memory):
+    path = network_file(tmp_path / "a.safetensors", *ASKS_FOR_MUCH[case])
+    with pytest.raises(CheckpointError, match="which are not those of the network that it names"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "plain8", "plain20", "resnet110", "resnet164"])
+def test_networks_of_our_own_are_loaded(name, tmp_path):
+    network = {"name": name, "num_classes": 3}
+    model = checkpoint.build_network(**network)
+    checkpoint.save_network(tmp_path / "a.safetensors", model, network, 0.5, 2.0)
+    assert load_network(tmp_path / "a.safetensors").network == network
+
+
+@pytest.mark.parametrize("mean", [10**400, "x", [[1.0]], {"a": 1}, None])
+def test_a_normalisation_that_is_none_is_refused(mean, tmp_path):
+    model = tr.models.resnet(8)
+    network_file(tmp_path / "a.safetensors", model.state_dict(), {"name": "resnet8", "num_classes": 10}, mean)
+    with pytest.raises(CheckpointError, match="lacks the normalisation"):
+        load_network(tmp_path / "a.safetensors")
+
+
+def test_metadata_that_is_null_is_no_metadata(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_safetensors(path, {"w": np.ones(2, np.float32)})
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = {"__metadata__": None, **json.loads(data[8 : 8 + length])}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with contextlib.suppress(CheckpointError):  # where the package safetensors refuses it
+        assert load_file(path)[1] == {}
+    with pytest.raises(CheckpointError):
+        checkpoint.read(path)
+
+
+# --- archives --------------------------------------------------------------------------------------------------------------
+
+
+def archive(tmp_path, *members, level=9):
+    """A tar.gz of (TarInfo, bytes that follow its header)."""
+    path = tmp_path / SPEC.filename
+    with gzip.open(path, "wb", compresslevel=level) as file:
+        for member, content in members:
+            file.write(member.tobuf(tarfile.GNU_FORMAT))
+            file.write(content + bytes(-len(content) % 512))
+        file.write(bytes(1024))
+    return path
+
+
+def member(name, size, kind=tarfile.REGTYPE):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info
+
+
+FIRST = f"{SPEC.folder}/data_batch_1"
+BIG = 200 * MB
+HOSTILE = {
+    "a sparse member": [(member(FIRST, BIG, tarfile.GNUTYPE_SPARSE), b"")],
+    "a long PAX header": [(member("x", BIG, tarfile.XHDTYPE), bytes(BIG)), (member(FIRST, 3), b"abc")],
+    "a long name": [(member("x", BIG, tarfile.GNUTYPE_LONGNAME), b"x" * BIG), (member(FIRST, 3), b"abc")],
+    "a global header": [(member("x", BIG, tarfile.XGLTYPE), bytes(BIG))],
+    "a member of zeros": [(member(FIRST, BIG), bytes(BIG))],
+    "another file of zeros": [(member("other", BIG), bytes(BIG))],
+    "a size that is not there": [(member(FIRST, BIG), b"")],
+    "a folder": [(member(FIRST, 0, tarfile.DIRTYPE), b"")],
+    "a link": [(member(FIRST, 0, tarfile.LNKTYPE), b"")],
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_an_archive_unpacks_to_no_more_than_a_multiple_of_its_size(case, tmp_path):
+    path = archive(tmp_path, *HOSTILE[case])
+    assert path.stat().st_size < MB / 2
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"than 16 times its own size|not a plain file|unexpected end"):
+        unpack(SPEC, path, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * MB and os.listdir(tmp_path) == [SPEC.filename]
+
+
+def test_an_archive_with_headers_of_python_s_own_is_read(tmp_path):
+    path = tmp_path / SPEC.filename
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        for file, data in FILES.items():
+            info = member(f"{SPEC.folder}/{file}", len(data))
+            info.mtime, info.pax_headers = 1234.5, {"comment": "x" * 300}
+            tar.addfile(info, io.BytesIO(data))
+    assert len(load_archive(SPEC, tmp_path).train_labels) == 100
+
+
+def good_archive():
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for file, data in FILES.items():
+            tar.addfile(member(f"{SPEC.folder}/{file}", len(data)), io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_a_mutated_archive_is_read_or_refused(tmp_path):
+    whole, rng = good_archive(), random.Random(0)
+    heads = [i * 512 for i in range(len(whole) // 512) if whole[i * 512 + 257 : i * 512 + 262] == b"ustar"]
+    outcomes = set()
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 3))):
+            data[rng.choice(heads) + rng.randrange(512)] = rng.randrange(256)
+        if rng.random() < 0.5:  # with a checksum that fits, so that it is looked at
+            for start in heads:
+                block = data[start : start + 512]
+                block[148:156] = b" " * 8
+                data[start + 148 : start + 156] = b"%06o\0 " % sum(block)
+        path = tmp_path / SPEC.filename
+        path.write_bytes(gzip.compress(bytes(data), 1))
+        try:
+            unpack(SPEC, path, tmp_path)
+            outcomes.add("read")
+        except DataError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------------
+
+RESULT = {
+    "benchmark": "train",
+    "machine": {"processor": "p", "threads": 2},
+    "cases": [{"model": "resnet20", "batch": 8, "rows": [{"row": "numpy", "median_seconds": 0.5}]}],
+}
+WRONG = [None, "x", [], {}, -1, 0, float("nan"), float("inf"), 10**400, True, "\x1b[2J"]
+
+
+def mutated(value, rng):
+    """A copy with one part replaced."""
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        key = rng.choice(list(value))
+        return (
+            {**value, key: mutated(value[key], rng)} if rng.random() < 0.9 else {k: v for k, v in value.items() if k != key}
+        )
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        i = rng.randrange(len(value))
+        return [*value[:i], mutated(value[i], rng), *value[i + 1 :]]
+    return rng.choice(WRONG)
+
+
+def test_a_mutated_benchmark_result_is_compared_or_refused(tmp_path, capsys):
+    path, rng = tmp_path / "a.json", random.Random(1)
+    (tmp_path / "good.json").write_text(json.dumps(RESULT))
+    for _ in range(300):
+        path.write_text(json.dumps(mutated(RESULT, rng)))
+        for pair in ((path, tmp_path / "good.json"), (tmp_path / "good.json", path)):
+            status = main(["bench", "compare", *map(str, pair)])
+            printed = capsys.readouterr()
+            assert status in (0, 2) and "\x1b" not in printed.out + printed.err
+            assert status == 0 or len(printed.err.splitlines()) == 1
+    deep = "[" * 100_000
+    path.write_text(deep)
+    with pytest.raises(UsageError, match="nested too deep"):
+        report.load(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "{", b"\xff\xfe\x00", '{"processes": 3}', "null"]
+)
+def test_a_damaged_config_does_not_stop_a_resumed_run(content, tmp_path, capsys):
+    run = [
+        "train",
+        "--data",
+        "shapes",
+        "--limit-train",
+        "32",
+        "--limit-test",
+        "8",
+        "--batch-size",
+        "16",
+        "--model",
+        "resnet8",
+    ]
+    run += ["--epochs", "1", "--backend", "numpy", "--out", str(tmp_path / "run")]
+    assert main(run) == 0
+    config = tmp_path / "run" / "config.json"
+    config.write_bytes(content if isinstance(content, bytes) else content.encode())
+    capsys.readouterr()
+    assert main([*run, "--resume"]) == 0, capsys.readouterr().err
+
+
+def test_json_that_cannot_be_read_is_a_value_error():
+    for text in ("[" * 100_000, "x", b"\xff", '{"a":' * 50_000):
+        with pytest.raises(ValueError, match=r"."):
+            parse_json(text)
+
+
+# --- the terminal ----------------------------------------------------------------------------------------------------------
+
+
+def test_control_characters_are_shown_escaped():
+    assert printable("a\x1b[2Jb\x07\x9b\u202ec\td\ne é 本") == "a\\x1b[2Jb\\x07\\x9b\\u202ec\td\ne é 本"
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", printable("".join(map(chr, range(256)))))
+
+
+def test_names_in_a_file_do_not_reach_the_terminal_as_they_are(tmp_path, capsys):
+    name = "\x1b]0;mine\x07[bold red]w"
+    path = tmp_path / "w.safetensors"
+    save_safetensors(path, {name: np.ones((2, 3), np.float32)})
+    assert main(["import-weights", str(path), "--model", "resnet20", "--out", str(tmp_path / "out.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error and "\x07" not in error and "[bold red]" in error
+    row = {"row": name, "median_seconds": 0.5}
+    result = {**RESULT, "cases": [{"model": name, "batch": 1, "rows": [row]}]}
+    (tmp_path / "a.json").write_text(json.dumps(result))
+    assert main(["bench", "compare", *[str(tmp_path / "a.json")] * 2]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+# --- what is no file -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_a_device_or_a_folder_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    readers = (load_file, load_batch, report.load, checkpoint.read, load_network, open_file)
+    for path, what in ((tmp_path / "fifo", "pipe"), (Path("/dev/zero"), "device"), (tmp_path, "irectory")):
+        for read in readers:
+            with pytest.raises((TinyresError, OSError), match=what):
+                read(path)
+    folder = tmp_path / SPEC.folder
+    folder.mkdir()
+    for file in (*SPEC.files, f"../{SPEC.filename}"):
+        os.mkfifo(folder / file)
+    with pytest.raises(DataError, match="not found"):
+        load_archive(replace(SPEC), tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_no_command_waits_for_a_fifo(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for command in (
+        ["eval", fifo, "--data", "shapes"],
+        ["explain", "--checkpoint", fifo],
+        ["import-weights", fifo, "--model", "resnet20", "--out", tmp_path / "out.safetensors"],
+        ["bench", "compare", fifo, fifo],
+    ):
+        code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tinyres.cli import main; sys.exit(main(sys.argv[1:]))"
+        root = Path(__file__).parent.parent
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(root), *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert found.returncode == 2 and "pipe" in found.stderr and len(found.stderr.splitlines()) == 1, found.stderr
