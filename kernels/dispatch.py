@@ -24,6 +24,7 @@ from typing import Any
 
 from tinyres.kernels.arrays import BackendError
 from tinyres.kernels.contract import NAMES, Unsupported
+from tinyres.kernels.forks import held_across_fork
 
 BACKENDS = {
     "numpy": "tinyres.kernels.reference",  # NumPy: the reference, on any machine
@@ -37,6 +38,7 @@ PREFERRED = ("numba", "numpy")  # the default is the first that can run here
 
 _record: dict[tuple[str, str, str], int] = {}  # (backend, kernel, reason) -> how often the reference ran instead
 _strict = False
+_importing = held_across_fork(threading.RLock())  # Python's own locks of imports are not
 _chosen: "list[use_backend]" = []  # for the process; the last one holds
 
 
@@ -81,7 +83,8 @@ def _load(name: str) -> Backend:
     if name not in BACKENDS:
         raise BackendError(f"there is no backend {name!r}; there is {', '.join(BACKENDS)}.")
     try:
-        return Backend(name)
+        with _importing:
+            return Backend(name)
     except (ImportError, RuntimeError) as error:
         raise BackendError(f"backend {name!r} cannot run here: {error}") from error
 

@@ -5,7 +5,10 @@ Its state is part of a checkpoint, so that an interrupted run resumes bit for bi
 
 import numpy as np
 
+from tinyres.kernels.forks import held_across_fork
+
 _generator = np.random.default_rng(0)
+held_across_fork(_generator.bit_generator.lock)
 
 
 def default_generator() -> np.random.Generator:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.arrays import ceil_div
+from tinyres.kernels.forks import held_across_fork
 
 PAGE = 4096
 _DATA = object.__basicsize__  # where in NumPy's struct of an array the address of its memory stands: behind Python's head
@@ -30,7 +31,7 @@ _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MA
 
 SPARE = 1 << 26  # bytes that may always be held: with so little, giving back is not worth the faults
 
-_guard = threading.Lock()  # for _held, _peak and _owners
+_guard = held_across_fork(threading.RLock())  # for _held, _peak and _owners; the garbage collector may come in its midst
 _held = 0
 _peak = 0  # the most that was in use when new memory was asked for
 _scratch = threading.local()  # of each thread: `scratch`

@@ -28,13 +28,16 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import ffi
 from numba import cfunc, njit, types
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import register_jitable
 
 from tinyres.kernels.arrays import ceil_div, threads
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.buffers import address
+from tinyres.kernels.forks import held_across_fork
 
 CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
 SPINS = 10_000  # looks at the counter, some 150 us, before the caller lets others have its core
@@ -287,6 +290,8 @@ _helpers = functools.cache(_Helpers)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has none of its parent's threads
+held_across_fork(global_compiler_lock)
+held_across_fork(getattr(ffi.lib, "_lock", global_compiler_lock))  # of LLVM, taken within the other
 
 
 def spread(job: int, parameters: array, count: int, scratch_size: int = 0, parallel: bool = True) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyres.kernels.forks import held_across_fork
+
 _PATIENCE = 60  # seconds that threads wait at a barrier for one that has ended without reaching it
-_lock = threading.Lock()
+_lock = held_across_fork(threading.RLock())
 
 
 def mend(kernel: Any, kernelapi: Any) -> None:

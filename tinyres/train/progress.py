@@ -1,8 +1,13 @@
 """What a run shows while it runs: a live bar on a terminal, plain lines elsewhere (a file, a pipe, a CI log)."""
 
 import sys
+import threading
 import time
 from typing import Any
+
+from tinyres.kernels.forks import held_across_fork
+
+_printing = held_across_fork(threading.RLock())  # Python's own lock of a stream is not
 
 
 def duration(seconds: float) -> str:
@@ -36,7 +41,8 @@ class Lines(Silent):
         self.printed = time.monotonic()
 
     def message(self, text: str) -> None:
-        print(text, flush=True)
+        with _printing:
+            print(text, flush=True)
         self.printed = time.monotonic()
 
     def step(self, where: str, done: int, steps: int, numbers: str, left: float | None) -> None:
