@@ -18,7 +18,7 @@ def held_across_fork(lock: Any) -> Any:
 
 
 def _take() -> None:
-    for lock in list(_locks):
+    for lock in _locks:  # those of kernels too that another thread is importing meanwhile
         _taken.enter_context(lock)
 
 

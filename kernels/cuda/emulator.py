@@ -28,16 +28,23 @@ import numpy as np
 from tinyres.kernels.arrays import ceil_div
 from tinyres.kernels.cuda import cache
 from tinyres.kernels.cuda.sources import SOURCES, KernelFault, KernelSource, Macros, kernel_names, source
-from tinyres.kernels.forks import held_across_fork
 
 OPTIONS = ("-std=c++17", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off")  # no other bits by -O3
 POISON = "-ftrivial-auto-var-init=pattern"  # unset locals show; GCC has it from version 12 on
 CHECKED = ("-O2", "-fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero", POISON)
 UNCHECKED = ("-O3", "-fsanitize=alignment")  # emulator.h reports what these find
 PAGE = mmap.PAGESIZE
-# The emulation's state is global, and a compilation need not be done twice.
-_lock = held_across_fork(threading.RLock())
+_lock = threading.RLock()  # the emulation's state is global, and a compilation need not be done twice
 _local = threading.local()  # what this thread records: `recording`
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Report(ctypes.Structure):
