@@ -148,18 +148,16 @@ except Unsupported as reason:
 
 
 def test_where_numba_finds_no_place_for_its_cache_it_gets_one_and_that_is_said(monkeypatch):
-    from tinyres.kernels.cpu import runtime
+    from tinyres.kernels.cpu import jit
 
-    def nowhere(**options):
-        def decorate(function):
-            raise RuntimeError(f"cannot cache function {function.__name__!r}: no locator available for file 'x.py'")
+    def nowhere(function, more):
+        raise RuntimeError(f"cannot cache function {function.__name__!r}: no locator available for file 'x.py'")
 
-        return decorate
-
-    monkeypatch.setattr(runtime.config, "CACHE_DIR", "")
-    runtime.find_a_cache()
-    assert runtime.config.CACHE_DIR == "", "where there is a place, nothing changes"
-    monkeypatch.setattr(runtime, "njit", nowhere)
+    monkeypatch.setattr(jit, "_said", [])
+    monkeypatch.setattr(jit.config, "CACHE_DIR", "")
+    jit.find_a_cache()
+    assert jit.config.CACHE_DIR == "", "where there is a place, nothing changes"
+    monkeypatch.setattr(jit, "Cache", nowhere)
     with pytest.warns(UserWarning, match="every process compiles them anew; set NUMBA_CACHE_DIR"):
-        runtime.find_a_cache()
-    assert os.access(runtime.config.CACHE_DIR, os.W_OK)
+        jit.find_a_cache()
+    assert os.access(jit.config.CACHE_DIR, os.W_OK)

@@ -14,6 +14,8 @@ import pytest
 import tinyres as tr
 
 pytest.importorskip("numba", reason="Numba is not installed")
+import numba
+
 from tinyres.kernels import arrays
 from tinyres.kernels.cpu import buffers, join, runtime
 
@@ -230,7 +232,7 @@ def mark():
         for i in range(1000):
             a[0][index] += 1 if scratch[i] == index else 0
 
-    mark.compiled["f"] = runtime.cfunc("void(CPointer(CPointer(float32)), int64, CPointer(float32))", error_model="numpy")(
+    mark.compiled["f"] = numba.cfunc("void(CPointer(CPointer(float32)), int64, CPointer(float32))", error_model="numpy")(
         mark.function
     )  # not cached on disk
     return mark

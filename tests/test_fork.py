@@ -57,8 +57,8 @@ WORK = {
         "def work(): buffers.empty((int(chance.integers(1, 1 << 22)),)); buffers.trim()\n"
     ),
     "compile": (
-        "from tinyres.kernels.cpu import runtime\n"
-        "def work(): runtime.cfunc('int64(int64)')(lambda a: a + 1)\n"  #  not from the cache
+        "import numba, tinyres.kernels.cpu\n"
+        "def work(): numba.cfunc('int64(int64)')(lambda a: a + 1)\n"  #  not from the cache
         "work()\n"
     ),
     "choose the first backend": "def work(): dispatch._load.cache_clear(); tr.use_backend('numpy')\n",

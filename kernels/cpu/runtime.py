@@ -12,14 +12,11 @@ forked process may not run them at all.
 A `Kernel` is a job written in Python on typed pointers, compiled once for float32 and once for float64.
 """
 
-import atexit
 import functools
 import os
 import platform
-import tempfile
 import threading
 import time
-import warnings
 from array import array
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
@@ -29,14 +26,15 @@ import numba
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import ffi
-from numba import cfunc, njit, types
+from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import register_jitable
 
 from tinyres.kernels.arrays import ceil_div, threads
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu import buffers, jit
 from tinyres.kernels.cpu.buffers import address
+from tinyres.kernels.cpu.jit import config
 from tinyres.kernels.forks import held_across_fork
 
 CHUNK = 1 << 15  # elements in an index's share of a long array: a few microseconds of work
@@ -45,30 +43,7 @@ PATIENCE = 15_000  # looks for the next job, some 200 us, before a helper goes t
 DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 I64 = ir.IntType(64)
 intrinsic: Any = numba.extending.intrinsic  # (its own type makes callers pass the typing context)
-config: Any = numba.config
 register_jitable(ceil_div)  # compiled code may call it too
-
-
-def find_a_cache() -> None:
-    """Where Numba finds no place to write what it compiles (a package and a home folder that are read-only), it gets a
-    folder of this process alone, and that is said.
-    """
-    try:
-        njit(cache=True)(find_a_cache)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        folder = tempfile.TemporaryDirectory(prefix="tinyres-numba-")
-        atexit.register(folder.cleanup)
-        config.CACHE_DIR = folder.name
-        warnings.warn(
-            "there is no place that may be written to for the kernels that Numba compiles, so every process compiles them "
-            "anew; set NUMBA_CACHE_DIR to a folder to keep them in",
-            stacklevel=2,
-        )
-
-
-find_a_cache()
 
 
 # --- what jobs are written with --------------------------------------------------------------------------------------
@@ -152,7 +127,7 @@ def _call(typing: Any, job: Any, parameters: Any, index: Any, scratch: Any) -> A
     return types.void(*[types.int64] * 4), emit
 
 
-@njit(types.void(*[types.int64] * 5), nogil=True, cache=True)
+@jit.compiled(types.void(*[types.int64] * 5))
 def _work(job: int, parameters: int, count: int, progress: int, scratch: int) -> None:
     """Runs what has not been taken. ``progress`` points at two numbers: indices taken, and indices done."""
     while True:
@@ -163,13 +138,13 @@ def _work(job: int, parameters: int, count: int, progress: int, scratch: int) ->
         _add(progress + 8, 1)
 
 
-@njit(types.void(*[types.int64] * 4), nogil=True, cache=True)
+@jit.compiled(types.void(*[types.int64] * 4))
 def _work_alone(job: int, parameters: int, count: int, scratch: int) -> None:
     for index in range(count):
         _call(job, parameters, index, scratch)
 
 
-@njit(types.void(types.int64, types.int64), nogil=True, cache=True)
+@jit.compiled(types.void(types.int64, types.int64))
 def _settle(progress: int, count: int) -> None:
     """Takes all that has not been taken, and waits until what others have taken is done. It may be called twice."""
     own = pointer(progress, types.int64)
@@ -179,7 +154,7 @@ def _settle(progress: int, count: int) -> None:
         pass
 
 
-@njit(types.boolean(types.int64, types.int64), nogil=True, cache=True)
+@jit.compiled(types.boolean(types.int64, types.int64))
 def _finished(progress: int, count: int) -> bool:
     for _ in range(SPINS):  # noqa: SIM110
         if _look(progress + 8) >= count:
@@ -202,7 +177,7 @@ def _change(typing: Any, state: Any, old: Any, new: Any) -> Any:
     return types.boolean(*[types.int64] * 3), emit
 
 
-@njit(types.void(types.int64), nogil=True, cache=True)
+@jit.compiled(types.void(types.int64))
 def _serve(slot: int) -> None:
     """A helper's life until it falls asleep: does what is posted to its slot."""
     job = pointer(slot, types.int64)
@@ -218,7 +193,7 @@ def _serve(slot: int) -> None:
         looks += 1
 
 
-@njit(types.int64(types.int64, types.int64), nogil=True, cache=True)
+@jit.compiled(types.int64(types.int64, types.int64))
 def _claim(slot: int, claimed: int) -> int:
     """The slot for the caller alone, unless its helper is at work: READY, or POSTED for a job that it has not begun, or
     ASLEEP if it must be woken; else BUSY. What it was, and one more, is noted at the address ``claimed``.
@@ -230,7 +205,7 @@ def _claim(slot: int, claimed: int) -> int:
     return BUSY
 
 
-@njit(types.void(*[types.int64] * 7), nogil=True, cache=True)
+@jit.compiled(types.void(*[types.int64] * 7))
 def _post(slot: int, claimed: int, job: int, parameters: int, count: int, progress: int, scratch: int) -> None:
     own = pointer(slot, types.int64)
     own[1], own[2], own[3], own[4], own[5] = job, parameters, count, progress, scratch
@@ -238,7 +213,7 @@ def _post(slot: int, claimed: int, job: int, parameters: int, count: int, progre
     _change(slot, CLAIMED, POSTED)
 
 
-@njit(types.void(types.int64, types.int64), nogil=True, cache=True)
+@jit.compiled(types.void(types.int64, types.int64))
 def _unclaim(slot: int, claimed: int) -> None:
     """Lets go of a slot, if it is claimed. A job that it had is done by whoever posted it."""
     state = pointer(claimed, types.int64)
@@ -369,7 +344,7 @@ class Kernel:
     def _compile(self, char: str) -> Any:
         dtype = {"f": types.float32, "d": types.float64}[char]
         signature = types.void(types.CPointer(types.CPointer(dtype)), types.int64, types.CPointer(dtype))
-        job = cfunc(signature, cache=True, fastmath={"contract"}, error_model="numpy")(self.function)
+        job = jit.compiled_job(self.function, signature, fastmath={"contract"}, error_model="numpy")
         self.compiled[char] = job
         return job
 

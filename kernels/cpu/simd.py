@@ -19,12 +19,10 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.core.caching import FunctionCache
-from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from tinyres.kernels.arrays import BackendError, ceil_div, threads
-from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu import buffers, jit
 from tinyres.kernels.cpu.runtime import spread
 
 I1, I32, I64, F32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -236,16 +234,6 @@ def _sources() -> str:
     return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
-class _Cache(FunctionCache):
-    """Numba's cache on disk, which by itself does not notice that code from another file has changed."""
-
-    def _index_key(self, signature: Any, codegen: Any) -> Any:
-        return (*super()._index_key(signature, codegen), _sources())
-
-
 def compiled_job(function: Callable[..., None]) -> Any:
     """A job compiled to machine code, from the cache on disk if it is there; its ``address`` is what `run` calls."""
-    job = CFunc(function, (JOB.args, JOB.return_type), locals={}, options={"nopython": True})
-    job._cache = _Cache(function)
-    job.compile()
-    return job
+    return jit.compiled_job(function, JOB, _sources())
