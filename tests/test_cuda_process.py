@@ -1,6 +1,8 @@
 """The emulation beside the rest of a process: signals, threads, forks, the compiler and its cache, AddressSanitizer."""
 
+import errno
 import faulthandler
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -185,6 +187,48 @@ def test_what_is_compiled_stays_for_later_processes(no_cache, monkeypatch):
     monkeypatch.setattr(emulator, "_compile", lambda command: "error: it compiles again")
     with sources({"own.cu": SOURCE}):
         check_sums()
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "all but the end", "one bit", "folder", "broken link"])
+def test_a_damaged_file_is_removed(damage, tmp_path):
+    kept = cache.write(tmp_path / "file", bytes(range(256)))
+    assert kept == tmp_path / "file" and cache.read(kept) == bytes(range(256))
+    whole = kept.read_bytes()
+    kept.unlink()
+    if damage == "folder":
+        (kept / "inside").mkdir(parents=True)
+    elif damage == "broken link":
+        kept.symlink_to("nowhere")
+    else:
+        data = {"empty": b"", "half": whole[:144], "all but the end": whole[:-1], "one bit": b"\x01" + whole[1:]}
+        kept.write_bytes(data[damage])
+    assert cache.read(kept) is None and not list(tmp_path.iterdir())
+
+
+def test_a_library_that_was_cut_short_is_compiled_anew_and_whole_afterwards(no_cache):
+    check_sums()
+    (kept,) = no_cache.iterdir()
+    whole = kept.read_bytes()
+    kept.unlink()  # (this process has it in memory)
+    kept.write_bytes(whole[: len(whole) // 2])
+    emulator._library.cache_clear()
+    with sources({"own.cu": SOURCE}):
+        check_sums()
+    assert cache.read(kept)
+
+
+def test_a_library_that_cannot_be_kept_is_compiled_for_this_process(no_cache, monkeypatch):
+    write, full = cache._write, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def on_a_full_disk(path, content):
+        if no_cache in path.parents:
+            raise full
+        return write(path, content)
+
+    monkeypatch.setattr(cache, "_write", on_a_full_disk)
+    with pytest.warns(UserWarning, match="cannot be kept.*No space left"):
+        check_sums()
+    assert not list(no_cache.iterdir())
 
 
 def test_another_version_of_the_compiler_compiles_again(no_cache, monkeypatch):

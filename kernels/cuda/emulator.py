@@ -95,8 +95,8 @@ def _library(text: str, macros: Macros, checks: bool) -> ctypes.CDLL:
     exports = "".join(f"EXPORT({name})\n" for name in kernel_names(text))
     unit = f'#line 1 "emulator.h"\n{host}\n{text}\n{exports}'
     target = cache.path("cuda-emulated", ".so", cxx, _compiler_version(cxx), platform.machine(), *options, unit)
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as work:  # another process may be at it: the last one's stays
+    if cache.read(target) is None:
+        with tempfile.TemporaryDirectory() as work:
             (Path(work) / "unit.cpp").write_text(unit, "utf-8")
             command = [cxx, *options, "-o", f"{work}/unit.so", f"{work}/unit.cpp"]
             error = _compile(command)
@@ -104,7 +104,7 @@ def _library(text: str, macros: Macros, checks: bool) -> ctypes.CDLL:
                 error = _compile([option for option in command if option != POISON])
             if error:
                 raise RuntimeError(f"{cxx} failed: {_first_error(error)}")
-            os.replace(f"{work}/unit.so", target)
+            target = cache.write(target, (Path(work) / "unit.so").read_bytes())
     library = ctypes.CDLL(str(target))
     library.tinyres_report.restype = ctypes.POINTER(_Report)
     return library

@@ -15,7 +15,6 @@ import itertools
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -108,13 +107,12 @@ def _kept(text: str, macros: Macros, architecture: int) -> Path:
 
 def compile_source(text: str, macros: Macros, architecture: int) -> Compiled:
     """The machine code of a source for an architecture (75: sm_75): as it was kept, or compiled now. Raises CompileError."""
-    options, kept = _options(macros, architecture), _kept(text, macros, architecture)
-    if not kept.exists():
-        with tempfile.TemporaryDirectory(dir=kept.parent) as work:  # another process may be at it: the last one's stays
-            made = Path(work) / kept.name
-            made.write_bytes(b"\0".join(_compile(text, options, "CUBIN")))
-            os.replace(made, kept)
-    log, _, cubin = kept.read_bytes().partition(b"\0")
+    kept = _kept(text, macros, architecture)
+    made = cache.read(kept)
+    if made is None:
+        made = b"\0".join(_compile(text, _options(macros, architecture), "CUBIN"))
+        cache.write(kept, made)
+    log, _, cubin = made.partition(b"\0")
     report = log.decode()
     return Compiled(cubin, _parse(report), [line for line in report.splitlines() if "warning" in line.lower()])
 
