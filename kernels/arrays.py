@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ import numpy as np
 Array: TypeAlias = np.ndarray  # or CuPy's, which has the same methods
 Pair = tuple[int, int]
 Shape = tuple[int, ...]
+MOST_THREADS = 1024
 
 
 class BackendError(ValueError):
@@ -89,10 +91,11 @@ def threads() -> int:
     """How many threads the kernels use: ``TINYRES_THREADS``, or as many as this process may run on."""
     asked = os.environ.get("TINYRES_THREADS", "")
     if asked:
-        if not (asked.isascii() and asked.isdigit()) or int(asked) < 1:
-            raise BackendError(f"TINYRES_THREADS is {asked!r}; it must be a whole number from 1 up.")
+        if not re.fullmatch("[0-9]{1,4}", asked) or not 1 <= int(asked) <= MOST_THREADS:
+            raise BackendError(f"TINYRES_THREADS is {asked[:20]!r}; it must be a whole number from 1 up to {MOST_THREADS}.")
         return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_THREADS)
 
 
 @functools.cache

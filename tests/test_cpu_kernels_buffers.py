@@ -1,5 +1,6 @@
 """The memory that the CPU kernels' results live in, and the threads that fill it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -311,3 +312,40 @@ def test_empty_cache_frees_what_no_array_uses():
     kept[...] = 1
     # (a helper that wakes up late lets go of the scratch memory of an earlier kernel, some pages, whenever it does)
     assert tr.empty_cache() < kept.nbytes and buffers.statistics()["in_use"] >= kept.nbytes
+
+
+def test_without_memory_idle_memory_goes_first_and_then_the_error_says_what_to_do(monkeypatch):
+    right, fails = buffers.mmap.mmap, []
+
+    def mmap(*arguments, **options):
+        if fails:
+            fails.pop()
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return right(*arguments, **options)
+
+    monkeypatch.setattr(buffers.mmap, "mmap", mmap)
+    idle = buffers.empty((3, 1 << 20))
+    del idle
+    fails[:] = [1]
+    assert buffers.empty((5, 1 << 20)).shape == (5, 1 << 20)
+    assert buffers.statistics()["held"] < 6 << 22, "idle memory was not given back"
+    fails[:] = [1, 1]
+    advice = r"no memory for an array of shape \(7, 1048576\), 28.0 MiB, beside .* MiB .*smaller batch.*no_grad"
+    with pytest.raises(MemoryError, match=advice):
+        buffers.empty((7, 1 << 20))
+
+
+def test_where_the_system_starts_no_more_threads_those_that_there_are_must_do(monkeypatch):
+    def none(self):
+        raise RuntimeError("can't start new thread")
+
+    runtime._helpers.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none)
+            runtime._helpers()
+        x = np.ones((16, 1 << 16), np.float32)
+        with tr.use_backend("numba"):
+            np.testing.assert_array_equal(tr.functional.relu(x).data, x)
+    finally:
+        runtime._helpers.cache_clear()

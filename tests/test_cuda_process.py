@@ -2,7 +2,6 @@
 
 import errno
 import faulthandler
-import hashlib
 import multiprocessing
 import os
 import shutil

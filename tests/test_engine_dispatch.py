@@ -158,10 +158,10 @@ def test_the_environment_sets_the_number_of_threads(monkeypatch):
         monkeypatch.setenv("TINYRES_THREADS", text)
         arrays.threads.cache_clear()
         assert arrays.threads() == int(text)
-    for text in ("0", "-1", "two", "1.5", "²"):
+    for text in ("0", "-1", "two", "1.5", "²", "1025", "1000000", "9" * 20):
         monkeypatch.setenv("TINYRES_THREADS", text)
         arrays.threads.cache_clear()
-        with pytest.raises(ValueError, match=rf"TINYRES_THREADS is '{text}'; it must be a whole number from 1 up"):
+        with pytest.raises(ValueError, match=rf"TINYRES_THREADS is '{text}'; it must be a whole number from 1 up to 1024"):
             arrays.threads()
     monkeypatch.delenv("TINYRES_THREADS")
     arrays.threads.cache_clear()

@@ -45,7 +45,7 @@ def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     try:
         memory = owner_of_size.free.pop()
     except IndexError:
-        memory = _map(owner_of_size.size)
+        memory = _map(owner_of_size.size, shape)
     owner = owner_of_size.from_buffer(memory)
     owner.memory = memory
     return np.ndarray(shape, dtype, buffer=owner)
@@ -129,9 +129,20 @@ def _owner(size: int) -> Any:
         return _owners[-1]
 
 
-def _map(size: int) -> mmap.mmap:
+def _map(size: int, shape: tuple[int, ...]) -> mmap.mmap:
     global _held, _peak
-    memory = mmap.mmap(-1, size, **_PRIVATE)
+    try:
+        memory = mmap.mmap(-1, size, **_PRIVATE)
+    except OSError:
+        trim()
+        try:
+            memory = mmap.mmap(-1, size, **_PRIVATE)
+        except OSError as error:
+            raise MemoryError(
+                f"no memory for an array of shape {shape}, {size / 2**20:,.1f} MiB, beside the {_in_use() / 2**20:,.1f} MiB "
+                f"that the kernels' other arrays hold ({error}). A smaller batch needs less; under tinyres.no_grad() "
+                "nothing is kept for a backward pass."
+            ) from None
     if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     with _guard:

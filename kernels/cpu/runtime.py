@@ -233,7 +233,11 @@ class _Helpers:
         self.addresses = [address(slot) for slot in self.slots]
         self.kept: list[Any] = [None] * len(self.slots)  # what each slot's last job may look at, until its next job
         for i in range(len(self.slots)):
-            threading.Thread(target=self._live, args=(i,), name=f"tinyres-kernels-{i}", daemon=True).start()
+            try:
+                threading.Thread(target=self._live, args=(i,), name=f"tinyres-kernels-{i}", daemon=True).start()
+            except RuntimeError:  # the system starts no more: these must do
+                del self.kept[i:]
+                break
 
     def _live(self, i: int) -> None:
         while True:
