@@ -36,7 +36,7 @@ setup(
         "numba>=0.60",
         "safetensors>=0.4",
         "rich>=13",
-        "matplotlib>=3.8",
+        "matplotlib>=3.8.4",
     ],
     extras_require={
         # CuPy 14 knows bfloat16; its "ctk" are CUDA's compiler, headers and libraries, so that a driver is all one needs

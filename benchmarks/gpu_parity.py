@@ -144,10 +144,10 @@ def _distances(name: str, got: Trained, wanted: Trained) -> dict[str, Any]:
 
 def _network(name: str) -> Any:
     """Ours, always with the same weights."""
-    from tinyres.train import build_network
+    from tinyres import models
 
     tr.manual_seed(0)
-    return build_network(name)
+    return models.build(name)
 
 
 def _ours(one: Run, name: str, data: Data, tf32: bool) -> Trained:

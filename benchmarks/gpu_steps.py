@@ -90,13 +90,13 @@ def _row(one: Run, model: str, batch: int, name: str, times: list[float]) -> dic
 
 def _our_step(one: Run, model: str, batch: int, dtype: str) -> Callable[[int], None]:
     """Our step, captured, as a function of the number of steps to run."""
-    from tinyres.train import build_network
+    from tinyres import models
     from tinyres.train.resident import WARM_UP, ResidentStep, Sums
 
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (4 * batch, 3, 32, 32), np.uint8), rng.integers(0, 10, 4 * batch)
     tr.manual_seed(0)
-    net = (NETWORKS[model][0]() if model in NETWORKS else build_network(model)).to(one.kernels.device)
+    net = (NETWORKS[model][0]() if model in NETWORKS else models.build(model)).to(one.kernels.device)
     optimizer = tr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     step = ResidentStep(net, optimizer, images, labels, batch, mean=0.5, scale=2.0, dtype=dtype)
     order = np.arange(len(images))

@@ -25,12 +25,12 @@ def compiled(function: Any) -> Any:
 
 
 def network(name: str) -> Any:
-    """A torch module of ``resnetN`` (basic blocks, option A; ``resnet164``: bottlenecks with projections)."""
+    """A torch module of ``resnetN`` (basic blocks, option A; ``resnet164``: bottlenecks with projections) or ``plainN``."""
     import torch.nn.functional as F
     from torch import nn
 
-    depth = int(name.removeprefix("resnet"))
-    bottleneck = depth == 164
+    plain, depth = name.startswith("plain"), int(name.removeprefix("resnet").removeprefix("plain"))
+    bottleneck = name == "resnet164"
 
     def conv(i: int, o: int, k: int, stride: int = 1) -> Any:
         return nn.Conv2d(i, o, k, stride, k // 2, bias=False)
@@ -51,7 +51,7 @@ def network(name: str) -> Any:
             self.convs = nn.ModuleList(conv(*s) for s in shapes)
             self.norms = nn.ModuleList(nn.BatchNorm2d(s[1]) for s in shapes)
             self.shortcut: Any = nn.Identity()
-            if i != o or stride > 1:
+            if (i != o or stride > 1) and not plain:
                 projection = nn.Sequential(conv(i, o, 1, stride), nn.BatchNorm2d(o))
                 self.shortcut = projection if bottleneck else Pad(o - i, stride)
 
@@ -61,7 +61,7 @@ def network(name: str) -> Any:
                 y = n(c(y))
                 if k < len(self.convs) - 1:
                     y = F.relu(y)
-            return F.relu(y + self.shortcut(x))
+            return F.relu(y if plain else y + self.shortcut(x))
 
     blocks, width, e = [], 16, 4 if bottleneck else 1
     for c in (16, 32, 64):

@@ -117,6 +117,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of its parent's threads
 
 
+# called with the seconds that a kernel took to compile: whoever measures a rate leaves them out
+compile_listeners: list[Callable[[float], None]] = []
+
+
 def for_blocks(work: Callable[[slice], Any], count: int, block: int) -> list[Any]:
     """``[work(slice) for each block of range(count)]``, spread over the threads, results in order.
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import tinyres as tr
+from tinyres import models
 from tinyres.cli import main
 from tinyres.data import Dataset
-from tinyres.train import build_network
 from tinyres.weights import save_safetensors
 
 SMALL = ["train", "--data", "shapes", "--model", "resnet8", "--epochs", "1", "--batch-size", "8", "--backend", "numpy"]
@@ -159,7 +159,7 @@ def test_data_list_tells_what_is_here(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_weights_from_elsewhere_are_imported_and_tested(capsys: pytest.CaptureFixture[str]) -> None:
-    arrays = build_network("resnet8", shortcut="A", num_classes=10).state_dict()
+    arrays = models.build("resnet8", shortcut="A", num_classes=10).state_dict()
     theirs = {f"module.{name.replace('fc.', 'linear.')}": array for name, array in arrays.items()}
     save_safetensors("theirs.safetensors", theirs)
     assert tinyres("import-weights", "theirs.safetensors", "--model", "resnet8", "--out", "ours.safetensors") == 0
@@ -198,7 +198,7 @@ def test_weights_from_elsewhere_are_imported_and_tested(capsys: pytest.CaptureFi
         ("dance", "'dance'"),
         ("train --model resnet8000x", "no network is called 'resnet8000x'"),
         ("train --model resnet21", "the nearest are 20 and 26"),
-        ("train --model plain8 --shortcut A", "plain8 has no shortcuts"),
+        ("train --model plain8 --shortcut A", "plain8 takes no option shortcut"),
         ("train --shortcut D", "'D'"),
         ("train --data imagenet", "'imagenet'"),
         ("train --data cifar10", "tinyres data get cifar10"),
@@ -224,7 +224,7 @@ def test_weights_from_elsewhere_are_imported_and_tested(capsys: pytest.CaptureFi
         ("train --out file/run", "file"),
         ("train --out file", "file"),
         ("eval nothing.safetensors", "nothing.safetensors"),
-        ("eval .", "cannot read .: "),
+        ("eval .", ". holds no training run"),
         ("eval file", "file"),
         ("eval file --backend magic", "there is no backend 'magic'"),
         ("import-weights file --model resnet20 --out new", "file"),
@@ -306,7 +306,7 @@ def test_a_checkpoint_with_impossible_options_is_one_line(options: Any, capsys: 
 
 
 def test_a_network_of_other_classes_is_not_tested(capsys: pytest.CaptureFixture[str]) -> None:
-    model = build_network("resnet8", num_classes=3)
+    model = models.build("resnet8", num_classes=3)
     description = {"name": "resnet8", "num_classes": 3}
     tr.train.save_network(Path("three.safetensors"), model, description, np.float32(0), np.float32(1))
     error = error_of(capsys, tinyres("eval", "three.safetensors", "--data", "shapes"))

@@ -84,7 +84,7 @@ def test_a_checkpoint_gets_no_more_than_it_brings(case, tmp_path, little_memory)
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "plain8", "plain20", "resnet110", "resnet164"])
 def test_networks_of_our_own_are_loaded(name, tmp_path):
     network = {"name": name, "num_classes": 3}
-    model = checkpoint.build_network(**network)
+    model = tr.models.build(**network)
     checkpoint.save_network(tmp_path / "a.safetensors", model, network, 0.5, 2.0)
     assert load_network(tmp_path / "a.safetensors").network == network
 

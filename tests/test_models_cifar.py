@@ -152,7 +152,11 @@ def test_options_that_do_not_exist_are_explained():
 def test_nets_are_built_by_name_and_a_wrong_name_brings_the_closest():
     assert {"resnet20", "plain1202", "resnet164"} <= set(models.NAMES)
     assert models.build("resnet20", num_classes=4).fc.out_features == 4
-    with pytest.raises(UsageError, match=r"no network is called 'resnet21'; closest: .*resnet20"):
+    assert models.build("resnet14").state_dict().keys() == models.resnet(14).state_dict().keys()
+    assert models.build("plain8", num_classes=3).state_dict().keys() == models.plain(8).state_dict().keys()
+    with pytest.raises(UsageError, match=r"no network is called 'resnett20'; closest: .*resnet20.*any depth D = 6n \+ 2"):
+        models.build("resnett20")
+    with pytest.raises(UsageError, match=r"must be 6n \+ 2 with n >= 1, got 21; the nearest are 20 and 26"):
         models.build("resnet21")
     with pytest.raises(UsageError, match=r"there are: resnet20, .*plain1202"):
         models.build("zzz")

@@ -63,7 +63,9 @@ def _gpu(device: str) -> tuple[Any, int]:
     try:
         import cupy
     except ImportError:
-        raise DeviceError(f"{device}: GPU arrays need CuPy: pip install 'tinyres[cuda12]' or 'tinyres[cuda13]'") from None
+        raise DeviceError(
+            f"{device}: GPU arrays need CuPy: pip install -e '.[cuda12]' or '.[cuda13]' in a checkout of tinyres"
+        ) from None
     if not cupy.cuda.is_available():
         raise DeviceError(f"{device}: no CUDA device, or no driver for it, was found")
     text, count = device.partition(":")[2], cupy.cuda.runtime.getDeviceCount()

@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
+
+from tinyres.kernels.arrays import compile_listeners
 
 config: Any = numba.config
 DIGEST = hashlib.sha256().digest_size
@@ -168,7 +171,10 @@ def compiled_job(function: Callable[..., None], signature: Any, more: str = "", 
     with global_compiler_lock:
         job = CFunc(function, (signature.args, signature.return_type), locals={}, options={"nopython": True, **options})
         job._cache = _cache(function, more)
+        began = time.perf_counter()
         job.compile()
+        for listener in compile_listeners:
+            listener(time.perf_counter() - began)
         return job
 
 

@@ -15,7 +15,7 @@ def _check() -> None:
     try:
         import cupy
     except ImportError as error:
-        raise RuntimeError("it needs CuPy: pip install 'tinyres[cuda12]' or 'tinyres[cuda13]'") from error
+        raise RuntimeError("it needs CuPy: pip install -e '.[cuda12]' or '.[cuda13]' in a checkout of tinyres") from error
     if not cupy.cuda.is_available():
         raise RuntimeError("no CUDA device, or no driver for it, was found")
 

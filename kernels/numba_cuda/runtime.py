@@ -41,7 +41,7 @@ else:
     try:
         import cupy
     except ImportError as error:
-        raise RuntimeError("it needs CuPy: pip install 'tinyres[cuda12]' or 'tinyres[cuda13]'") from error
+        raise RuntimeError("it needs CuPy: pip install -e '.[cuda12]' or '.[cuda13]' in a checkout of tinyres") from error
     numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small arrays are no mistake
     numba.config.CUDA_ARRAY_INTERFACE_SYNC = 0  # kernels run on CuPy's stream, in order: nothing to wait for
 

@@ -5,24 +5,56 @@ and status 2; Ctrl-C ends with 130; anything else is a bug of ours and shows its
 """
 
 import argparse
+import difflib
 import io
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tinyres
 from tinyres.cli import bench, data, evaluate, explain, importing, info, summary, train, where
 from tinyres.errors import TinyresError, UsageError
 from tinyres.files import printable
+from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import threads
 from tinyres.kernels.dispatch import BackendError
 
+VARIABLES = (
+    *("TINYRES_BACKEND", "TINYRES_CIFAR_MIRROR", "TINYRES_DATA", "TINYRES_TF32", "TINYRES_THREADS"),
+    *("TINYRES_EMULATOR", "TINYRES_EMULATOR_OPTIONS", "TINYRES_EMULATOR_ORDER"),  # of the CUDA emulation
+    *("TINYRES_CHROMIUM", "TINYRES_EXACT", "TINYRES_PRETRAINED"),  # of the tests
+)
 COMMANDS = (train, evaluate, explain, info, data, importing, summary, where, bench)
+
+
+class Help(argparse.HelpFormatter):
+    """Fits the terminal. A description's paragraphs are filled; lines that are indented, as lists are, stay apart."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts: list[str] = []
+        for line in text.splitlines():
+            apart = not line.strip() or line.startswith(" ")
+            if apart or not parts or not parts[-1].strip() or parts[-1].startswith(" ") or parts[-1].endswith(":"):
+                parts.append(line)
+            else:
+                parts[-1] += f" {line}"
+        return "\n".join(_wrapped(part, width) for part in parts)
+
+
+def _wrapped(line: str, width: int) -> str:
+    found = re.match(r" *(?:\S+(?: \S+)*? {2,})?", line)  # an indented line goes on below its text, behind the name
+    hanging = " " * len(found[0]) if found and line.startswith(" ") else ""
+    return textwrap.fill(line, width, subsequent_indent=hanging, drop_whitespace=True) if line.strip() else ""
 
 
 class Parser(argparse.ArgumentParser):
     """Reports a wrong command line like every other error."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "formatter_class": Help})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -47,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (by default this process's) and returns its exit status."""
     prepare_streams()
     try:
-        arguments = parser().parse_args(argv)
+        arguments, unknown = parser().parse_known_args(argv)
+        if unknown:
+            command = " ".join(["tinyres", arguments.command, *([arguments.what] if "what" in arguments else [])])
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (see {command} --help)")
         check_environment()
         arguments.run(arguments)
         sys.stdout.flush()
@@ -78,11 +113,23 @@ def prepare_streams() -> None:
 
 
 def check_environment() -> None:
-    """Refuses a wrong TINYRES_THREADS before a job begins; the other variables are checked where they are used."""
+    """Refuses wrong values before a job begins, and says which variables mean nothing: a typing error would pass unseen."""
     try:
         threads()
     except ValueError as error:
         raise UsageError(str(error)) from error
+    backend = os.environ.get("TINYRES_BACKEND")
+    if backend and backend not in dispatch.BACKENDS:
+        close = difflib.get_close_matches(backend, dispatch.BACKENDS, n=1)
+        raise UsageError(
+            f"TINYRES_BACKEND: there is no backend {backend!r}; "
+            + (f"did you mean {close[0]}?" if close else f"there is {', '.join(dispatch.BACKENDS)}")
+        )
+    for name in sorted(os.environ):
+        if name.startswith("TINYRES_") and name not in VARIABLES:
+            close = difflib.get_close_matches(name, VARIABLES, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            print(f"note: the variable {printable(name)} means nothing to tinyres{hint}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tinyres
-from tinyres.cli.options import add_data_dir, whole
-from tinyres.errors import UsageError
+from tinyres.cli.options import add_data_dir, check_file, whole
 
 DESCRIPTION = """\
 Measures in rounds, each row once per round, so that whatever disturbs the machine disturbs all rows. The column
@@ -71,6 +70,7 @@ def sizes(text: str) -> list[int]:
 def run_train(arguments: argparse.Namespace) -> None:
     from tinyres.benchmarks import peers, steps
 
+    check_file("--out", arguments.out, (".json",), make=True)
     rows = backends(arguments)
     for model in arguments.models:
         tinyres.models.build(model)  # an unknown name is an error now, not in an hour
@@ -84,6 +84,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 def run_ops(arguments: argparse.Namespace) -> None:
     from tinyres.benchmarks import layers
 
+    check_file("--out", arguments.out, (".json",), make=True)
     print(layers.HEADER)
     finish(
         layers.run(
@@ -96,6 +97,7 @@ def run_ops(arguments: argparse.Namespace) -> None:
 def run_profile(arguments: argparse.Namespace) -> None:
     from tinyres.benchmarks import floors
 
+    check_file("--out", arguments.out, (".json",), make=True)
     tinyres.models.build(arguments.model)
     print(floors.HEADER)
     backend = arguments.backend or tinyres.get_backend()
@@ -157,8 +159,6 @@ def finish(result: dict[str, Any], out: str | None) -> None:
     }
     print("this machine: " + ", ".join(limits[key].format(value) for key, value in result["limits"].items()))
     if out:
-        if not out.endswith(".json"):
-            raise UsageError(f"--out must name a .json file, got {out!r}")
         path = report.save(result, out)
         pictures = plots.draw(result, path.with_suffix(""))
         print(f"written: {', '.join(map(str, [path, *pictures]))}")

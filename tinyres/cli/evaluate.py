@@ -16,10 +16,10 @@ def add(commands: Any) -> None:
         "eval",
         help="test a network",
         allow_abbrev=False,
-        description="Tests the network in a checkpoint, in best.safetensors or in a file from import-weights, on the "
-        "test set. The file says which network it holds and how images are normalised for it.",
+        description="Tests the network in a run's folder (its best.safetensors), in a checkpoint or in a file from "
+        "import-weights, on the test set. The file says which network it holds and how images are normalised for it.",
     )
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="RUN|FILE", help="a run's folder, or a file of weights")
     parser.add_argument(
         "--data",
         choices=("cifar10", "cifar100", "shapes"),
@@ -31,11 +31,21 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def weights_of(path: Path) -> Path:
+    """The best network of a run's folder; any other path as it is."""
+    if not path.is_dir():
+        return path
+    for name in ("best.safetensors", "last.safetensors"):
+        if (path / name).exists():
+            return path / name
+    raise UsageError(f"{path} holds no training run: there is no best.safetensors in it")
+
+
 def run(arguments: argparse.Namespace) -> None:
     from tinyres.train import evaluate, load_network, progress
 
     use(arguments.backend)
-    loaded = load_network(Path(arguments.file))
+    loaded = load_network(weights_of(Path(arguments.file)))
     data = tinyres.data.load(arguments.data or loaded.data or "cifar10", arguments.data_dir)
     data = data.limit(test=arguments.limit_test)
     if loaded.network["num_classes"] != len(data.classes):
@@ -43,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.file} tells {loaded.network['num_classes']} classes apart and {data.name} has "
             f"{len(data.classes)}; choose the data set on which it was trained with --data"
         )
+    if loaded.data and loaded.data != data.name:
+        print(f"note: the network was trained on {printable(loaded.data)}, and its images are normalised as there")
     for note in data.notes:
         print(f"note: {printable(note)}")
     began = time.perf_counter()
@@ -55,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
             loaded.scale,
             on_batch=lambda done, total: display.step("testing", done, total, "", None),
         )
-    seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began - display.compiled()
     print(
         f"{loaded.network['name']} on {result.images:,} test images of {data.name}: "
         f"accuracy {100 - result.error:.2f} %, error {result.error:.2f} %, "

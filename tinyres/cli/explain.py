@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import re
 import shlex
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinyres
-from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, use, whole
+from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, check_file, use, whole
 from tinyres.cli.subjects import Subject, at_the_start, named, subject
 from tinyres.errors import UsageError
 from tinyres.kernels import dispatch
@@ -43,11 +42,7 @@ TRAIN_STEPS, QUICK_STEPS = 480, 200
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
-        "explain",
-        help="show how the gradient passes through the shortcuts",
-        description=DESCRIPTION,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "explain", help="show how the gradient passes through the shortcuts", description=DESCRIPTION, allow_abbrev=False
     )
     parser.add_argument("run_folder", nargs="?", metavar="RUN", help="the folder of a training run, for its last checkpoint")
     parser.add_argument("--model", metavar="NAME", help="a network at the start: resnet20, plain56, ... (default: resnet20)")
@@ -135,19 +130,6 @@ def check(arguments: argparse.Namespace) -> str:
 
 def option(name: str) -> str:
     return "RUN" if name == "run_folder" else f"--{name.replace('_', '-')}"
-
-
-def check_file(name: str, path: str | None, endings: tuple[str, ...]) -> None:
-    """A file that cannot be written is an error now, not after the work."""
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.realpath(path))
-    if not path.lower().endswith(endings):
-        raise UsageError(f"{name} must name a file that ends in {' or '.join(endings)}, got {path!r}")
-    if not os.path.isdir(folder):
-        raise UsageError(f"{name}: the folder {folder} does not exist")
-    if os.path.isdir(path) or not os.access(folder, os.W_OK):
-        raise UsageError(f"{name}: {path} cannot be written")
 
 
 # --- the ledger ----------------------------------------------------------------------------------------------------------

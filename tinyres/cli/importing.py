@@ -39,7 +39,8 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from tinyres.train import build_network, save_network
+    from tinyres import models
+    from tinyres.train import save_network
     from tinyres.weights import import_weights, load_file
 
     out = Path(arguments.out)
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     heads = [array for array in load_file(arguments.file)[0].values() if array.ndim == 2]
     classes = len(heads[0]) if len(heads) == 1 else 10
     described = network(arguments.model, arguments.shortcut) | {"num_classes": classes}
-    model = build_network(**described)
+    model = models.build(**described)
     model.load_state_dict(import_weights(arguments.file, {k: v.shape for k, v in model.state_dict().items()}))
     mean = np.array(arguments.mean, np.float32).reshape(3, 1, 1)
     scale = (1 / np.array(arguments.std)).astype(np.float32).reshape(3, 1, 1)

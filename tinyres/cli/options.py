@@ -2,9 +2,12 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from tinyres.errors import UsageError
 from tinyres.kernels import dispatch
 
 
@@ -77,3 +80,25 @@ def use(backend: str | None) -> None:
     """Makes ``backend`` the current one, unless it is None."""
     if backend:
         dispatch.use_backend(backend)
+
+
+def check_file(name: str, path: str | None, endings: tuple[str, ...], make: bool = False) -> None:
+    """Whether the option ``name`` names a file that can be written: a mistake is an error now, not after the work. With
+    ``make``, folders that are missing are made.
+    """
+    if path is None:
+        return
+    target = Path(os.path.realpath(path))
+    if not path.lower().endswith(endings):
+        raise UsageError(f"{name} must name a file that ends in {' or '.join(endings)}, got {path!r}")
+    try:
+        if make:
+            target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{name}: the folder of {path} cannot be made ({error.strerror})") from None
+    if not target.parent.is_dir():
+        raise UsageError(f"{name}: the folder {target.parent} does not exist")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{name}: {path} cannot be written: it is {'a folder' if target.is_dir() else 'no regular file'}")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"{name}: {path} cannot be written: its folder is read-only")

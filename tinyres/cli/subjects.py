@@ -61,15 +61,15 @@ def at_the_start(
     data: Dataset | None = None,
     seed: int | None = None,
 ) -> Subject:
-    from tinyres.train import build_network
+    from tinyres import models
 
     described = network(name, shortcut)
-    build_network(**described)  # an unknown name is an error before the data are read
+    models.build(**described)  # an unknown name is an error before the data are read
     data = data or load_data(arguments, "shapes")
     described["num_classes"] = len(data.classes)
     seed = (arguments.seed or 0) if seed is None else seed
     tinyres.manual_seed(seed)
-    model = build_network(**described)
+    model = models.build(**described)
     mean, scale = normalisation(data.train_images, per="channel", divide_std=True)
     return Subject(name, f"at the start, seed {seed}", model, described, data, mean, scale, seed, seed)
 

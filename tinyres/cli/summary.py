@@ -21,7 +21,6 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from tinyres import nn
-    from tinyres.train import build_network
+    from tinyres import models, nn
 
-    print(nn.summary(build_network(**network(arguments.model, arguments.shortcut), num_classes=arguments.classes)))
+    print(nn.summary(models.build(**network(arguments.model, arguments.shortcut), num_classes=arguments.classes)))

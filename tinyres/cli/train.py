@@ -12,6 +12,8 @@ from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, network
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.files import printable
 
+FEW_STEPS = 100  # on shapes, 48 steps at the recipe's learning rate end at 75 % error, at a quarter of it at 41 %
+
 DESCRIPTION = """\
 Trains a network and writes to its folder: config.json, metrics.jsonl (one line per epoch), curves.png, last.safetensors
 (the checkpoint) and best.safetensors (the network after the epoch with the lowest error).
@@ -26,13 +28,7 @@ recipes:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train a network",
-        description=DESCRIPTION,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.add_parser("train", help="train a network", description=DESCRIPTION, allow_abbrev=False)
     options(parser)
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/DATA-MODEL)")
     parser.add_argument(
@@ -131,6 +127,13 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
         f"lr {trainer.lr:g}; kernels: {tinyres.get_backend()}; folder: {out}",
         flush=True,
     )
+    if trainer.epochs * trainer.steps < FEW_STEPS and "lr" not in given and trainer.recipe.name == "onecycle":
+        steps, lr = trainer.epochs * trainer.steps, trainer.lr
+        print(
+            f"note: {steps} steps are few for a learning rate of {lr:g}, and the run may end at chance; "
+            f"more --epochs, a smaller --batch-size or --lr {lr / 4:g} help",
+            flush=True,
+        )
     return trainer
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -51,19 +53,25 @@ NAMES = tuple(_BUILDERS)
 
 
 def build(name: str, **options: Any) -> Module:
-    """The network called ``name`` (one of `NAMES`), built with the options of its function.
+    """The network called ``name``, built with the options of its function: one of `NAMES`, or ``resnetD`` or ``plainD`` for
+    any depth D = 6n + 2.
 
-    Raises `UsageError` for a name that does not exist, with the closest ones, and for an option that the net does not have.
+    Raises `UsageError` for a name or a depth that does not exist, with the closest names, and for an option that the net
+    does not have.
     """
-    if name not in _BUILDERS:
-        close = difflib.get_close_matches(name, NAMES, n=3)
+    builder = _BUILDERS.get(name)
+    depth = re.fullmatch(r"(resnet|plain)([1-9]\d{0,5})", name) if isinstance(name, str) else None
+    if builder is None and depth is not None:
+        builder = functools.partial(resnet if depth[1] == "resnet" else plain, int(depth[2]))
+    if builder is None:
+        close = difflib.get_close_matches(str(name), NAMES, n=3)
         hint = f"closest: {', '.join(close)}" if close else f"there are: {', '.join(NAMES)}"
-        raise UsageError(f"no network is called {name!r}; {hint}")
-    takes = inspect.signature(_BUILDERS[name]).parameters
+        raise UsageError(f"no network is called {name!r}; {hint}, and resnetD and plainD for any depth D = 6n + 2")
+    takes = list(inspect.signature(builder).parameters)
     unknown = [option for option in options if option not in takes]
     if unknown:
         raise UsageError(f"{name} takes no option {', '.join(unknown)}; it takes {', '.join(takes)}")
-    return _BUILDERS[name](**options)
+    return builder(**options)
 
 
 __all__ = [

@@ -28,7 +28,9 @@ class Schedule:
     def base_lr(self, group: int = 0) -> float:
         """The learning rate that a group began with."""
         own = self.optimizer.param_groups[group]
-        return own.setdefault("initial_lr", float(own["lr"]))  # (a group may be added later)
+        if "initial_lr" not in own:  # it was added later
+            own["initial_lr"] = float(own["lr"])
+        return own["initial_lr"]
 
     def lr_at(self, step: int, group: int = 0) -> float:
         raise NotImplementedError

@@ -70,19 +70,6 @@ def _crc32(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
-def build_network(name: str, **options: Any) -> Module:
-    """A network by name: those of `models.NAMES`, and ``resnetD`` and ``plainD`` for any depth D = 6n + 2.
-
-    Raises `UsageError` for a name, a depth or an option that does not exist.
-    """
-    match = re.fullmatch(r"(resnet|plain)(\d{1,6})", name)
-    if match is None or name in models.NAMES:
-        return models.build(name, **options)
-    if match[1] == "plain" and "shortcut" in options:
-        raise UsageError(f"{name} has no shortcuts, so it takes no option shortcut")
-    return (models.resnet if match[1] == "resnet" else models.plain)(int(match[2]), **options)
-
-
 def save_network(
     path: Path,
     model: Module,
@@ -136,7 +123,7 @@ def load_network(path: Path) -> Loaded:
     ):
         raise CheckpointError(f"{path} holds {len(arrays)} arrays, which are not those of the network that it names")
     try:
-        model = build_network(**network)
+        model = models.build(**network)
         model.load_state_dict(arrays)
         mean, scale = (_normaliser(texts["normalisation"][key]) for key in ("mean", "scale"))
         result = texts.get("result") or texts.get("run", {}).get("settings") or {}

@@ -119,9 +119,10 @@ class RunFolder:
             return
         try:
             write_curves(self.curves, title, lines, held_out)
-        except ImportError as error:
+        except Exception as error:  # whatever a plotting library does must not cost a training run
             if self.drawn < 0:
-                warn(f"no curves.png: {error} (pip install matplotlib)")
+                advice = " (pip install matplotlib)" if isinstance(error, ImportError) else ""
+                warn(f"no curves.png: {printable(f'{type(error).__name__}: {error}')}{advice}")
         self.drawn = time.monotonic()
 
 

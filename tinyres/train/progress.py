@@ -1,10 +1,12 @@
 """What a run shows while it runs: a live bar on a terminal, plain lines elsewhere (a file, a pipe, a CI log)."""
 
+import contextlib
 import sys
 import threading
 import time
 from typing import Any
 
+from tinyres.kernels.arrays import compile_listeners
 from tinyres.kernels.forks import held_across_fork
 
 _printing = held_across_fork(threading.RLock())  # Python's own lock of a stream is not
@@ -18,13 +20,33 @@ def duration(seconds: float) -> str:
 
 
 class Silent:
-    """Shows nothing: the base of the other displays, and useful in tests and notebooks."""
+    """Shows nothing: the base of the other displays, and useful in tests and notebooks.
+
+    While it is entered it listens to the compilation of kernels: a message says that it has begun, and `compiled` how long
+    it took, so that it counts in no rate.
+    """
+
+    _compiling = _in_all = 0.0
 
     def __enter__(self) -> "Silent":
+        compile_listeners.append(self._compiled)
         return self
 
     def __exit__(self, *error: object) -> None:
         """Ends the display."""
+        with contextlib.suppress(ValueError):
+            compile_listeners.remove(self._compiled)
+
+    def _compiled(self, seconds: float) -> None:
+        before, self._in_all = self._in_all, self._in_all + seconds
+        self._compiling += seconds
+        if before <= 0.5 < self._in_all:  # (to load kernels from the cache takes less)
+            self.message("compiling kernels for this processor, once; later runs find them")
+
+    def compiled(self) -> float:
+        """Seconds of compilation since this was asked last."""
+        seconds, self._compiling = self._compiling, 0.0
+        return seconds
 
     def message(self, text: str) -> None:
         """Shows a line that stays."""
@@ -72,11 +94,13 @@ class Bar(Silent):
         self.task: Any = None
 
     def __enter__(self) -> "Bar":
+        super().__enter__()
         self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
+        super().__exit__()
 
     def message(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tinyres import functional as F
-from tinyres import profiler
+from tinyres import models, profiler
 from tinyres.data import Dataset, Loader
 from tinyres.errors import CheckpointError, NonFiniteError, UsageError
 from tinyres.guards import detect_anomaly
@@ -109,7 +109,7 @@ class Trainer:
             named = {"name": model} if isinstance(model, str) else model
             self.network = {**named, "num_classes": len(dataset.classes)}
             manual_seed(seed)
-            self.model = checkpoint.build_network(**self.network)
+            self.model = models.build(**self.network)
         self.device = dispatch.current().device
         self.model.to(self.device)
         self.dtype = AMP[amp] if amp else "float32"
@@ -193,7 +193,7 @@ class Trainer:
             began = time.perf_counter()
             resident.run(min(steps, self.steps - state.step))
             state.step, state.wrong, state.loss, bad = resident.sums()
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began - self.display.compiled()
             steps, state.seconds = 2 * steps if seconds < LOOK else steps, state.seconds + seconds
             state.images = state.step * self.loader.batch_size
             if bad:
@@ -212,7 +212,7 @@ class Trainer:
             with self.profile or nullcontext():
                 self._train_step(images, labels)
             now = time.perf_counter()
-            state.seconds, began = state.seconds + now - began, now
+            state.seconds, began = state.seconds + now - began - self.display.compiled(), now
             self.display.step(self._where(), state.step, self.steps, self.state.numbers(), self._seconds_left())
             self._stop_or_save()
 

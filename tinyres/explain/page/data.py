@@ -26,7 +26,6 @@ from tinyres.explain.watch import watch
 from tinyres.models import BasicBlock
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
-from tinyres.train import build_network
 
 TESTED = 256  # images for the test errors
 DEPTHS = ("plain20", "resnet20", "plain56", "resnet56", "plain110", "resnet110")
@@ -64,7 +63,7 @@ def collect(job: Job, display: Display = lambda *now: None) -> dict[str, Any]:
     Raises `UsageError` for a network without shortcuts, or for fewer images than the page shows.
     """
     tr.manual_seed(job.seed)
-    start = build_network(**job.network)
+    start = tr.models.build(**job.network)
     chain = Chain(start)
     if all(block.switch is None for block in chain.blocks):
         raise UsageError(f"{job.network['name']} has no shortcuts to look at; choose a residual net, such as resnet20")
@@ -135,7 +134,7 @@ def _trained(job: Job, network: dict[str, Any], progress: Progress) -> Module:
     if job.trained:
         return job.trained
     tr.manual_seed(job.seed)
-    model = build_network(**network)
+    model = tr.models.build(**network)
     data = job.data.train_images, job.data.train_labels, job.mean, job.scale
     train(model, *data, steps=job.train_steps, seed=job.seed, on_done=progress.phase())
     return model
@@ -182,7 +181,7 @@ def _depth(job: Job, seeds: range, trained: dict[str, Module], progress: Progres
         on_done = progress.phase()
         for seed in seeds:
             tr.manual_seed(seed)
-            model = build_network(name, num_classes=len(job.data.classes))
+            model = tr.models.build(name, num_classes=len(job.data.classes))
             found.append(_norms(name, seed, False, depth.norms(model, x, y)))
             on_done()
     found += [_norms(name, job.seed, True, depth.norms(model, x, y)) for name, model in trained.items()]
@@ -198,7 +197,7 @@ def _shipped(job: Job, progress: Progress) -> dict[str, Any]:
     """The paths of a deeper net at the start."""
     on_done = progress.phase()
     tr.manual_seed(job.seed)
-    model = build_network(DEEP_NET, num_classes=len(job.data.classes))
+    model = tr.models.build(DEEP_NET, num_classes=len(job.data.classes))
     ledger = gradient_ledger(model, _batch(job, job.data.train_images, job.data.train_labels, job.batch), paths=True)
     on_done()
     return {DEEP_NET: ledger.json()["paths"]}
