@@ -39,12 +39,13 @@ _local = threading.local()  # what this thread records: `recording`
 
 
 def _after_fork() -> None:
-    """A thread of the parent may have held the lock."""
+    """A thread of the parent may have held the lock. (A fork does not wait for it: a launch may take minutes.)"""
     global _lock
     _lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Report(ctypes.Structure):
