@@ -245,23 +245,36 @@ class _Helpers:
             _serve(self.addresses[i])
 
     def post(self, i: int, arguments: tuple[int, ...], claimed: int, keep: Any) -> None:
-        """Gives a job to helper i, unless it is at work for another caller. If it sleeps, it will come late.
+        """Gives a job to helper i, unless it is at work for another caller. If it sleeps, it is woken when the job is there,
+        and will come late: where other programs want the cores, the caller alone is often done before.
 
         A signal may raise an exception after any line. What is claimed then stands at the address ``claimed``: it is let go.
         """
         if i >= len(self.kept):
             return
-        slot = self.addresses[i]
+        slot, state = self.addresses[i], BUSY
         try:
             state = _claim(slot, claimed)
             if state == BUSY:
                 return
             self.kept[i] = keep
+            _post(slot, claimed, *arguments)
             if state == ASLEEP:
                 self.alarms[i].put(None)
-            _post(slot, claimed, *arguments)
         except BaseException:
-            _unclaim(slot, claimed)
+            self._let_go(i, claimed, state)
+            raise
+
+    def _let_go(self, i: int, claimed: int, state: int) -> None:
+        """Unclaims, or wakes a helper that may have a job and no alarm (one alarm too many does no harm); also if a second
+        signal raises in the midst of it.
+        """
+        try:
+            _unclaim(self.addresses[i], claimed)
+            if state == ASLEEP:
+                self.alarms[i].put(None)
+        except BaseException:
+            self._let_go(i, claimed, state)
             raise
 
 
