@@ -154,3 +154,29 @@ def test_schedules_of_two_groups_are_pytorch_s(name):
     resumed = SCHEDULES[name](two(optim, nn.Parameter), optim)
     resumed.load_state_dict(schedule.state_dict())
     assert resumed.get_last_lr() == schedule.get_last_lr()
+
+
+@pytest.mark.parametrize("norm_type", [1, 2, 2.0, 3.5, float("inf")])
+def test_norms_of_any_kind_are_clipped_as_in_pytorch(norm_type):
+    import torch
+
+    mine, theirs = pairs()
+    rng = np.random.default_rng(2)
+    for m, t in zip(mine, theirs, strict=True):
+        m.grad = rng.standard_normal(m.shape)
+        t.grad = torch.tensor(m.grad)
+    norm = optim.clip_grad_norm_(mine, 0.7, norm_type)
+    assert norm == pytest.approx(torch.nn.utils.clip_grad_norm_(theirs, 0.7, norm_type).item(), rel=1e-12)
+    for m, t in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(m.grad, t.grad.numpy(), rtol=1e-12)
+    optim.clip_grad_norm_(mine[0], 0.01)
+    assert np.sqrt((mine[0].grad ** 2).sum()) == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(UsageError, match="norm_type must be above 0"):
+        optim.clip_grad_norm_(mine, 1.0, 0)
+
+
+def test_a_scaler_takes_its_device_first_as_torch_amp_does():
+    assert optim.GradScaler("cpu", 64.0).get_scale() == optim.GradScaler(64.0).get_scale() == 64
+    assert optim.GradScaler("cuda").get_scale() == optim.GradScaler().get_scale() == 2.0**16
+    with pytest.raises(UsageError, match="its first argument is a device, such as 'cuda', or init_scale; got 64"):
+        optim.GradScaler(64.0, 2.0)

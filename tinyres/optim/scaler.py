@@ -26,16 +26,27 @@ from tinyres.tensor import Tensor
 
 
 class GradScaler:
-    """Names and meanings are those of ``torch.amp.GradScaler``. With ``enabled=False`` it leaves everything as it is."""
+    """Names, places and meanings are those of ``torch.amp.GradScaler``; a number in the first place is ``init_scale``, as
+    ``torch.cuda.amp.GradScaler`` has it. ``device`` changes nothing: it works where the loss is. With ``enabled=False`` it
+    leaves everything as it is.
+    """
 
     def __init__(
         self,
-        init_scale: float = 2.0**16,
+        device: str | float = "cuda",
+        init_scale: float | None = None,
         growth_factor: float = 2.0,
         backoff_factor: float = 0.5,
         growth_interval: int = 2000,
         enabled: bool = True,
     ) -> None:
+        if not isinstance(device, str):
+            if init_scale is not None:
+                raise UsageError(
+                    f"GradScaler: its first argument is a device, such as 'cuda', or init_scale; got {device!r}"
+                )
+            init_scale = device
+        init_scale = 2.0**16 if init_scale is None else init_scale
         if not (init_scale > 0 and growth_factor > 1 and 0 < backoff_factor < 1 and growth_interval >= 1):
             raise UsageError(
                 "GradScaler: init_scale must be above 0, growth_factor above 1, backoff_factor between 0 and 1, "
