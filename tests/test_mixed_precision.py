@@ -238,10 +238,10 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(bad):
     p = parameter()
     optimizer, scaler = optim.SGD([p], 0.5, momentum=0.9, weight_decay=0.1), optim.GradScaler(8.0)
     scaled_step(p, optimizer, scaler)
-    before, momentum = p.data.copy(), optimizer.state_dict()["momentum_buffers"][0]
+    before, momentum = p.data.copy(), optimizer.state_dict()["state"][0]["momentum_buffer"]
     scaled_step(p, optimizer, scaler, bad)
     np.testing.assert_array_equal(p.data, before)
-    np.testing.assert_array_equal(optimizer.state_dict()["momentum_buffers"][0], momentum)
+    np.testing.assert_array_equal(optimizer.state_dict()["state"][0]["momentum_buffer"], momentum)
     assert scaler.get_scale() == 4
     scaled_step(p, optimizer, scaler)
     assert not np.array_equal(p.data, before) and scaler.get_scale() == 4

@@ -16,8 +16,8 @@ def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
 ) -> float:
     """Scale all gradients by one number so that their common norm is at most ``max_norm``; returns the norm that they had
-    before. As in PyTorch, the factor is max_norm / (norm + 1e-6), and ``norm_type`` the p of the norm, ``inf`` for the largest
-    magnitude.
+    before. As in PyTorch, the factor is max_norm / (norm + 1e-6), and ``norm_type`` the p of the norm, ``inf`` for the
+    largest magnitude.
 
     Where the norm is NaN or infinite, no factor could repair the gradients, and they stay as they are: a `GradScaler` skips
     such a step. With ``error_if_nonfinite`` that raises `NonFiniteError`.
