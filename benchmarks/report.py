@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyres.errors import UsageError
-from tinyres.files import printable, read_json, write_atomically
+from tinyres.files import read_json, shown, write_atomically
 
 
 def save(result: dict[str, Any], path: str | Path) -> Path:
@@ -26,11 +26,11 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no benchmark result; `tinyres bench train --out FILE` writes one.")
     try:
         times, _ = _times(result), _machine(result)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is a {result['benchmark']} result with something missing: {error}") from None
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UsageError(f"{path} is a {result['benchmark']} result with something missing: {shown(error)}") from None
     wrong = [what for what, t in times.items() if not isinstance(t, int | float) or not 0 < t < 1e9]
     if wrong:
-        raise UsageError(f"{path} is a {result['benchmark']} result with a time that is none: of {wrong[0]}")
+        raise UsageError(f"{path} is a {result['benchmark']} result with a time that is none: of {shown(wrong[0])}")
     return result
 
 
@@ -49,7 +49,7 @@ def _times(result: dict[str, Any]) -> dict[str, float]:
     if result["benchmark"] == "ops":
         return {f"{r['case']}, {r['row']}": r["median_seconds"] for r in result["rows"]}
     if result["benchmark"] == "profile":
-        return {r["kernel"]: r["seconds"] for r in result["rows"]} | {"a step": result["seconds"]}
+        return {f"{r['kernel']}": r["seconds"] for r in result["rows"]} | {"a step": result["seconds"]}
     if result["benchmark"] == "gpu":
         ms = {f"kernel {r['case']}": r["ms"] for r in rows(result, "kernels")}
         ms |= {f"bandwidth {r['kernel']}": r["ms"] for r in rows(result, "bandwidth")}
@@ -74,9 +74,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     common = [key for key in a if key in b]
     if not common:
         raise UsageError("the two results have no row in common.")
-    width = max(map(len, common))
+    names = {key: shown(key) for key in common}
+    width = max(map(len, names.values()))
     lines = [f"{'':{width}} {'before ms':>10} {'after ms':>10} {'faster':>7}"]
-    lines += [f"{k:{width}} {1e3 * a[k]:10.3f} {1e3 * b[k]:10.3f} {a[k] / b[k]:6.2f}x" for k in common]
+    lines += [f"{names[k]:{width}} {1e3 * a[k]:10.3f} {1e3 * b[k]:10.3f} {a[k] / b[k]:6.2f}x" for k in common]
     here, there = _machine(before), _machine(after)
-    lines += [f"not the same {what}: {here[what]} and {there[what]}" for what in here if here[what] != there[what]]
-    return [printable(line) for line in lines]
+    different = [what for what in here if here[what] != there[what]]
+    return lines + [f"not the same {what}: {shown(here[what])} and {shown(there[what])}" for what in different]

@@ -207,6 +207,20 @@ def test_a_giant_index_in_the_memo_takes_no_memory():
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("made", [b"}", b"]", b"(", b")\x85", b"N\x85"])
+def test_many_small_objects_take_little_memory(made, monkeypatch):
+    assert unpickle.MAX_STEPS <= 1 << 19
+    monkeypatch.setattr(unpickle, "MAX_STEPS", 1 << 15)  # a sixteenth, and a sixteenth of 50 MB
+    data = b"\x80\x02" + made * (2**17 // len(made))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="over 32,768 instructions"):
+            load_batch(data)
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_file_of_endless_instructions_is_refused(monkeypatch):
     monkeypatch.setattr(unpickle, "MAX_STEPS", 1000)
     assert load_batch(dictionary(b"](" + b"N" * 900 + b"e"))["x"] == [None] * 900

@@ -26,6 +26,7 @@ from test_weights_by_hand import (
 )
 
 from tinyres.errors import CheckpointError
+from tinyres.weights import state_pickle
 from tinyres.weights.torch_file import parse_torch
 
 
@@ -166,6 +167,19 @@ def test_a_zip_bomb_is_refused_before_it_goes_off():
     liar = liar.replace(struct.pack("<I", zeros.nbytes), struct.pack("<I", 32))
     with Peak(4 * 2**20), pytest.raises(CheckpointError, match=r"damaged zip entry 'net/data/0': Bad CRC-32"):
         parse_torch(liar)
+
+
+@pytest.mark.parametrize("made", [b"}", b"]", b"(", b"h\x00)R", b"\x85"])
+def test_a_pickle_takes_little_memory_packed_or_not(made, monkeypatch):
+    body = b"ccollections\nOrderedDict\nq\x00" + made * (2**20 // len(made) - 100)
+    packed = zip_file(body, compression=zipfile.ZIP_DEFLATED)
+    assert len(packed) < 20_000
+    with Peak(10 * 2**20), pytest.raises(CheckpointError, match=r"more than \d\d,\d{3} instructions"):
+        parse_torch(packed)
+    assert state_pickle.MAX_MADE <= 600_000
+    monkeypatch.setattr(state_pickle, "MAX_MADE", 600_000 // 16)
+    with Peak(50 * 2**20 // 16), pytest.raises(CheckpointError, match=r"more than 37,500 tuples and dicts"):
+        state_pickle.PickleReader(program(body[: 2**18])).load()
 
 
 def test_many_tensors_of_one_storage_are_refused_before_they_fill_the_memory():

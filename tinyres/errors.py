@@ -1,8 +1,13 @@
 """The errors that a user of tinyres can cause. A command turns each into one line and exit status 2."""
 
+from tinyres.files import printable
+
 
 class TinyresError(Exception):
-    """Base of all errors here. The message says what is wrong and what to do."""
+    """Base of all errors here. The message says what is wrong and what to do; names in it may come from a file."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ShapeError(TinyresError, ValueError):

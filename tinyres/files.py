@@ -6,13 +6,13 @@ import contextlib
 import errno
 import json
 import os
-import re
 import secrets
 import stat
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 StrPath = str | os.PathLike[str]
+MAX_JSON = 1 << 20  # bytes of a file; in memory it can become thirty times as many
 
 
 def atomic_write(path: StrPath, writer: Callable[[BinaryIO], object]) -> None:
@@ -23,9 +23,12 @@ def atomic_write(path: StrPath, writer: Callable[[BinaryIO], object]) -> None:
     removed and the error is raised; a kill can leave it behind, named ``.NAME.*.tmp``. A symbolic link still points to its
     file.
 
-    Raises OSError (no such folder, no space, no permission), and whatever ``writer`` raises.
+    Raises OSError (no such folder, no space, no permission, a folder, a pipe or a device in place of the file), and whatever
+    ``writer`` raises.
     """
     target = os.path.realpath(path)
+    if os.path.exists(target):
+        _check_regular(os.stat(target), path)  # a pipe or a device would be replaced
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     # Not ``tempfile``: its files are private to their owner, and the new file would inherit that.
@@ -60,28 +63,32 @@ def _sync_folder(folder: str) -> None:
 
 def open_file(path: StrPath) -> BinaryIO:
     """A regular file, open for reading. Raises OSError for what is none: opening a FIFO or a device could wait for ever."""
+    _check_regular(os.stat(path), path)
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-            what = os.strerror(code) if stat.S_ISDIR(mode) else "a pipe, a socket or a device, not a file"
-            raise OSError(code, what, os.fspath(path))
+        _check_regular(os.fstat(descriptor), path)  # another may lie there by now
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def read_file(path: StrPath) -> bytes:
-    """All of a regular file. Raises OSError as `open_file` does."""
-    with open_file(path) as file:
-        return file.read()
+def _check_regular(found: os.stat_result, path: StrPath) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", os.fspath(path))
 
 
 def read_json(path: StrPath) -> Any:
-    """What a JSON file holds. Raises OSError, and ValueError for content that is not JSON or is nested too deep."""
-    return parse_json(read_file(path))
+    """What a JSON file of at most 1 MiB holds. Raises OSError, and ValueError for a file that is larger, is not JSON or is
+    nested too deep.
+    """
+    with open_file(path) as file:
+        content = file.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"it has more than {MAX_JSON:,} bytes")
+    return parse_json(content)
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -93,9 +100,14 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text that may come from a file, for a terminal: control characters, which could move its cursor, are shown escaped."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", _escaped, text)
+    """Text for a terminal, parts of which may come from a file. What no font shows is escaped: control characters could move
+    the cursor, others turn the direction of writing. Lines stay lines.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return ascii(found[0])[1:-1]
+def shown(text: object) -> str:
+    """A name or a value from a file, as part of a message or a table: on one line, `printable`, cut to 200 characters."""
+    line = str(text)
+    line = line if len(line) <= 200 else f"{line[:197]}..."
+    return printable(line).replace("\n", "\\n").replace("\t", "\\t")

@@ -27,6 +27,7 @@ VARIABLES = (
     *("TINYRES_EMULATOR", "TINYRES_EMULATOR_OPTIONS", "TINYRES_EMULATOR_ORDER"),  # of the CUDA emulation
     *("TINYRES_CHROMIUM", "TINYRES_EXACT", "TINYRES_PRETRAINED"),  # of the tests
 )
+MAX_LINE = 3000  # characters; a file can hold any number of names that do not fit
 COMMANDS = (train, evaluate, explain, info, data, importing, summary, where, bench)
 
 
@@ -134,5 +135,6 @@ def check_environment() -> None:
 
 def _fail(message: str) -> int:
     line = "; ".join(part.strip() for part in message.splitlines() if part.strip()).replace(":; ", ": ")
-    print(f"tinyres: error: {printable(line)}", file=sys.stderr)
+    rest = f" ... and {len(line) - MAX_LINE:,} characters more" if len(line) > MAX_LINE else ""
+    print(f"tinyres: error: {printable(line[:MAX_LINE])}{rest}", file=sys.stderr)
     return 2

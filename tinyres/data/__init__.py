@@ -9,6 +9,7 @@ from tinyres.data.download import get
 from tinyres.data.loader import Loader, normalisation
 from tinyres.data.shapes import shapes
 from tinyres.errors import DataError, UsageError
+from tinyres.files import shown
 
 __all__ = ["NAMES", "Dataset", "Entry", "Loader", "available", "get", "load", "normalisation", "shapes"]
 
@@ -35,7 +36,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     Raises `UsageError` for any other name, `DataError` for data that is missing or damaged.
     """
     if name not in NAMES:
-        raise UsageError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+        raise UsageError(f"no data set {shown(name)!r}; there are {', '.join(NAMES)}")
     return shapes() if name == "shapes" else load_cifar(name, root)
 
 

@@ -15,10 +15,12 @@ import numpy as np
 from tinyres.data.dataset import Dataset
 from tinyres.data.unpickle import MAX_BYTES, load_batch
 from tinyres.errors import DataError
-from tinyres.files import open_file, printable, read_file, write_atomically
+from tinyres.files import open_file, shown, write_atomically
 
 # A published archive unpacks to 1.1 times its size. One that goes beyond this, with 1 MiB to spare for small ones, is none.
 EXPANSION, SMALL = 16, 2**20
+MAX_HEADER = 2**16  # bytes of what extends a member's header; a path of 4,096 bytes is the longest that systems take
+_EXTENDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def load_cifar(name: str, root: str | Path | None = None) -> Dataset:
 def load_archive(spec: Archive, root: Path) -> Dataset:
     """As `load_cifar`, for the data set that ``spec`` describes."""
     folder = find_folder(spec, root)
-    if folder is None and (root / spec.filename).is_file():
+    if folder is None and (root / spec.filename).exists():
         folder = unpack(spec, root / spec.filename, root)
     if folder is None:
         lacks = [file for file in spec.files if not (root / spec.folder / file).is_file()]
@@ -159,14 +161,14 @@ def unpack(spec: Archive, archive: Path, root: Path) -> Path:
                     stream.skip(_padded(member.size))
                     continue
                 if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.size > MAX_BYTES:
-                    raise DataError(f"{archive}: {printable(member.name)} is not a plain file of under 256 MiB; {again}")
+                    raise DataError(f"{archive}: {shown(member.name)} is not a plain file of under 256 MiB; {again}")
                 found[file] = stream.exactly(_padded(member.size))[: member.size]
             while stream.read(1 << 20):  # to the end, where gzip has its checksum
                 pass
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{archive} is cut short or damaged ({error}); {again}") from error
     except OSError as error:
-        raise DataError(f"cannot read {archive}: {error}") from error
+        raise DataError(f"cannot read {archive}: {error.strerror or error}") from error
     if len(found) < len(names):
         raise DataError(f"{archive} lacks {', '.join(file for file in spec.files if file not in found)}; {again}")
     try:
@@ -208,6 +210,20 @@ def _next_member(stream: _Bounded) -> tarfile.TarInfo | None:
     """The next header; None at the end. Headers that only extend the next one (long names, dates) are left out: the files
     wanted here have short names. ``tarfile`` itself would read such a header whole, and unpack sparse files.
     """
+    while True:
+        member = _header(stream)
+        if member is None or member.type not in _EXTENDS:
+            break
+        if member.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes for a long name or for attributes")
+        if b"GNU.sparse." in stream.exactly(_padded(member.size)):
+            raise tarfile.ReadError("a sparse file, which unpacks to more than it holds")
+    if member and member.type == tarfile.GNUTYPE_SPARSE:
+        raise tarfile.ReadError(f"{shown(member.name)} is a sparse file, which unpacks to more than it holds")
+    return member
+
+
+def _header(stream: _Bounded) -> tarfile.TarInfo | None:
     header = stream.read(tarfile.BLOCKSIZE)
     if header == bytes(tarfile.BLOCKSIZE):
         return None
@@ -255,4 +271,8 @@ def _plain_list(batch: dict[str, Any], key: str, kind: type, count: int, path: P
 
 def md5_of(path: Path) -> str:
     """The md5 of a file, in hex: it tells copies apart, but is no protection against forgery."""
-    return hashlib.md5(read_file(path), usedforsecurity=False).hexdigest()
+    digest = hashlib.md5(usedforsecurity=False)
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from tinyres.data.cifar import ARCHIVES, Archive, data_root, find_folder, md5_of, unpack
 from tinyres.errors import DataError, UsageError
+from tinyres.files import open_file
 
 MIRROR_VARIABLE = "TINYRES_CIFAR_MIRROR"
 TIMEOUT = 30.0  # seconds without a byte
@@ -44,6 +46,9 @@ def get_archive(spec: Archive, root: Path, progress: bool = True) -> Path:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot make the folder {root}: {error}; name another with --data-dir") from error
+    for path in (archive, part):
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is a folder, a pipe or a device, where the download belongs; remove it first")
     if not archive.is_file():
         with _reporter(spec, progress) as report:
             _download(spec, part, report)
@@ -87,6 +92,8 @@ def _download(spec: Archive, part: Path, report: Callable[[int], None]) -> None:
 
 def _fetch(url: str, part: Path, size: int, report: Callable[[int], None]) -> None:
     """Append to ``part`` what it lacks of ``size`` bytes. Raises OSError if the server sends anything else or too little."""
+    if url.startswith("file:"):
+        open_file(urllib.request.url2pathname(urllib.parse.urlsplit(url).path)).close()  # refuses a pipe
     have = _size(part)
     if have > size:
         have = 0

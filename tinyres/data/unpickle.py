@@ -4,7 +4,7 @@ A pickle is a program for a small stack machine, and ``pickle.load`` runs whatev
 calls what the file names, and a file can make its memo take all memory. A batch of CIFAR needs about thirty
 instructions, which push numbers, strings, lists and dictionaries, and three names, which say "here is an array of
 bytes". The machine here knows those and refuses everything else. It imports and calls nothing, and its memory is bounded:
-twice the size of the file, and some 100 MB for MAX_STEPS small objects.
+twice the size of the file, and some 40 MB for MAX_STEPS small objects.
 """
 
 import os
@@ -20,7 +20,7 @@ from tinyres.errors import DataError
 from tinyres.files import open_file
 
 MAX_BYTES = 1 << 28  # 256 MiB; the largest published file, train of CIFAR-100, has 155 MB
-MAX_STEPS = 1 << 20  # instructions; the same file has under 400,000
+MAX_STEPS = 1 << 19  # instructions; the same file has under 400,000
 
 _NUMBERS = {pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BININT: "<i"}
 _STRINGS = {  # layout of the length, and encoding; what stays bytes is pixels

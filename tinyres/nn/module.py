@@ -18,6 +18,7 @@ import numpy as np
 
 from tinyres.device import move, place
 from tinyres.errors import CheckpointError, UsageError
+from tinyres.files import shown
 from tinyres.kernels.arrays import array_module, is_floating
 from tinyres.locks import unshare
 from tinyres.tensor import Tensor
@@ -260,7 +261,7 @@ class Module:
         unexpected = [name for name in arrays if name not in own]
         values = {name: _to_array(arrays[name]) for name in own if name in arrays}
         problems = [f"missing: {name} {own[name].shape}" for name in missing if strict]
-        problems += [f"unexpected: {name}" for name in unexpected if strict]
+        problems += [f"unexpected: {shown(name)}" for name in unexpected if strict]
         for name, value in values.items():
             if not (is_floating(value.dtype) or value.dtype.kind in "iub"):
                 problems.append(f"not numbers: {name} has dtype {value.dtype}")

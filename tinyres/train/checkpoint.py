@@ -18,7 +18,7 @@ import numpy as np
 
 from tinyres import models
 from tinyres.errors import CheckpointError, UsageError
-from tinyres.files import parse_json
+from tinyres.files import parse_json, shown
 from tinyres.nn import Module
 from tinyres.weights import load_file, save_safetensors
 
@@ -119,19 +119,25 @@ def load_network(path: Path) -> Loaded:
         or len(depth[0]) > 6
         or int(depth[0]) > len(arrays)
         or int(depth[0]) * WEIGHTS_PER_LAYER > sum(array.size for array in arrays.values())
-        or (network.get("num_classes"), True) != (len(head), head.ndim == 2 and head.shape[1] >= 16)
+        or head.ndim != 2
+        or head.shape[1] < 16
+        or network.get("num_classes") != len(head)
     ):
         raise CheckpointError(f"{path} holds {len(arrays)} arrays, which are not those of the network that it names")
     try:
         model = models.build(**network)
-        model.load_state_dict(arrays)
-        mean, scale = (_normaliser(texts["normalisation"][key]) for key in ("mean", "scale"))
+        with np.errstate(over="raise"):
+            model.load_state_dict(arrays)
+            mean, scale = (_normaliser(texts["normalisation"][key]) for key in ("mean", "scale"))
         result = texts.get("result") or texts.get("run", {}).get("settings") or {}
-        return Loaded(model, mean, scale, network, result.get("data"))
+        data = result.get("data")
+        return Loaded(model, mean, scale, network, data if isinstance(data, str) else None)
     except (CheckpointError, UsageError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except FloatingPointError as error:
+        raise CheckpointError(f"{path} holds numbers that do not fit into float32") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path} lacks the normalisation of its network, or it is damaged ({error})") from error
+        raise CheckpointError(f"{path} lacks the normalisation of its network, or it is damaged ({shown(error)})") from error
 
 
 def _normaliser(value: Any) -> np.ndarray:

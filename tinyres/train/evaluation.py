@@ -43,7 +43,7 @@ def evaluate(
     kernel = dispatch.current().crop_flip if device == "cpu" else crop_flip  # (the loader's arrays are on the host)
     loader = Loader(images, labels, batch_size, shuffle=False, augment=False, mean=mean, scale=scale, crop_flip=kernel)
     loss, wrong = 0.0, 0
-    with evaluating(model), no_grad():
+    with evaluating(model), no_grad(), np.errstate(all="ignore"):  # what is not finite is an error with a name
         for done, (batch, y) in enumerate(loader, 1):
             x = Tensor(batch).to(device)
             logits = model(x)

@@ -22,7 +22,7 @@ import numpy as np
 
 import tinyres
 from tinyres.errors import UsageError
-from tinyres.files import printable, read_json, write_atomically
+from tinyres.files import read_json, shown, write_atomically
 from tinyres.kernels.arrays import threads
 from tinyres.train.curves import write_curves
 
@@ -44,8 +44,11 @@ class RunFolder:
         """Prepares the folder, and keeps other processes from running in it at the same time.
 
         Raises `UsageError`, and changes nothing, if another process runs there; if it holds a run and ``resume`` is False;
-        and if ``resume`` is True and there is no folder, or one of a run whose checkpoint is missing.
+        if ``resume`` is True and there is no folder, or one of a run without a checkpoint; and if what is in the place
+        of its files is none.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is no folder, and a run needs one of its own; choose another with --out")
         files = (self.last, self.best, self.metrics, self.curves, self.config)
         there = [file.name for file in files if file.exists()]
         if resume and not self.path.is_dir():
@@ -62,6 +65,8 @@ class RunFolder:
                 f"{self.path} already holds a run ({', '.join(there)}), and nothing was changed; "
                 "continue it with --resume (in Python: fit(resume=True)), or choose another folder with --out"
             )
+        if odd := [file.name for file in files if file.exists() and not file.is_file()]:
+            raise UsageError(f"{self.path}: {', '.join(odd)} is a folder, a pipe or a device, and the run would write there")
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
             for file in files:
@@ -97,7 +102,7 @@ class RunFolder:
         try:
             last, now = read_json(self.config)["processes"][-1], this_process()
             changed = [k for k in ("backend", "threads", "numpy") if now[k] != last[k]]
-            return printable(", ".join(f"{k} {now[k]} instead of {str(last[k])[:40]}" for k in changed))
+            return ", ".join(f"{k} {now[k]} instead of {shown(last[k])}" for k in changed)
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return ""
 
@@ -122,7 +127,7 @@ class RunFolder:
         except Exception as error:  # whatever a plotting library does must not cost a training run
             if self.drawn < 0:
                 advice = " (pip install matplotlib)" if isinstance(error, ImportError) else ""
-                warn(f"no curves.png: {printable(f'{type(error).__name__}: {error}')}{advice}")
+                warn(f"no curves.png: {type(error).__name__}: {error}{advice}")
         self.drawn = time.monotonic()
 
 

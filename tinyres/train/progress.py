@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+from tinyres.files import printable
 from tinyres.kernels.arrays import compile_listeners
 from tinyres.kernels.forks import held_across_fork
 
@@ -64,7 +65,7 @@ class Lines(Silent):
 
     def message(self, text: str) -> None:
         with _printing:
-            print(text, flush=True)
+            print(printable(text), flush=True)
         self.printed = time.monotonic()
 
     def step(self, where: str, done: int, steps: int, numbers: str, left: float | None) -> None:
@@ -103,7 +104,7 @@ class Bar(Silent):
         super().__exit__()
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def step(self, where: str, done: int, steps: int, numbers: str, left: float | None) -> None:
         to_go = "" if left is None else f"{duration(left)} left"

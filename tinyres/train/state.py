@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tinyres.errors import CheckpointError, UsageError
+from tinyres.files import shown
 
 
 @dataclass
@@ -74,7 +75,8 @@ def check_same(saved: Any, now: dict[str, Any], where: object) -> None:
         raise CheckpointError(f"{where}: its checkpoint has no settings")
     different = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
     if different:
-        listed = "; ".join(f"{key} was {saved.get(key)!r} and is {now.get(key)!r} now" for key in different)
+        were = {key: shown(repr(saved.get(key))) for key in different}
+        listed = "; ".join(f"{shown(key)} was {were[key]} and is {now.get(key)!r} now" for key in different)
         raise UsageError(
             f"{where} cannot be resumed with other settings: {listed}. "
             "Use the settings of the run, or start another run in another folder"

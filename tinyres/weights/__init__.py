@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import numpy as np
 
 from tinyres.errors import CheckpointError
-from tinyres.files import StrPath, read_file
+from tinyres.files import StrPath, open_file
 from tinyres.weights.names import map_names
 from tinyres.weights.safetensors_file import parse_safetensors, save_safetensors
 from tinyres.weights.torch_file import parse_torch
@@ -23,19 +24,23 @@ def load_file(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     path and the reason, if the file cannot be read.
     """
     try:
-        data = read_file(path)
+        with open_file(path) as file:
+            begins = file.read(16)
+            safetensors = begins[8:9] == b"{"  # the header, behind its length; no other format has this here
+            if not safetensors and begins[:2] not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+                raise CheckpointError(f"it begins with {begins!r}; expected a file of safetensors or of torch.save")
+            size = file.seek(0, os.SEEK_END)
+            if safetensors and 8 + int.from_bytes(begins[:8], "little") > size:
+                raise CheckpointError("damaged safetensors file: it ends within its header")
+            file.seek(0)
+            data = file.read()
+        return parse_safetensors(data) if safetensors else (parse_torch(data), {})
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        if data[8:9] == b"{":  # the header of safetensors, behind its length; no other format has this here
-            return parse_safetensors(data)
-        if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            return parse_torch(data), {}
     except CheckpointError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    raise CheckpointError(
-        f"cannot read {path}: it begins with {data[:16]!r}; expected a file of safetensors or of torch.save"
-    )
+    except MemoryError:
+        raise CheckpointError(f"cannot read {path}: its {size:,} bytes need more memory than there is") from None
 
 
 def import_weights(path: StrPath, target: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

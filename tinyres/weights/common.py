@@ -1,4 +1,4 @@
-"""What the readers share: the element types of weight files, and how to print a name that a file gives."""
+"""The element types of weight files."""
 
 from __future__ import annotations
 
@@ -34,8 +34,3 @@ def decode(stored: np.ndarray, kind: str) -> np.ndarray:
         return bits.view(np.float32)
     native = np.dtype(bool) if kind == "BOOL" else stored.dtype.newbyteorder("=")
     return stored.astype(native, order="C")
-
-
-def shown(text: str) -> str:
-    """Text from a file, safe to print: without control characters, and cut to 200 characters."""
-    return ascii(text)[1:-1] if len(text) <= 200 else ascii(text[:197])[1:-1] + "..."

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from tinyres.errors import CheckpointError
-from tinyres.weights.common import shown
+from tinyres.files import shown
 
 # What DataParallel, torch.compile and wrapping modules put in front of a name, or of a part of it, any number of times.
-_WRAPPERS = re.compile(r"^model\.|(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(r"^(?:model\.)+|(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What PyTorch counts beside the weights: the steps of a batch norm, the models in an average (`AveragedModel`).
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _RULES = [

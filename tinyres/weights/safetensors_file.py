@@ -9,8 +9,8 @@ from types import ModuleType
 import numpy as np
 
 from tinyres.errors import CheckpointError
-from tinyres.files import StrPath, write_atomically
-from tinyres.weights.common import STORED, decode, shown
+from tinyres.files import StrPath, shown, write_atomically
+from tinyres.weights.common import STORED, decode
 
 
 def save_safetensors(path: StrPath, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:

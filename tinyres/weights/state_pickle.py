@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from types import FunctionType
 
 from tinyres.errors import CheckpointError
-from tinyres.weights.common import shown
+from tinyres.files import shown
 
-# A tensor takes about 30 instructions; this allows 60,000 tensors and keeps memory under some 200 MB.
-MAX_STEPS = 2_000_000
+# A tensor takes about 30 instructions, up to 9 of which make something; this allows 60,000 tensors, and keeps memory under
+# 50 MB beside what the file itself holds.
+MAX_STEPS, MAX_MADE = 2_000_000, 600_000
 MAX_DIMENSIONS = 32
 MAX_ARGUMENTS = 8
 MAX_INDEX = 2**48  # of an element; in bytes it still fits into 64 bits
@@ -58,8 +59,9 @@ class TensorRecord:
 class PickleReader:
     """Reads the pickles in ``data``, one after the other; ``position`` is where the next one starts."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, steps: int = MAX_STEPS) -> None:
         self.data = data
+        self.steps, self.made = min(steps, MAX_STEPS), 0
         self.position = 0
         self.storages: dict[str, Storage] = {}
         self._stack: list[object] = []
@@ -73,15 +75,19 @@ class PickleReader:
         """
         self._stack, self._marked, self._memo = [], [], {}
         try:
-            for _ in range(MAX_STEPS):
+            for _ in range(self.steps):
                 instruction = self._take(1)
                 if instruction == pickle.STOP:
                     return self._stack.pop()
+                if instruction in _MAKERS:
+                    self.made += 1
+                    if self.made > MAX_MADE:
+                        raise CheckpointError(f"the pickle makes more than {MAX_MADE:,} tuples and dicts: {NOT_PLAIN}")
                 self._step(instruction)
         except (IndexError, KeyError, UnicodeDecodeError) as error:
             # An empty stack, an unknown memo, a text that is not UTF-8.
             raise CheckpointError(f"damaged pickle at byte {self.position}: {type(error).__name__}") from error
-        raise CheckpointError(f"the pickle takes more than {MAX_STEPS:,} instructions: {NOT_PLAIN}")
+        raise CheckpointError(f"the pickle takes more than {self.steps:,} instructions: {NOT_PLAIN}")
 
     def _step(self, instruction: bytes) -> None:
         stack = self._stack
@@ -277,6 +283,7 @@ _CONSTANTS: dict[bytes, object] = {pickle.NONE: None, pickle.NEWTRUE: True, pick
 _MEMO_PUT = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
 _MEMO_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 _SHORT_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
+_MAKERS = {*_SHORT_TUPLES, pickle.MARK, pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.REDUCE, pickle.BINPERSID}
 
 _INERT = ("set", "frozenset", "bytes", "bytearray", "complex")
 _DTYPES = [f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)]

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from tinyres.errors import CheckpointError
-from tinyres.weights.common import STORED, decode, shown
+from tinyres.files import shown
+from tinyres.weights.common import STORED, decode
 from tinyres.weights.state_pickle import NOT_PLAIN, PickleReader, Storage, TensorRecord
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -106,7 +107,8 @@ def _parse_zip(data: bytes) -> tuple[object, Mapping[str, memoryview]]:
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.NameToInfo and _read_entry(archive, f"{folder}byteorder") != b"little":
         raise CheckpointError("its numbers are not little-endian: save it again on a little-endian machine")
-    content = PickleReader(_read_entry(archive, pickles[0])).load()
+    # As many instructions as the file has bytes: what is beside the pickle has more, unless little was packed to be much.
+    content = PickleReader(_read_entry(archive, pickles[0]), steps=len(data) + SMALL // 16).load()
     return content, _ZipStorages(archive, folder)
 
 
