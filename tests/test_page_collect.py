@@ -11,7 +11,7 @@ import pytest
 import tinyres as tr
 from tinyres.data import Dataset, Loader
 from tinyres.errors import UsageError
-from tinyres.explain.page import Job, assemble, collect, write_page
+from tinyres.explain.page import Job, assemble, collect, maps, write_page
 from tinyres.explain.page.settings import FIELDS
 from tinyres.explain.page.training import train
 
@@ -152,6 +152,14 @@ def test_numbers_that_json_lacks_are_an_error_and_no_file(tmp_path):
     with pytest.raises(ValueError):
         write_page(tmp_path / "page.html", {"ratio": float("inf")})
     assert not list(tmp_path.iterdir())
+
+
+def test_deep_nets_show_fewer_channels_and_very_deep_ones_are_refused():
+    found = maps.passes(tr.models.resnet(56), X, Y)[1]
+    shown = maps.block_maps(found, 2)
+    assert {len(one["channels"]) for one in shown} == {2}
+    with pytest.raises(UsageError, match="the page shows up to 30 blocks, and resnet110 has 54"):
+        collect(job()._replace(network={"name": "resnet110", "num_classes": 10}))
 
 
 def test_the_page_of_resnet20_stays_under_its_limit(tmp_path, monkeypatch):

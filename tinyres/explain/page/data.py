@@ -31,6 +31,7 @@ TESTED = 256  # images for the test errors
 DEPTHS = ("plain20", "resnet20", "plain56", "resnet56", "plain110", "resnet110")
 DEEP_NET = "resnet56"  # whose paths are shown beside those of the page's net
 GAINS = (0.5, 0.8, 1.0, 1.25, 2.0)
+MOST_BLOCKS = 30  # a set of them is the bits of an integer, also in the browser
 EVERY = 9  # so many blocks or fewer: all settings of the shortcuts are computed
 STATES = "start", "trained"
 TRAINING, CUT, DEEP, PATHS = 2.4, 0.5, 12.0, 80.0  # costs of steps, where one setting of the shortcuts has 1
@@ -67,6 +68,8 @@ def collect(job: Job, display: Display = lambda *now: None) -> dict[str, Any]:
     chain = Chain(start)
     if all(block.switch is None for block in chain.blocks):
         raise UsageError(f"{job.network['name']} has no shortcuts to look at; choose a residual net, such as resnet20")
+    if len(chain.blocks) > MOST_BLOCKS:
+        raise UsageError(f"the page shows up to {MOST_BLOCKS} blocks, and {job.network['name']} has {len(chain.blocks)}")
     if job.images > min(job.batch, len(job.data.train_labels)):
         raise UsageError(f"the page shows images of the step's batch, and {job.images} are more than the batch has")
     every = len(chain.blocks) <= EVERY and not job.quick

@@ -15,7 +15,7 @@ from tinyres.explain.page.chain import Back, Chain, Run
 from tinyres.nn import Conv2d, Module
 from tinyres.tensor import Tensor
 
-CHANNELS = 6
+CHANNELS = 6  # of each block, where there are nine of them; of more blocks fewer, so that the page stays small
 WINDOWS = 2  # of the largest parts of a convolution's sum, these many are shown as products
 
 
@@ -72,7 +72,8 @@ def block_maps(found: list[Pass], images: int) -> list[dict[str, Any]]:
     for cotangent in (found[0].back.dx, *(p.back.dz for p in found)):
         size = (cotangent.astype(np.float64) ** 2).sum((0, 2, 3))
         stages[len(size)] = stages.get(len(size), 0) + size / size.sum()
-    shown = {width: np.sort(np.argsort(-size, kind="stable")[:CHANNELS]) for width, size in stages.items()}
+    most = max(1, min(CHANNELS, CHANNELS * 9 // len(found)))
+    shown = {width: np.sort(np.argsort(-size, kind="stable")[:most]) for width, size in stages.items()}
     result = []
     for k, p in enumerate(found):
         outer, inner = shown[p.back.dz.shape[1]], shown[p.x.shape[1]]
