@@ -19,7 +19,8 @@ from tinyres.cli import main
 from tinyres.data.cifar import load_archive, unpack
 from tinyres.errors import CheckpointError, DataError, UsageError
 from tinyres.files import parse_json
-from tinyres.train import checkpoint, load_network
+from tinyres.train import Trainer, checkpoint, load_network
+from tinyres.train.progress import Silent
 from tinyres.weights import load_file, save_safetensors
 
 MB = 2**20
@@ -73,6 +74,13 @@ def test_a_checkpoint_gets_no_more_than_it_brings(case, tmp_path, little_memory)
     path = network_file(tmp_path / "a.safetensors", *ASKS_FOR_MUCH[case])
     with pytest.raises(CheckpointError, match="which are not those of the network that it names"):
         load_network(path)
+
+
+@pytest.mark.parametrize("head", [np.zeros((10**7, 0), np.float32), np.zeros((10**6, 1), np.uint8)])
+def test_an_import_gets_no_more_than_it_brings(head, tmp_path, little_memory, capsys):
+    save_safetensors(tmp_path / "a.safetensors", {"fc.weight": head})
+    command = ["import-weights", str(tmp_path / "a.safetensors"), "--model", "resnet20", "--out", str(tmp_path / "b")]
+    assert main(command) == 2 and "fc.weight is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "plain8", "plain20", "resnet110", "resnet164"])
@@ -166,6 +174,16 @@ def test_an_archive_with_headers_of_python_s_own_is_read(tmp_path):
     assert len(load_archive(SPEC, tmp_path).train_labels) == 100
 
 
+@pytest.mark.parametrize("file", SPEC.files)
+def test_an_unpacked_file_that_is_far_too_large_is_not_read(file, tmp_path, little_memory):
+    (tmp_path / SPEC.folder).mkdir()
+    for name, data in FILES.items():
+        (tmp_path / SPEC.folder / name).write_bytes(data)
+    os.truncate(tmp_path / SPEC.folder / file, BIG)  # which takes no place on the disk
+    with pytest.raises(DataError, match=f"{file} has 209,715,200 bytes; no such file of CIFAR has over 1,"):
+        load_archive(SPEC, tmp_path)
+
+
 def good_archive():
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -204,7 +222,7 @@ RESULT = {
     "machine": {"processor": "p", "threads": 2},
     "cases": [{"model": "resnet20", "batch": 8, "rows": [{"row": "numpy", "median_seconds": 0.5}]}],
 }
-WRONG = [None, "x", [], {}, -1, 0, float("nan"), float("inf"), 10**400, True, "\x1b[2J"]
+WRONG = [None, "x", [], {}, -1, 0, float("nan"), float("inf"), 10**400, True, "\x1b[2J", "y" * 10**5, [[[1, 2]]], [[1e39]]]
 
 
 def mutated(value, rng):
@@ -220,11 +238,25 @@ def mutated(value, rng):
     return rng.choice(WRONG)
 
 
-def test_a_mutated_benchmark_result_is_compared_or_refused(tmp_path, capsys):
+MS = [
+    {"case": "c", "kernel": "k", "model": "m", "batch": 2, "row": "r", "ms": 3.0},
+    {"model": "m", "error": "out of memory"},
+]
+RESULTS = [
+    RESULT,
+    {"benchmark": "ops", "machine": {}, "rows": [{"case": "c", "row": "r", "median_seconds": 2.0}]},
+    {"benchmark": "profile", "machine": {}, "rows": [{"kernel": "k", "seconds": 2.0}], "seconds": 1.0},
+    {"benchmark": "gpu", "machine": {}, "gpu": {}, "tiny": True, "kernels": MS[:1], "bandwidth": MS[:1], "steps": MS},
+]
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: result["benchmark"])
+def test_a_mutated_benchmark_result_is_compared_or_refused(result, tmp_path, capsys):
     path, rng = tmp_path / "a.json", random.Random(1)
-    (tmp_path / "good.json").write_text(json.dumps(RESULT))
-    for _ in range(300):
-        path.write_text(json.dumps(mutated(RESULT, rng)))
+    (tmp_path / "good.json").write_text(json.dumps(result))
+    assert main(["bench", "compare", *[str(tmp_path / "good.json")] * 2]) == 0
+    for _ in range(100):
+        path.write_text(json.dumps(mutated(result, rng)))
         for pair in ((path, tmp_path / "good.json"), (tmp_path / "good.json", path)):
             status = main(["bench", "compare", *map(str, pair)])
             printed = capsys.readouterr()
@@ -254,6 +286,33 @@ def test_a_damaged_config_does_not_stop_a_resumed_run(content, run_folder, capsy
     (run_folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert main([*RUN.split(), str(run_folder), "--resume"]) == 0, capsys.readouterr().err
     assert json.loads((run_folder / "config.json").read_text())["processes"][0]["backend"] == "numpy"
+
+
+def test_a_checkpoint_with_mutated_texts_is_used_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyres.train.folder.write_curves", lambda *_: None)
+    rng, outcomes, data = random.Random(2), set(), tr.data.shapes(n_train=16, n_test=4)
+
+    def trainer():
+        return Trainer("resnet8", data, epochs=1, batch_size=8, out=tmp_path / "run", display=Silent())
+
+    with tr.use_backend("numpy"):
+        trainer().fit()
+        file = tmp_path / "run" / "last.safetensors"
+        arrays, momentum, texts = checkpoint.read(file)
+        for _ in range(60):
+            key = rng.choice(list(texts))
+            checkpoint.write(file, arrays, momentum, {})
+            wrong = {name: json.dumps(value) for name, value in {**texts, key: mutated(texts[key], rng)}.items()}
+            everything = load_file(file)[0]
+            save_safetensors(file, everything, wrong | {"crc32": checkpoint._crc32(everything, wrong)})
+            for use in (lambda: trainer().fit(resume=True), lambda: load_network(file)):
+                try:
+                    use()
+                    outcomes.add("used")
+                except (CheckpointError, UsageError) as error:
+                    assert str(file.parent) in str(error) and len(str(error)) < 2000
+                    outcomes.add("refused")
+    assert outcomes == {"used", "refused"}
 
 
 def test_json_that_cannot_be_read_is_a_value_error():

@@ -110,12 +110,12 @@ def test_a_fifo_a_device_or_a_folder_is_refused_at_once(read, tmp_path):
 @PIPES
 def test_nothing_but_a_file_is_replaced_by_one(tmp_path):
     for path, what in no_files(tmp_path):
+        if path.is_relative_to("/dev"):
+            continue  # it would be lost if this failed
         before = path.lstat()
         with pytest.raises(OSError, match=what):
             write_atomically(path, b"new")
         assert os.path.samestat(path.lstat(), before)
-    with pytest.raises(OSError, match="device"):
-        write_atomically("/dev/null", b"new")
 
 
 @PIPES

@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{out} exists already, and nothing was changed; choose another --out")
     if min(arguments.std) <= 0:
         raise UsageError(f"--std is {arguments.std}: standard deviations must be above 0")
-    heads = [array for array in load_file(arguments.file)[0].values() if array.ndim == 2]
+    # 64 features or more reach the classes of our nets; a head with next to none could ask for any number of classes
+    heads = [array for array in load_file(arguments.file)[0].values() if array.ndim == 2 and array.shape[1] >= 16]
     classes = len(heads[0]) if len(heads) == 1 else 10
     described = network(arguments.model, arguments.shortcut) | {"num_classes": classes}
     model = models.build(**described)

@@ -123,7 +123,7 @@ def load_archive(spec: Archive, root: Path) -> Dataset:
     others: list[str] = []
     train_images, train_labels = _read_split(spec, folder, spec.train, spec.train_rows, others)
     test_images, test_labels = _read_split(spec, folder, spec.test, spec.test_rows, others)
-    classes = _plain_list(load_batch(folder / spec.meta), spec.names_key, str, spec.classes, folder / spec.meta)
+    classes = _plain_list(load_batch(folder / spec.meta, 0), spec.names_key, str, spec.classes, folder / spec.meta)
     notes = []
     if others:
         notes.append(
@@ -246,7 +246,7 @@ def _read_split(
     images, labels = [], []
     for file, md5 in files.items():
         path = folder / file
-        batch = load_batch(path)
+        batch = load_batch(path, rows)
         if md5_of(path) != md5:
             others.append(file)
         data = batch.get("data")

@@ -20,6 +20,7 @@ from tinyres.errors import DataError
 from tinyres.files import open_file
 
 MAX_BYTES = 1 << 28  # 256 MiB; the largest published file, train of CIFAR-100, has 155 MB
+SMALL = 1 << 20  # bytes beside the images
 MAX_STEPS = 1 << 19  # instructions; the same file has under 400,000
 
 _NUMBERS = {pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BININT: "<i"}
@@ -63,19 +64,21 @@ class _Array:
     value: np.ndarray | None = None
 
 
-def load_batch(source: str | Path | bytes) -> dict[str, Any]:
+def load_batch(source: str | Path | bytes, images: int | None = None) -> dict[str, Any]:
     """The dictionary in a batch or meta file of CIFAR, from its path or its bytes.
 
     Strings are ``str``, arrays are uint8 and read-only. Raises `DataError`, which names what was refused, for a file that
-    is missing, over 256 MiB, cut short, or that holds anything that the published files do not.
+    is missing, over 256 MiB or over 4 KiB for each of its ``images``, cut short, or that holds anything that the published
+    files do not.
     """
     if isinstance(source, bytes):
         return _Machine(source, "these bytes").run()
     path = Path(source)
     try:
         with open_file(path) as file:
-            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
-                raise DataError(f"{path} has {size:,} bytes; no file of CIFAR has over {MAX_BYTES:,}")
+            limit = MAX_BYTES if images is None else min(MAX_BYTES, SMALL + images * 4096)
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise DataError(f"{path} has {size:,} bytes; no such file of CIFAR has over {limit:,}")
             return _Machine(file.read(), str(path)).run()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error

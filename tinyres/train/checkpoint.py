@@ -143,5 +143,5 @@ def load_network(path: Path) -> Loaded:
 def _normaliser(value: Any) -> np.ndarray:
     array = np.asarray(value, np.float32)
     if array.ndim not in (0, 3) or not np.isfinite(array).all():
-        raise ValueError(f"shape {array.shape}")
+        raise ValueError(f"an array of shape {array.shape}, or not finite")
     return array

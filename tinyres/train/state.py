@@ -60,7 +60,7 @@ def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> Stat
     if (
         any(type(getattr(state, item.name)) is not item.type for item in fields(state))
         or not (0 <= state.epoch <= epochs and 0 <= state.step <= steps and len(state.lines) == state.epoch)
-        or not (0 <= state.wrong <= state.images and (state.images > 0) == (state.step > 0))
+        or not (0 <= state.wrong <= state.images < 2**53 and (state.images > 0) == (state.step > 0))
         or not all(math.isfinite(number) for number in (state.loss, state.seconds))
         or any(type(line) is not dict or set(line) != line_keys for line in state.lines)
         or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
