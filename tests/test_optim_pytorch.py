@@ -4,7 +4,7 @@ import functools
 import re
 import sys
 import types
-import unittest
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -18,13 +18,14 @@ OURS = {"lr", "momentum", "weight_decay", "nesterov", "dampening", "maximize", "
 
 @functools.cache
 def sgd_info():
-    """PyTorch's list of inputs. Its test tools import expecttest, which they do not need here."""
+    """PyTorch's list of inputs. Its test tools import expecttest, which they do not need here, and freeze flags."""
     if "expecttest" not in sys.modules:
         sys.modules["expecttest"] = types.ModuleType("expecttest")
         sys.modules["expecttest"].TestCase = unittest.TestCase
     import torch
-    from torch.testing._internal.common_optimizers import optim_db
 
+    with unittest.mock.patch("torch.backends.disable_global_flags"):
+        from torch.testing._internal.common_optimizers import optim_db
     return next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
 
 

@@ -49,7 +49,7 @@ def pairs():
     for name in [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]:
         yield name, positions(getattr(nn.init, name)), positions(getattr(torch.nn.init, name))
     for name in optim.__all__:
-        for room in (torch.optim, scheduler, torch.nn.utils, torch.cuda.amp):
+        for room in (torch.optim, scheduler, torch.nn.utils, torch.amp):
             if hasattr(room, name):
                 yield name, positions(getattr(optim, name)), positions(getattr(room, name))
     for name, overload in METHODS.items():
