@@ -13,6 +13,7 @@ Importing it raises ImportError or RuntimeError where it cannot run. It may also
 """
 
 import contextlib
+import difflib
 import functools
 import importlib
 import os
@@ -78,10 +79,17 @@ class Backend:
         raise AttributeError(f"the contract has no kernel {name!r}")
 
 
+def check_name(name: str) -> None:
+    """Raises `BackendError`, with the closest name if one is close, for a name that no backend has."""
+    if name not in BACKENDS:
+        close = difflib.get_close_matches(name, BACKENDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(BACKENDS)}."
+        raise BackendError(f"there is no backend {name!r}; {hint}")
+
+
 @functools.cache
 def _load(name: str) -> Backend:
-    if name not in BACKENDS:
-        raise BackendError(f"there is no backend {name!r}; there is {', '.join(BACKENDS)}.")
+    check_name(name)
     try:
         with _importing:
             return Backend(name)

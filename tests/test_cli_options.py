@@ -32,23 +32,12 @@ def small_and_here(monkeypatch, tmp_path):
         yield
 
 
+def typed(line, *more):
+    return [*line.split(), *more]
+
+
 def train(*more):
-    return main(
-        [
-            "train",
-            "--data",
-            "shapes",
-            "--model",
-            "resnet8",
-            "--backend",
-            "numpy",
-            "--epochs",
-            "1",
-            "--batch-size",
-            "8",
-            *more,
-        ]
-    )
+    return main(typed("train --data shapes --model resnet8 --backend numpy --epochs 1 --batch-size 8", *more))
 
 
 # --- names of networks -----------------------------------------------------------------------------------------------------
@@ -56,26 +45,11 @@ def train(*more):
 
 @pytest.mark.parametrize("name", ["resnet8", "plain14"])
 def test_every_command_knows_every_network(name, capsys):
-    bench = ["bench", "train", "--models", name, "--batch-sizes", "2", "--rounds", "1", "--no-torch", "--backends", "numpy"]
     for command in (
-        ["summary", name],
-        ["explain", "--model", name, "--batch-size", "4", "--backend", "numpy"],
-        bench,
-        [
-            "train",
-            "--data",
-            "shapes",
-            "--model",
-            name,
-            "--backend",
-            "numpy",
-            "--epochs",
-            "1",
-            "--batch-size",
-            "8",
-            "--out",
-            "run",
-        ],
+        typed("summary", name),
+        typed("explain --batch-size 4 --backend numpy --model", name),
+        typed("bench train --batch-sizes 2 --rounds 1 --no-torch --backends numpy --models", name),
+        typed("train --data shapes --backend numpy --epochs 1 --batch-size 8 --out run --model", name),
     ):
         assert main(command) == 0, capsys.readouterr().err
 
@@ -133,19 +107,7 @@ def test_a_result_that_cannot_be_written_is_an_error_before_it_is_measured(comma
 
 
 def test_a_result_is_written_into_a_new_folder(tmp_path, capsys):
-    bench = [
-        "bench",
-        "train",
-        "--models",
-        "plain8",
-        "--batch-sizes",
-        "2",
-        "--rounds",
-        "1",
-        "--no-torch",
-        "--backends",
-        "numpy",
-    ]
+    bench = typed("bench train --models plain8 --batch-sizes 2 --rounds 1 --no-torch --backends numpy")
     assert main([*bench, "--out", "new/a.json"]) == 0
     assert json.loads((tmp_path / "new/a.json").read_text())["cases"][0]["model"] == "plain8"
 

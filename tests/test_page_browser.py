@@ -377,3 +377,15 @@ def test_on_paper_everything_is_revealed(opened):
     assert not opened.page.locator("#bar").is_visible()
     for name in VIEWS:
         assert opened.view(name).locator(".why").is_visible()
+
+
+def test_the_walk_shows_what_the_block_computed_forward(opened):
+    opened.reveal("walk")
+    identity = opened.js("() => Data.meta.blocks.findIndex((b) => b.shortcut === 'identity')")
+    for block, count in ((identity, 3), (1, 2)):  # where the shortcut projects, x has other channels
+        opened.js("(block) => App.set({ when: 'start', block, step: 0, channel: 1 })", block)
+        opened.view("walk").locator("summary").click()
+        drawn = opened.view("walk").locator("details canvas").evaluate_all("(all) => all.map((c) => c.toDataURL())")
+        assert len(set(drawn)) == len(drawn) == count
+        open_places = opened.js("([k]) => plane(maps.start[k].arrays.z, 0, 1).values.filter((v) => v < 0).length", [block])
+        assert open_places == 0  # z comes out of a ReLU

@@ -75,9 +75,9 @@ def test_every_number_is_the_ledgers_and_the_display_follows_the_work():
         table = inflated(found["settings"]["data"], "<f4").reshape(8, 3, len(FIELDS))
         for k, row in enumerate(ledger["rows"]):
             walk, fork = found["walk"][k], found["walk"][k][-1]
-            norms = [row["lent"], row["through_branch"], row["total"]]
-            np.testing.assert_allclose(table[-1, k, :3], norms, rtol=3e-4)  # all shortcuts on
-            assert table[-1, k, 3] == pytest.approx(row["cosine"], abs=2e-3)
+            norms = [row["lent"], row["through_shortcut"], row["through_branch"], row["total"]]
+            np.testing.assert_allclose(table[-1, k, :4], norms, rtol=3e-4)  # all shortcuts on
+            assert table[-1, k, 4] == pytest.approx(row["cosine"], abs=2e-3)
             assert walk[0]["kind"] == "join" and walk[0]["name"] == f"{row['name']}.bn2"
             assert walk[0]["formula"] == "z = max(bn(x) + residual, 0)"
             met = sorted(arrival["norm"] for arrival in fork["arrivals"])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 StrPath = str | os.PathLike[str]
+EXPANSION, SMALL = 16, 1 << 20
 MAX_JSON = 1 << 20  # bytes of a file; in memory it can become thirty times as many
 
 
@@ -78,6 +79,13 @@ def _check_regular(found: os.stat_result, path: StrPath) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", os.fspath(path))
+
+
+def most_unpacked(size: int) -> int:
+    """How many bytes a packed file of ``size`` bytes may unpack to: 16 times as many, and 1 MiB for small files. Weights and
+    images stay far below that, a bomb does not.
+    """
+    return EXPANSION * size + SMALL
 
 
 def read_json(path: StrPath) -> Any:

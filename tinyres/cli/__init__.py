@@ -119,13 +119,10 @@ def check_environment() -> None:
         threads()
     except ValueError as error:
         raise UsageError(str(error)) from error
-    backend = os.environ.get("TINYRES_BACKEND")
-    if backend and backend not in dispatch.BACKENDS:
-        close = difflib.get_close_matches(backend, dispatch.BACKENDS, n=1)
-        raise UsageError(
-            f"TINYRES_BACKEND: there is no backend {backend!r}; "
-            + (f"did you mean {close[0]}?" if close else f"there is {', '.join(dispatch.BACKENDS)}")
-        )
+    try:
+        dispatch.check_name(os.environ.get("TINYRES_BACKEND") or "numpy")
+    except BackendError as error:
+        raise UsageError(f"TINYRES_BACKEND: {error}") from error
     for name in sorted(os.environ):
         if name.startswith("TINYRES_") and name not in VARIABLES:
             close = difflib.get_close_matches(name, VARIABLES, n=1)

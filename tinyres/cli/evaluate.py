@@ -2,12 +2,11 @@
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import tinyres
 from tinyres.cli.options import add_backend, add_data_dir, use, whole
-from tinyres.errors import UsageError
+from tinyres.cli.subjects import check_classes, weights_in
 from tinyres.files import printable
 
 
@@ -31,28 +30,14 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def weights_of(path: Path) -> Path:
-    """The best network of a run's folder; any other path as it is."""
-    if not path.is_dir():
-        return path
-    for name in ("best.safetensors", "last.safetensors"):
-        if (path / name).exists():
-            return path / name
-    raise UsageError(f"{path} holds no training run: there is no best.safetensors in it")
-
-
 def run(arguments: argparse.Namespace) -> None:
     from tinyres.train import evaluate, load_network, progress
 
     use(arguments.backend)
-    loaded = load_network(weights_of(Path(arguments.file)))
+    loaded = load_network(weights_in(arguments.file, "best", "last"))
     data = tinyres.data.load(arguments.data or loaded.data or "cifar10", arguments.data_dir)
     data = data.limit(test=arguments.limit_test)
-    if loaded.network["num_classes"] != len(data.classes):
-        raise UsageError(
-            f"{arguments.file} tells {loaded.network['num_classes']} classes apart and {data.name} has "
-            f"{len(data.classes)}; choose the data set on which it was trained with --data"
-        )
+    check_classes(arguments.file, loaded.network, data)
     if loaded.data and loaded.data != data.name:
         print(f"note: the network was trained on {printable(loaded.data)}, and its images are normalised as there")
     for note in data.notes:

@@ -10,7 +10,7 @@ import numpy as np
 
 import tinyres
 from tinyres.cli.options import network
-from tinyres.data import Dataset, Loader, normalisation
+from tinyres.data import Dataset, first_batch, normalisation
 from tinyres.errors import UsageError
 from tinyres.files import printable, read_json
 from tinyres.nn import Module
@@ -36,8 +36,7 @@ class Subject(NamedTuple):
         images, labels = self.data.train_images, self.data.train_labels
         if count > len(labels):
             raise UsageError(f"--batch-size {count}: {self.data.name} has {len(labels)} training images")
-        how: dict[str, Any] = {"shuffle": False, "augment": False, "mean": self.mean, "scale": self.scale}
-        return next(iter(Loader(images[:count], labels[:count], count, **how)))
+        return first_batch(images, labels, count, self.mean, self.scale)
 
 
 def subject(arguments: argparse.Namespace) -> Subject:
@@ -77,21 +76,34 @@ def at_the_start(
 def from_file(arguments: argparse.Namespace, place: str, data: Dataset | None = None) -> Subject:
     from tinyres.train import load_network
 
-    folder = Path(place)
-    file = folder / "last.safetensors" if folder.is_dir() else folder
-    if folder.is_dir() and not file.exists():
-        raise UsageError(f"{place} holds no training run: there is no {file.name} in it")
+    file = weights_in(place, "last")
     loaded = load_network(file)
     data = data or load_data(arguments, loaded.data or "shapes")
-    classes = loaded.network["num_classes"]
-    if classes != len(data.classes):
-        raise UsageError(
-            f"{file} tells {classes} classes apart and {data.name} has {len(data.classes)}; choose the data set on which it "
-            "was trained with --data"
-        )
-    seed = run_seed(folder) if arguments.seed is None else arguments.seed
+    check_classes(file, loaded.network, data)
+    seed = run_seed(Path(place)) if arguments.seed is None else arguments.seed
     name, state = loaded.network["name"], f"of {place}"
     return Subject(name, state, loaded.model, loaded.network, data, loaded.mean, loaded.scale, None, seed)
+
+
+def weights_in(place: str, *names: str) -> Path:
+    """A file of weights as it is; of a run's folder, the first that is there of the files of these names."""
+    path = Path(place)
+    if not path.is_dir():
+        return path
+    files = [path / f"{name}.safetensors" for name in names]
+    found = next((file for file in files if file.exists()), None)
+    if found is None:
+        raise UsageError(f"{place} holds no training run: there is no {files[0].name} in it")
+    return found
+
+
+def check_classes(file: str | Path, network: dict[str, Any], data: Dataset) -> None:
+    """Raises `UsageError` for a network that tells apart other classes than ``data`` has."""
+    if network["num_classes"] != len(data.classes):
+        raise UsageError(
+            f"{file} tells {network['num_classes']} classes apart and {data.name} has {len(data.classes)}; choose the data "
+            "set on which it was trained with --data"
+        )
 
 
 def load_data(arguments: argparse.Namespace, default: str) -> Dataset:

@@ -6,12 +6,12 @@ from typing import NamedTuple
 from tinyres.data.cifar import ARCHIVES, data_root, find_folder, load_cifar
 from tinyres.data.dataset import Dataset
 from tinyres.data.download import get
-from tinyres.data.loader import Loader, normalisation
+from tinyres.data.loader import Loader, first_batch, normalisation
 from tinyres.data.shapes import shapes
 from tinyres.errors import DataError, UsageError
 from tinyres.files import shown
 
-__all__ = ["NAMES", "Dataset", "Entry", "Loader", "available", "get", "load", "normalisation", "shapes"]
+__all__ = ["NAMES", "Dataset", "Entry", "Loader", "available", "first_batch", "get", "load", "normalisation", "shapes"]
 
 _DESCRIPTIONS = {
     "cifar10": "60,000 photographs in 10 classes, 32x32 (Krizhevsky 2009)",

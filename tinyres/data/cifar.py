@@ -15,10 +15,9 @@ import numpy as np
 from tinyres.data.dataset import Dataset
 from tinyres.data.unpickle import MAX_BYTES, load_batch
 from tinyres.errors import DataError
-from tinyres.files import open_file, shown, write_atomically
+from tinyres.files import EXPANSION, most_unpacked, open_file, shown, write_atomically
+from tinyres.kernels.arrays import ceil_div
 
-# A published archive unpacks to 1.1 times its size. One that goes beyond this, with 1 MiB to spare for small ones, is none.
-EXPANSION, SMALL = 16, 2**20
 MAX_HEADER = 2**16  # bytes of what extends a member's header; a path of 4,096 bytes is the longest that systems take
 _EXTENDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
@@ -154,7 +153,7 @@ def unpack(spec: Archive, archive: Path, root: Path) -> Path:
     again = f"remove it and run `tinyres data get {spec.name}`"
     try:
         with open_file(archive) as packed, gzip.GzipFile(fileobj=packed) as unpacked:
-            stream = _Bounded(unpacked, EXPANSION * os.fstat(packed.fileno()).st_size + SMALL)
+            stream = _Bounded(unpacked, most_unpacked(os.fstat(packed.fileno()).st_size))
             while member := _next_member(stream):
                 file = names.get(member.name.removeprefix("./"))
                 if file is None:
@@ -236,7 +235,7 @@ def _header(stream: _Bounded) -> tarfile.TarInfo | None:
 
 
 def _padded(size: int) -> int:
-    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return ceil_div(size, tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _read_split(

@@ -173,3 +173,9 @@ def _fitting(name: str, value: np.ndarray | float, images: np.ndarray) -> np.nda
 def _generator(seed: int, *position: int) -> np.random.Generator:
     # Through spawn_key: a bare list of entropy is padded with zeros, so [seed, epoch] and [seed, epoch, 0] are the same.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=position))
+
+
+def first_batch(images: np.ndarray, labels: np.ndarray, count: int, mean: np.ndarray, scale: np.ndarray) -> Batch:
+    """The first ``count`` images, normalised as a `Loader` does it but not augmented, and their labels."""
+    images, labels = images[:count], labels[:count]
+    return next(iter(Loader(images, labels, count, shuffle=False, augment=False, mean=mean, scale=scale)))

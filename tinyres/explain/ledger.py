@@ -190,7 +190,7 @@ def _row(join: Join, arrived: dict[Any, Array], seen: Seen, arrays: bool, all_pr
     z, error = rectified(node), words.largest(dx - (a + b)) / (words.largest(dx) or 1.0)
     both = norm(a) * norm(b)
     shortcut = _projection(join, arrived)
-    said = words.verdict(dx, a, b, (to_branch, sent[join.branch]), (ds, sent[join.shortcut]))
+    said = words.verdict(dx, a, b, error, (to_branch, sent[join.branch]), (ds, sent[join.shortcut]))
     return Row(
         name=seen.block(join.node),
         shortcut="C" if all_project and shortcut == "B" else shortcut,

@@ -19,10 +19,11 @@ def largest(array: Array) -> float:
     return float(abs(array.astype(np.float64)).max()) if array.size else 0.0
 
 
-def verdict(dx: Array, a: Array, b: Array, branch: tuple[Array, Array], shortcut: tuple[Array, Array]) -> str:
+def verdict(dx: Array, a: Array, b: Array, error: float, branch: tuple[Array, Array], shortcut: tuple[Array, Array]) -> str:
     """Whether dx = a + b, what came through the shortcut and through the branch; and if not, why.
 
-    ``branch`` and ``shortcut`` are what the join must send to that side, and what it sends.
+    ``error`` is how far a + b is from dx, in parts of its largest element. ``branch`` and ``shortcut`` are what the join
+    must send to that side, and what it sends.
     """
     to_branch, to_shortcut = _compare(*branch), _compare(*shortcut)
     if to_branch or to_shortcut:
@@ -31,7 +32,6 @@ def verdict(dx: Array, a: Array, b: Array, branch: tuple[Array, Array], shortcut
         else:
             said = ", and ".join(f"sends to the {side} {what}" for side, what in _sides(to_branch, to_shortcut) if what)
         return f"does not add up: the join {said}"
-    error = largest(dx - (a + b)) / (largest(dx) or 1.0)
     if error == 0:
         return "adds up to the last bit"
     if error < ROUNDING:

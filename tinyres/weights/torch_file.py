@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tinyres.errors import CheckpointError
-from tinyres.files import shown
+from tinyres.files import EXPANSION, SMALL, most_unpacked, shown
 from tinyres.weights.common import STORED, decode
 from tinyres.weights.state_pickle import NOT_PLAIN, PickleReader, Storage, TensorRecord
 
@@ -27,9 +27,6 @@ MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
 # Where training scripts keep the state dict, beside the epoch, the optimizer and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "params", "weights")
-# A file may not expand to more than 16 times its own size (plus 1 MiB, for small files): compressed entries and tensors
-# that share a storage stay far below that, a zip bomb does not.
-EXPANSION, SMALL = 16, 2**20
 
 # What `zipfile` raises for a damaged archive.
 _ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError, OSError, zlib.error, struct.error)
@@ -42,7 +39,7 @@ def parse_torch(data: bytes) -> dict[str, np.ndarray]:
     Raises `CheckpointError` if the file is damaged, holds no state dict, or asks for code to be run.
     """
     content, storages = _parse_zip(data) if data[:2] == b"PK" else _parse_old(data)
-    arrays, size, limit = {}, 0, EXPANSION * len(data) + SMALL
+    arrays, size, limit = {}, 0, most_unpacked(len(data))
     for name, record in find_state_dict(content).items():
         try:
             arrays[name] = _array(record, storages)
@@ -102,7 +99,7 @@ def _parse_zip(data: bytes) -> tuple[object, Mapping[str, memoryview]]:
     pickles = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(f"a zip archive with {len(pickles)} entries data.pkl: not written by torch.save")
-    if sum(entry.file_size for entry in entries) > EXPANSION * len(data) + SMALL:
+    if sum(entry.file_size for entry in entries) > most_unpacked(len(data)):
         raise CheckpointError(f"its zip entries are more than {EXPANSION} times as large as the file: refused")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.NameToInfo and _read_entry(archive, f"{folder}byteorder") != b"little":

@@ -13,7 +13,7 @@ import numpy as np
 
 import tinyres as tr
 from tinyres import functional as F
-from tinyres.data import Dataset, Loader
+from tinyres.data import Dataset, first_batch
 from tinyres.errors import UsageError
 from tinyres.explain.ledger import gradient_ledger
 from tinyres.explain.page import depth, maps, pack, steps
@@ -26,6 +26,7 @@ from tinyres.explain.watch import watch
 from tinyres.models import BasicBlock
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
+from tinyres.train import evaluate
 
 TESTED = 256  # images for the test errors
 DEPTHS = ("plain20", "resnet20", "plain56", "resnet56", "plain110", "resnet110")
@@ -53,6 +54,12 @@ class Job(NamedTuple):
     batch: int = 16
     seed: int = 0
     quick: bool = False
+
+    def train_batch(self, count: int) -> Batch:
+        return first_batch(self.data.train_images, self.data.train_labels, count, self.mean, self.scale)
+
+    def test_batch(self, count: int) -> Batch:
+        return first_batch(self.data.test_images, self.data.test_labels, count, self.mean, self.scale)
 
 
 Display = Callable[[str, int, int, float | None], None]  # what is being done, its steps done and in all, seconds left
@@ -89,10 +96,9 @@ def collect(job: Job, display: Display = lambda *now: None) -> dict[str, Any]:
     trained = {network["name"]: _trained(job, network, progress) for network in networks}
     end = trained[job.network["name"]]
     models = {"start": start, "trained": end}
-    step = _batch(job, job.data.train_images, job.data.train_labels, job.batch)
-    tested = _batch(job, job.data.test_images, job.data.test_labels, TESTED)
+    step = job.train_batch(job.batch)
     _, found = maps.passes(start, *step)
-    states = {when: _state(job, model, step, tested, wanted, when, progress) for when, model in models.items()}
+    states = {when: _state(job, model, step, wanted, when, progress) for when, model in models.items()}
     blocks = [
         {"name": row["name"], "shortcut": row["shortcut"], "channels": one.back.dz.shape[1], "size": one.back.dz.shape[2]}
         for row, one in zip(states["start"]["ledger"], found, strict=True)
@@ -102,7 +108,7 @@ def collect(job: Job, display: Display = lambda *now: None) -> dict[str, Any]:
         "meta": _meta(job) | {"blocks": blocks},
         "images": [_image(job, i) for i in range(job.images)],
         "states": states,
-        "lesions": lesions(end, *tested, cuts, progress.phase()),
+        "lesions": lesions(end, *job.test_batch(TESTED), cuts, progress.phase()),
         "depth": _depth(job, seeds, trained, progress),
         "shipped": _shipped(job, progress),
     }
@@ -150,11 +156,11 @@ def _without_shortcuts(network: dict[str, Any], chain: Chain) -> list[dict[str, 
     return [{"name": network["name"].replace("resnet", "plain"), "num_classes": network["num_classes"]}]
 
 
-def _state(
-    job: Job, model: Module, step: Batch, tested: Batch, wanted: list[int], when: str, progress: Progress
-) -> dict[str, Any]:
+def _state(job: Job, model: Module, step: Batch, wanted: list[int], when: str, progress: Progress) -> dict[str, Any]:
     """What one step of the network shows."""
     loss, found = maps.passes(model, *step)
+    images, labels = job.data.test_images[:TESTED], job.data.test_labels[:TESTED]
+    tested = evaluate(model, images, labels, job.mean, job.scale)
     shown = maps.block_maps(found, job.images)
     own = copy.deepcopy(model).train()  # the running statistics of ``model`` stay as they are
     with watch(own) as seen:
@@ -162,7 +168,7 @@ def _state(
     ledger = gradient_ledger(model, step).json()
     return {
         "loss": pack.digits(loss),
-        "accuracy": accuracy(model, *tested),
+        "accuracy": 1 - tested.error / 100,
         "ledger": ledger["rows"],
         "paths": ledger["paths"],
         "settings": {
@@ -178,7 +184,7 @@ def _state(
 
 def _depth(job: Job, seeds: range, trained: dict[str, Module], progress: Progress) -> dict[str, Any]:
     """Norms by depth: of nets at the start, of the trained ones, and of fully connected ones by their gain."""
-    x, y = _batch(job, job.data.train_images, job.data.train_labels, depth.BATCH)
+    x, y = job.train_batch(depth.BATCH)
     found = []
     for name in DEPTHS:
         on_done = progress.phase()
@@ -201,25 +207,9 @@ def _shipped(job: Job, progress: Progress) -> dict[str, Any]:
     on_done = progress.phase()
     tr.manual_seed(job.seed)
     model = tr.models.build(DEEP_NET, num_classes=len(job.data.classes))
-    ledger = gradient_ledger(model, _batch(job, job.data.train_images, job.data.train_labels, job.batch), paths=True)
+    ledger = gradient_ledger(model, job.train_batch(job.batch), paths=True)
     on_done()
     return {DEEP_NET: ledger.json()["paths"]}
-
-
-def accuracy(model: Module, images: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images that the network puts into the right class, in evaluation mode."""
-    chain = Chain(model, training=False)
-    with tr.no_grad():
-        x = chain.stem(images)
-        for block in chain.blocks:
-            x = block.run(x).z.data
-        return float(np.mean(chain.logits(x).argmax(1) == labels))
-
-
-def _batch(job: Job, images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first ``count`` images, normalised as in training, and their labels."""
-    images, labels = images[:count], labels[:count]
-    return next(iter(Loader(images, labels, count, shuffle=False, augment=False, mean=job.mean, scale=job.scale)))
 
 
 def _meta(job: Job) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from tinyres.explain.page import pack
 from tinyres.explain.trace import Step, norm
 
 BACKWARD = re.compile(r"\bd[a-z]+(?:\[[^\]]*\])? +\+?= .*")  # in a docstring: dx = ...
-STAGES = {"BatchNormAddReLU": ["BatchNorm", "Add", "ReLU"], "AddReLU": ["Add", "ReLU"]}  # one pass of a kernel, forward
 
 
 def walk(trace: Sequence[Step], blocks: Sequence[str]) -> list[list[dict[str, Any]]]:
@@ -35,7 +34,6 @@ def _step(step: Step) -> dict[str, Any]:
         "shape": list(step.shape),
         "formula": re.split(r"\s{3}|: |\.\s", text.splitlines()[0])[0],
         "backward": [re.sub(r" {2,}", "  ", line).rstrip() for line in BACKWARD.findall(text)],
-        "stages": STAGES.get(step.op, []),
         "arrivals": [{"from": arrival.source, "norm": pack.digits(norm(arrival.array))} for arrival in step.arrivals],
         "sends": [{"input": send.input, "to": send.target, "norm": pack.digits(norm(send.array))} for send in step.sends],
     }

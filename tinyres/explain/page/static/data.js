@@ -11,7 +11,7 @@ async function inflate(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Numbers of every setting of the shortcuts that was computed: settings.start.get(mask)[block] -> {lent, branch, total, cosine}
+// Numbers of every setting of the shortcuts that was computed: settings.start.get(mask)[block] -> {lent, shortcut, branch, total, cosine}
 const settings = { start: new Map(), trained: new Map() };
 // maps.start[block] -> {channels, inputs, arrays: {x, branch, z, dz, back, dx}}; an array has shape, scale, values (int8)
 const maps = { start: [], trained: [] };
@@ -26,8 +26,8 @@ async function unpack() {
     packed.masks.forEach((mask, row) => {
       const blocks = [];
       for (let k = 0; k < COUNT; k++) {
-        const number = (field) => view.getFloat32(4 * ((row * COUNT + k) * 4 + field), true);
-        blocks.push({ lent: number(0), branch: number(1), total: number(2), cosine: number(3) });
+        const number = (field) => view.getFloat32(4 * ((row * COUNT + k) * packed.fields.length + field), true);
+        blocks.push({ lent: number(0), shortcut: number(1), branch: number(2), total: number(3), cosine: number(4) });
       }
       settings[when].set(mask, blocks);
     });
@@ -62,15 +62,6 @@ function plane(array, image, channel) {
   return { height, width, values };
 }
 
-// What comes back through the shortcut: from |a + b|, |b| and the cosine of the angle between a and b.
-function throughShortcut(k, mask, one) {
-  if (!(mask & (1 << k))) return 0;
-  if (Data.meta.blocks[k].shortcut === "identity") return one.lent;
-  const cosine = Number.isNaN(one.cosine) ? 0 : one.cosine;
-  const inside = one.branch ** 2 * (cosine ** 2 - 1) + one.total ** 2;
-  return Math.max(0, Math.sqrt(Math.max(0, inside)) - one.branch * cosine);
-}
-
 // The ledger's rows at a setting; those of all shortcuts on are the engine's own.
 function rowsAt(when, mask) {
   if (mask === ALL_ON) {
@@ -80,9 +71,8 @@ function rowsAt(when, mask) {
   }
   const found = settings[when].get(mask);
   return found && found.map((one, k) => {
-    const shortcut = throughShortcut(k, mask, one);
     const on = Boolean(mask & (1 << k));
-    return { ...one, shortcut, ratio: on ? one.branch / shortcut : null, cosine: on ? one.cosine : null };
+    return { ...one, ratio: on ? one.branch / one.shortcut : null, cosine: on ? one.cosine : null };
   });
 }
 

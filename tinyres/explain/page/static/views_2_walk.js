@@ -45,9 +45,16 @@
       formula("ds = dz where z > 0, else 0", "d", "s", "=", "d", "z", "\u00b7", "[", "z", ">", "0", "]"),
       h("div", { class: "maps" }, figure(map(m.dz, m.scale, "dz, what arrives", pick), "dz arrives"), figure(map({ ...m.z, values: m.z.values.map((v) => (v > 0 ? 0 : 0.35)) }, 1, "where the ReLU is closed", pick), "tinted: z = 0, closed"),
         figure(map(m.ds, m.scale, "ds, lent to both sides", pick), "ds, to both wires")),
-      colourKey(m.scale), readout,
+      colourKey(m.scale), readout, forwardMaps(),
       h("ul", { class: "cells" }, cells.map((c) => h("li", {}, `image ${c.place[0] + 1}, channel ${c.place[1]}, row ${c.place[2]}, column ${c.place[3]}: dz = `, num(c.dz), ", z = ", num(c.z), c.z > 0 ? ", open: ds = " : ", closed: ds = ", num(c.ds)))),
     ];
+  }
+  function forwardMaps() { // what the block computed: z = relu(F(x) + s(x))
+    const m = maps[App.when][App.block].arrays, scale = Math.max(m.branch.scale, m.z.scale);
+    const one = (array, label) => figure(map(plane(array, App.image, App.channel), scale, label), label);
+    const input = block().shortcut === "identity" ? [one(m.x, "x, the input")] : [];
+    return h("details", {}, h("summary", {}, "What this block computed, forward"),
+      h("div", { class: "maps" }, ...input, one(m.branch, "F(x), from the branch"), one(m.z, "z, after the join")), colourKey(scale));
   }
   function forkDetail() {
     const m = forkMaps(), cell = Data.states[App.when].cells[App.block].fork[App.image];
@@ -89,7 +96,7 @@
     if (maps[App.when].length === 0) return;
     const atFork = App.step === last(), m = maps[App.when][App.block], names = atFork ? m.inputs : m.channels;
     channels.replaceChildren(...names.map((c, i) => h("option", { value: i, selected: i === App.channel }, `channel ${c}`)));
-    const off = without.getAttribute("aria-pressed") === "true" && Boolean(block());
+    const off = without.getAttribute("aria-pressed") === "true";
     steps.replaceChildren(...walk().map((step, i) => h("li", {}, h("button", { type: "button", "aria-pressed": String(i === App.step), onclick: () => App.set({ step: i }) },
       h("b", {}, i === last() ? "the input" : inside(step)), h("span", { class: "muted" }, i === last() ? "two cotangents meet" : step.kind === "join" ? "ReLU, add, batch norm" : step.op)))));
     const step = walk()[App.step];

@@ -43,9 +43,7 @@
         const on = Boolean(App.mask & (1 << k)), b = Data.meta.blocks[k];
         const words = b.shortcut === "identity" ? b.name : `${b.name} (${b.shortcut})`;
         const switched = h("button", { type: "button", role: "switch", "aria-checked": String(on), class: "switch", disabled: !open, "aria-label": `shortcut of ${words}`, "data-block": k, onclick: () => App.set({ mask: App.mask ^ (1 << k), block: k }) }, words);
-        const row = h("div", { class: `row ${k === App.block && open ? "chosen" : ""}`, "data-row": k }, switched, marks(r, place, words, on), h("span", { class: "cell" }, fixed(r.ratio)), h("span", { class: "cell" }, fixed(r.cosine)));
-        row.values = r;
-        return row;
+        return h("div", { class: `row ${k === App.block && open ? "chosen" : ""}`, "data-row": k }, switched, marks(r, place, words, on), h("span", { class: "cell" }, fixed(r.ratio)), h("span", { class: "cell" }, fixed(r.cosine)));
       }).reverse());
     const ratio = rows[0].total / first(App.when, ALL_ON);
     says.replaceChildren("|dx| at the first block: ", num(rows[0].total), App.mask === ALL_ON ? ", with all shortcuts on." : `, ${times(ratio)} than with all on.`);
@@ -79,5 +77,4 @@
   one.why.append(`At the start the two parts stand at right angles to each other (cosines near 0), so their squares add: with batch norm, every block makes the gradient larger on its way down. A shortcut does not rescue a vanishing gradient here; it keeps a growing one in bounds, since the batch norm of each branch divides by a signal that has grown.`,
     formula("|dx| squared = |a| squared + |b| squared", m("msup", m("mrow", "|", "d", "x", "|"), "2"), "\u2248", m("msup", m("mrow", "|", jacobian("s"), "d", "s", "|"), "2"), "+", m("msup", m("mrow", "|", jacobian("F"), "d", "s", "|"), "2")));
   App.watch(() => show());
-  globalThis.ledgerReady = show;
 }
