@@ -88,14 +88,14 @@ def most_unpacked(size: int) -> int:
     return EXPANSION * size + SMALL
 
 
-def read_json(path: StrPath) -> Any:
-    """What a JSON file of at most 1 MiB holds. Raises OSError, and ValueError for a file that is larger, is not JSON or is
-    nested too deep.
+def read_json(path: StrPath, most: int = MAX_JSON) -> Any:
+    """What a JSON file of at most ``most`` bytes holds, by default 1 MiB. Raises OSError, and ValueError for a file that is
+    larger, is not JSON or is nested too deep.
     """
     with open_file(path) as file:
-        content = file.read(MAX_JSON + 1)
-    if len(content) > MAX_JSON:
-        raise ValueError(f"it has more than {MAX_JSON:,} bytes")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
     return parse_json(content)
 
 

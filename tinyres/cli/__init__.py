@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import tinyres
-from tinyres.cli import bench, data, evaluate, explain, importing, info, summary, train, where
+from tinyres.cli import bench, data, evaluate, explain, importing, info, lab, summary, train, where
 from tinyres.errors import TinyresError, UsageError
 from tinyres.files import printable
 from tinyres.kernels import dispatch
@@ -28,7 +28,7 @@ VARIABLES = (
     *("TINYRES_CHROMIUM", "TINYRES_EXACT", "TINYRES_PRETRAINED"),  # of the tests
 )
 MAX_LINE = 3000  # characters; a file can hold any number of names that do not fit
-COMMANDS = (train, evaluate, explain, info, data, importing, summary, where, bench)
+COMMANDS = (train, evaluate, explain, lab, info, data, importing, summary, where, bench)
 
 
 class Help(argparse.HelpFormatter):

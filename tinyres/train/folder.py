@@ -29,6 +29,32 @@ from tinyres.train.curves import write_curves
 CURVES_EVERY = 30.0  # seconds; drawing takes one
 
 
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Holds a lock on the folder, which the system lets go of when the process ends, however it ends.
+
+    Raises `UsageError` if another process has it; ``doing`` says what that does there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is {doing} in {folder}, and nothing was changed; wait for it, or choose another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 class RunFolder:
     """Makes the folder and knows the files in it."""
 
@@ -68,34 +94,11 @@ class RunFolder:
         if odd := [file.name for file in files if file.exists() and not file.is_file()]:
             raise UsageError(f"{self.path}: {', '.join(odd)} is a folder, a pipe or a device, and the run would write there")
         self.path.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with locked(self.path, "training"):
             for file in files:
                 for left in self.path.glob(f".{file.name}.*.tmp"):  # left by a process that was killed while it wrote
                     left.unlink(missing_ok=True)
             yield
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Holds a lock on the folder, which the system lets go of when the process ends, however it ends."""
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            yield
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"another process is training in {self.path}, and nothing was changed; wait for it, or choose another "
-                    "folder"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-            yield
-        finally:
-            os.close(handle)
 
     def other_process(self) -> str:
         """What was different when the last process worked here, and may show in the last bits of a sum; "" if nothing."""

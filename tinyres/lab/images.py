@@ -1,0 +1,90 @@
+"""The images of the labs, small enough for a laptop, and training on them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import tinyres as tr
+from tinyres.data import Dataset, first_batch, normalisation
+from tinyres.errors import NonFiniteError, UsageError
+from tinyres.lab.experiment import Config
+from tinyres.nn import Module
+from tinyres.train import Trainer
+from tinyres.train.progress import Silent
+
+
+@functools.lru_cache(maxsize=2)
+def load(data: str) -> Dataset:
+    return tr.data.load(data)
+
+
+def batch(data: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first training images of a data set, normalised, and their labels."""
+    found = load(data)
+    mean, scale = normalisation(found.train_images, per="channel", divide_std=True)
+    return first_batch(found.train_images, found.train_labels, count, mean, scale)
+
+
+def shrunk(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (N, C, H, W) -> (N, C, size, size), by the means of squares of pixels."""
+    n, c, h, w = images.shape
+    if h % size or w % size:
+        raise UsageError(f"size: images of {h} x {w} pixels cannot be shrunk to {size} x {size}; it must divide both")
+    if h == w == size:
+        return images
+    return np.rint(images.reshape(n, c, size, h // size, size, w // size).mean((3, 5))).astype(np.uint8)
+
+
+def small(config: Config, seed: int = 0) -> Dataset:
+    """The data set of a configuration: its ``images`` first images and ``test`` test images, ``size`` pixels wide. With
+    ``shuffle_labels`` the labels are those of other images, by ``seed``: there is nothing to learn but by heart.
+    """
+    found = load(config["data"]).limit(config["images"], config["test"])
+    found = replace(
+        found, train_images=shrunk(found.train_images, config["size"]), test_images=shrunk(found.test_images, config["size"])
+    )
+    if config.get("shuffle_labels"):
+        random = np.random.default_rng(seed)
+        found = replace(found, train_labels=random.permutation(found.train_labels))
+    return found
+
+
+def trained(
+    model: Module | str | dict[str, Any], data: Dataset, seed: int, config: Config, lr: float | None = None
+) -> Trainer:
+    """A finished training run by the configuration's ``recipe``, ``epochs``, ``batch``, ``lr`` and ``augment``.
+
+    Its lines are empty if a loss or a gradient was not finite.
+    """
+    trainer = Trainer(
+        model,
+        data,
+        config["recipe"],
+        epochs=config["epochs"],
+        batch_size=config["batch"],
+        lr=config["lr"] if lr is None else lr,
+        seed=seed,
+        augment=config["augment"],
+        display=Silent(),
+    )
+    try:
+        trainer.fit()
+    except NonFiniteError:
+        trainer.state.lines.clear()
+    return trainer
+
+
+def curve(trainer: Trainer) -> dict[str, Any]:
+    """What a run leaves: the training loss and error by epoch, and at the end the test error, in per cent."""
+    lines = trainer.state.lines
+    return {
+        "train_loss": [line["train_loss"] for line in lines],
+        "train_error": [line["train_error"] for line in lines],
+        "test_error": lines[-1]["test_error"] if lines else None,
+        "last_loss": lines[-1]["train_loss"] if lines else None,
+        "last_error": lines[-1]["train_error"] if lines else None,
+    }
