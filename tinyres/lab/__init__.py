@@ -9,18 +9,7 @@ from tinyres.errors import UsageError
 from tinyres.lab.experiment import Lab
 
 # in the order in which to read them; each is the class of this name in the module of this name
-NAMES = (
-    "which-way",
-    "degradation",
-    "shortcuts",
-    "identity",
-    "shattered",
-    "relu-collapse",
-    "responses",
-    "lesion",
-    "landscape",
-    "depth",
-)
+NAMES = ("which-way",)
 
 
 def find(name: str) -> Lab:

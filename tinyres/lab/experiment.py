@@ -1,4 +1,4 @@
-"""What a lab is: claims of papers, the runs that test them, and the rules, fixed beforehand, that turn numbers into verdicts."""
+"""What a lab is: claims of papers, the runs that test them, and rules, fixed beforehand, that make verdicts of numbers."""
 
 from __future__ import annotations
 

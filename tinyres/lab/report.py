@@ -128,7 +128,8 @@ def html_report(results: Sequence[tuple[Lab, dict[str, Any], bytes]]) -> str:
     title = "What residual networks are said to do, and what they did here"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
@@ -145,7 +146,7 @@ def markdown_report(results: Sequence[tuple[Lab, dict[str, Any]]], folders: dict
 INTRODUCTION = """\
 The ideas behind residual networks are claims. Each lab makes an experiment of one: `tinyres lab NAME` runs it, in minutes on
 a laptop, and writes the figure, the numbers, and a verdict for each claim. The rule that decides was fixed before the runs,
-and is code. A difference counts if Student's 95 % confidence interval for it, over the seeds, does not hold zero. A rule with
-several checks holds if all are met, does not hold if one is contradicted, and else is not decided. A verdict is about the
-scale at which it was found: `--scale full` comes as near to the papers as it can, and wants a GPU or patience.
+and is code. A difference counts if Student's 95 % confidence interval for it, over the seeds, does not hold zero. A claim
+holds if all checks of its rule are met, does not hold if one is contradicted, and else is not decided. A verdict is about
+the scale at which it was found: `--scale full` comes as near to the papers as it can, and wants a GPU or patience.
 `tinyres lab all --html report.html` runs all labs."""

@@ -30,7 +30,7 @@ def residual(numbers: Numbers) -> list[Check]:
 
 
 def without(numbers: Numbers) -> list[Check]:
-    """Without batch norm: gradients of plain nets do all three; those of residual ones explode where plain ones are level."""
+    """Without batch norm: plain nets' gradients do all three; residual ones' explode where plain ones' are level."""
     return [
         below("plain, gain 0.5, vanishes", numbers["plain, gain 0.5"], 1 / LEVEL),
         above("plain, gain 1, does not vanish", numbers["plain, gain 1"], 1 / LEVEL),
@@ -60,8 +60,8 @@ class WhichWay(Lab):
             residual,
         ),
         Claim(
-            "Without batch norm all three happen: gradients of plain nets vanish or explode with the size of the weights, and "
-            "shortcuts alone make one explode that was level without them.",
+            "Without batch norm all three happen: the gradient of a plain net vanishes or explodes with the size of its "
+            "weights, and shortcuts alone make one explode that was level without them.",
             "He et al. 2015, arXiv 1502.01852, section 2.2; Zhang et al. 2019 (Fixup), arXiv 1901.09321, section 2",
             f"level means a factor per block between 1 / {LEVEL} and {LEVEL}: plain nets of gain 0.5, 1 and 2 are below, "
             "within and above it, residual ones of gain 1 above it, and no longer if their branches are divided by the root "
@@ -71,13 +71,13 @@ class WhichWay(Lab):
     )
     method = (
         "Gradient norm at the input of the first block over that at the last, at the start of training; per block, as a "
-        "geometric mean. With batch norm: the CIFAR nets of {depths} layers, one batch of {batch} images of `{data}`. Without: "
-        "fully connected nets of {blocks} blocks of two layers, 64 wide, on random inputs; `gain` multiplies the weights of "
+        "geometric mean. With batch norm: the CIFAR nets of {depths} layers, one batch of {batch} images of `{data}`. "
+        "Without: fully connected nets of {blocks} blocks of two layers, 64 wide, on random inputs; `gain` multiplies the weights of "
         "each block's second layer, which begin with He's initialisation."
     )
     differs = (
-        "The theory is about infinitely wide nets and one layer at a time; here the nets are 16 to 64 channels wide, and the "
-        "factor is a mean over blocks. All is at the start: gradients of trained nets are more even (`tinyres explain RUN`)."
+        "The theory is about infinitely wide nets and one layer at a time; here the nets are 16 to 64 channels wide, and "
+        "the factor is a mean over blocks. All is at the start: gradients of trained nets are more even (`tinyres explain RUN`)."
     )
     scales: ClassVar = {
         "quick": {"depths": [20, 56, 110], "batch": 32, "data": "shapes", "blocks": 30},
