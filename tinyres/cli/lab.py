@@ -1,6 +1,7 @@
 """``tinyres lab``: the claims of papers, each as an experiment with a verdict."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -121,20 +122,27 @@ def show_list() -> None:
     Console(highlight=False, markup=False).print(table)
 
 
+def cells(number: dict[str, Any]) -> list[str]:
+    """Mean and standard deviation; one seed has none."""
+    from tinyres.lab.statistics import digits
+
+    middle = digits(math.nan if number["mean"] is None else number["mean"])
+    return [middle, "" if number["sd"] is None else digits(number["sd"])]
+
+
 def show(name: str, result: dict[str, Any]) -> None:
     """The numbers and the verdicts, on the terminal."""
     from rich.console import Console
     from rich.table import Table
 
     from tinyres.lab.report import MARKS
-    from tinyres.lab.statistics import digits
 
     console = Console(highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head in (f"{name}, {result['scale']} scale, {result['seeds']} seeds", "mean", "sd"):
         table.add_column(head, justify="left" if table.columns == [] else "right")
     for label, number in result["numbers"].items():
-        table.add_row(label, *(digits(float("nan") if number[k] is None else number[k]) for k in ("mean", "sd")))
+        table.add_row(label, *cells(number))
     console.print(table)
     for claim in result["claims"]:
         console.print(f"\n{claim['claim']} ({claim['source']})", style="bold")

@@ -23,6 +23,7 @@ import numpy as np
 from tinyres.errors import TinyresError, UsageError
 from tinyres.kernels import dispatch
 from tinyres.lab.experiment import Config, Lab, Run, Setting
+from tinyres.lab.images import checkpoints_in
 from tinyres.train.progress import Silent
 
 RETRIES = 3  # of a run whose process was killed
@@ -37,6 +38,7 @@ class Task(NamedTuple):
     seed: int
     config: Config
     backend: str
+    keep: str = ""  # the folder for the checkpoints of a long run, which goes on from there
 
 
 def key_of(run: Task | Run) -> str:
@@ -57,7 +59,7 @@ def perform(task: Task) -> Done:
     from tinyres.lab import find
 
     began = time.perf_counter()
-    with _alone, dispatch.use_backend(task.backend), np.errstate(all="ignore"):
+    with _alone, dispatch.use_backend(task.backend), np.errstate(all="ignore"), checkpoints_in(task.keep):
         result = find(task.lab).run(task.setting, task.seed, task.config)
     result = json.loads(json.dumps(finite(result), allow_nan=False))
     return Done(Run(task.setting, task.seed, result), round(time.perf_counter() - began, 2))

@@ -43,7 +43,7 @@ def quantile(freedom: int) -> float:
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % confidence interval of the mean; without bounds for a single value."""
     if len(values) < 2:
-        return -math.inf, math.inf
+        return -math.inf, math.inf  # says nothing
     half = quantile(len(values) - 1) * spread(values) / math.sqrt(len(values))
     return mean(values) - half, mean(values) + half
 
@@ -101,4 +101,6 @@ def digits(value: float) -> str:
 
 def shown(values: Sequence[float]) -> str:
     """Mean and standard deviation."""
+    if not values:
+        return "not run"
     return digits(mean(values)) if len(values) < 2 else f"{digits(mean(values))} ± {digits(spread(values))}"

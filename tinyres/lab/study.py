@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -58,6 +59,8 @@ def study(
         known = folder.known(about)
         wanted = range(max(lab.seeds if seeds is None else seeds, 1 + max((r["seed"] for r in known), default=-1)))
         tasks = [Task(name, setting, seed, config, about["backend"]) for seed in wanted for setting in settings]
+        if scale == "full":
+            tasks = [task._replace(keep=str(folder.path.resolve() / "runs" / digest(task))) for task in tasks]
         order = {key_of(task): i for i, task in enumerate(tasks)}
         runs = {
             key_of(run): (run, r["seconds"])
@@ -153,6 +156,10 @@ def fitting(lab: Lab, name: str, value: Any, usual: Any) -> Any:
     if not same or value == []:
         raise UsageError(f"{lab.name}: {name} must be like {json.dumps(usual)}, got {json.dumps(value)}")
     return value
+
+
+def digest(task: Task) -> str:
+    return hashlib.sha256(key_of(task).encode()).hexdigest()[:12]
 
 
 def number_of_jobs(jobs: int | None) -> int:

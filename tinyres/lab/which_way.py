@@ -72,12 +72,13 @@ class WhichWay(Lab):
     method = (
         "Gradient norm at the input of the first block over that at the last, at the start of training; per block, as a "
         "geometric mean. With batch norm: the CIFAR nets of {depths} layers, one batch of {batch} images of `{data}`. "
-        "Without: fully connected nets of {blocks} blocks of two layers, 64 wide, on random inputs; `gain` multiplies the weights of "
-        "each block's second layer, which begin with He's initialisation."
+        "Without: fully connected nets of {blocks} blocks of two layers, 64 wide, on random inputs; `gain` multiplies the "
+        "weights of each block's second layer, which begin with He's initialisation."
     )
     differs = (
         "The theory is about infinitely wide nets and one layer at a time; here the nets are 16 to 64 channels wide, and "
-        "the factor is a mean over blocks. All is at the start: gradients of trained nets are more even (`tinyres explain RUN`)."
+        "the factor is a mean over blocks. All is at the start: after training, gradients are more even (`tinyres explain "
+        "RUN`)."
     )
     scales: ClassVar = {
         "quick": {"depths": [20, 56, 110], "batch": 32, "data": "shapes", "blocks": 30},
