@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import pydoc
+import re
 
 import numpy as np
 import pytest
@@ -169,9 +170,12 @@ def test_help_for_a_net_shows_its_options_shapes_and_parameters(name):
     build, text = getattr(models, name), pydoc.plain(pydoc.render_doc(getattr(models, name)))
     assert f"\n{name}({', '.join(map(str, inspect.signature(build).parameters.values()))}) -> " in text
     assert all(f"``{option}``" in text for option in inspect.signature(build).parameters)
-    kind, depth = name.rstrip("0123456789"), int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
-    assert f"A {kind.replace('resnet', 'residual')} net of {depth} layers" in text and "arXiv 1" in text
-    assert "images (N, 3, 32, 32) -> logits (N, 10)" in text
+    assert "arXiv 1" in text and re.search(r"images \(N, 3, (\d+), \1\) -> logits \(N, 10+\)", text)
+    found = re.fullmatch(r"(resnet|plain)(\d+)", name)
+    if not found:
+        return  # their numbers: test_models_papers.py
+    kind, depth = found[1], int(found[2])
+    assert f"A {kind.replace('resnet', 'residual')} net of {depth} layers" in text
     for option in "A" if kind == "plain" else "ABC":
         counted = sum(p.numel() for p in build(option).parameters()) if depth == 164 else COUNTS[depth, option][0]
         assert f"{counted:,}" in text

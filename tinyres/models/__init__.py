@@ -15,6 +15,7 @@ from tinyres.models.cifar import (
     Bottleneck,
     CifarResNet,
     PlainBlock,
+    StochasticBlock,
     plain,
     plain20,
     plain32,
@@ -31,42 +32,57 @@ from tinyres.models.cifar import (
     resnet164,
     resnet1202,
 )
+from tinyres.models.fixup import FixupBlock, FixupResNet, fixup_resnet, fixup_resnet20, fixup_resnet56, fixup_resnet110
 from tinyres.models.mlp import ResidualLinearBlock, ResidualMLP
+from tinyres.models.mobilenet import InvertedResidual, MobileNetV2, mobilenet_v2, mobilenet_v2_cifar
+from tinyres.models.preact import (
+    PreactBlock,
+    PreactBottleneck,
+    PreactResNet,
+    preresnet,
+    preresnet20,
+    preresnet56,
+    preresnet110,
+    preresnet164,
+    preresnet1001,
+)
 from tinyres.nn import Module
 
 _BUILDERS: dict[str, Callable[..., Module]] = {
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-    "resnet164": resnet164,
-    "resnet1202": resnet1202,
-    "plain20": plain20,
-    "plain32": plain32,
-    "plain44": plain44,
-    "plain56": plain56,
-    "plain110": plain110,
-    "plain1202": plain1202,
+    getattr(build, "__name__"): build  # noqa: B009
+    for build in (
+        *(resnet20, resnet32, resnet44, resnet56, resnet110, resnet164, resnet1202),
+        *(plain20, plain32, plain44, plain56, plain110, plain1202),
+        *(preresnet20, preresnet56, preresnet110, preresnet164, preresnet1001),
+        *(fixup_resnet20, fixup_resnet56, fixup_resnet110),
+        *(mobilenet_v2_cifar, mobilenet_v2),
+    )
+}
+_OF_ANY_DEPTH: dict[str, Callable[..., Module]] = {
+    "resnet": resnet,
+    "plain": plain,
+    "preresnet": preresnet,
+    "fixup_resnet": fixup_resnet,
 }
 NAMES = tuple(_BUILDERS)
 
 
 def build(name: str, **options: Any) -> Module:
-    """The network called ``name``, built with the options of its function: one of `NAMES`, or ``resnetD`` or ``plainD`` for
-    any depth D = 6n + 2.
+    """The network called ``name``, built with the options of its function: one of `NAMES`, or ``resnetD``, ``plainD``,
+    ``preresnetD`` or ``fixup_resnetD`` for any depth D = 6n + 2.
 
     Raises `UsageError` for a name or a depth that does not exist, with the closest names, and for an option that the net
     does not have.
     """
     builder = _BUILDERS.get(name)
-    depth = re.fullmatch(r"(resnet|plain)([1-9]\d{0,5})", name) if isinstance(name, str) else None
+    depth = re.fullmatch(rf"({'|'.join(_OF_ANY_DEPTH)})([1-9]\d{{0,5}})", name) if isinstance(name, str) else None
     if builder is None and depth is not None:
-        builder = functools.partial(resnet if depth[1] == "resnet" else plain, int(depth[2]))
+        builder = functools.partial(_OF_ANY_DEPTH[depth[1]], int(depth[2]))
     if builder is None:
         close = difflib.get_close_matches(str(name), NAMES, n=3)
         hint = f"closest: {', '.join(close)}" if close else f"there are: {', '.join(NAMES)}"
-        raise UsageError(f"no network is called {name!r}; {hint}, and resnetD and plainD for any depth D = 6n + 2")
+        families = ", ".join(f"{family}D" for family in _OF_ANY_DEPTH)
+        raise UsageError(f"no network is called {name!r}; {hint}, and {families} for any depth D = 6n + 2")
     takes = list(inspect.signature(builder).parameters)
     unknown = [option for option in options if option not in takes]
     if unknown:
@@ -79,10 +95,24 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "CifarResNet",
+    "FixupBlock",
+    "FixupResNet",
+    "InvertedResidual",
+    "MobileNetV2",
     "PlainBlock",
+    "PreactBlock",
+    "PreactBottleneck",
+    "PreactResNet",
     "ResidualLinearBlock",
     "ResidualMLP",
+    "StochasticBlock",
     "build",
+    "fixup_resnet",
+    "fixup_resnet20",
+    "fixup_resnet56",
+    "fixup_resnet110",
+    "mobilenet_v2",
+    "mobilenet_v2_cifar",
     "plain",
     "plain20",
     "plain32",
@@ -90,6 +120,12 @@ __all__ = [
     "plain56",
     "plain110",
     "plain1202",
+    "preresnet",
+    "preresnet20",
+    "preresnet56",
+    "preresnet110",
+    "preresnet164",
+    "preresnet1001",
     "resnet",
     "resnet20",
     "resnet32",

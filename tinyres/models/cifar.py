@@ -18,6 +18,7 @@ from typing import Protocol
 from tinyres import functional as F
 from tinyres import nn
 from tinyres.errors import UsageError
+from tinyres.random import default_generator
 from tinyres.tensor import Tensor
 
 
@@ -51,6 +52,28 @@ class BasicBlock(PlainBlock):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(self.conv1(x), relu=True)
         return self.bn2(self.conv2(y), residual=self.shortcut(x), relu=True)
+
+
+class StochasticBlock(BasicBlock):
+    """A basic block whose branch is left out at random in training (stochastic depth, Huang et al. 2016, arXiv 1603.09382).
+
+    Block l of L keeps it with probability p_l = 1 - l / L (1 - p_L), drawn for the whole batch from `tr.default_generator`;
+    a branch that is left out costs nothing. In evaluation each branch counts as it did on the average:
+    z = relu(p_l F(x) + x).
+    """
+
+    survival = 1.0  # p_l
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            y = self.bn1(self.conv1(x), relu=True)
+            return F.add_relu(self.bn2(self.conv2(y)) * self.survival, self.shortcut(x))
+        if default_generator().random() < self.survival:
+            return super().forward(x)
+        return F.relu(self.shortcut(x))
+
+    def extra_repr(self) -> str:
+        return f"survival={self.survival:.3g}"
 
 
 class Bottleneck(nn.Module):
@@ -122,7 +145,7 @@ class CifarResNet(nn.Module):
         return self.fc(F.global_avg_pool2d(y))
 
 
-def _blocks_per_stage(depth: int, layers_per_block: int) -> int:
+def blocks_per_stage(depth: int, layers_per_block: int) -> int:
     """n for a net of ``depth`` weighted layers: 6n + 2 with two layers per block, 9n + 2 with three."""
     step = 3 * layers_per_block
     if not isinstance(depth, int) or depth < step + 2 or (depth - 2) % step:
@@ -135,11 +158,19 @@ def _blocks_per_stage(depth: int, layers_per_block: int) -> int:
 
 
 def resnet(
-    depth: int, shortcut: str = "A", block: str = "basic", num_classes: int = 10, in_channels: int = 3
+    depth: int,
+    shortcut: str = "A",
+    block: str = "basic",
+    num_classes: int = 10,
+    in_channels: int = 3,
+    zero_init_residual: bool = False,
+    survival: float | None = None,
 ) -> CifarResNet:
     """A residual net of ``depth`` layers: 6n + 2 with "basic" blocks, 9n + 2 with "bottleneck" blocks.
 
     ``shortcut`` is the paper's option "A" (without parameters: the paper uses it on CIFAR), "B" or "C".
+    ``zero_init_residual``: each branch's last batch norm begins with weight 0, so that each block begins as its shortcut
+    (Goyal et al. 2017, arXiv 1706.02677, section 5.1). ``survival``: stochastic depth, see `StochasticBlock`.
     Raises `UsageError` for a depth or an option that does not exist.
     """
     if shortcut not in ("A", "B", "C"):
@@ -147,18 +178,35 @@ def resnet(
     if block not in ("basic", "bottleneck"):
         raise UsageError(f'block must be "basic" or "bottleneck", got {block!r}')
     kind, layers, expansion = (BasicBlock, 2, 1) if block == "basic" else (Bottleneck, 3, 4)
-    n = _blocks_per_stage(depth, layers)
-    return CifarResNet(partial(kind, option=shortcut), expansion, n, num_classes, in_channels)
+    n = blocks_per_stage(depth, layers)
+    if survival is not None:
+        kind = StochasticBlock
+        if block != "basic" or not 0 < survival <= 1:
+            raise UsageError(f"survival must be a probability above 0, in a net of basic blocks, got {survival!r} ({block})")
+    net = CifarResNet(partial(kind, option=shortcut), expansion, n, num_classes, in_channels)
+    blocks = [*net.layer1, *net.layer2, *net.layer3]
+    for place, made in enumerate(blocks, 1):
+        if survival is not None:
+            made.survival = 1 - place / len(blocks) * (1 - survival)
+        if zero_init_residual:
+            nn.init.zeros_((made.bn2 if block == "basic" else made.bn3).weight)
+    return net
 
 
 def plain(depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
     """The plain counterpart of ``resnet(depth)`` with option A: the same layers and parameters, no shortcuts."""
-    return CifarResNet(PlainBlock, 1, _blocks_per_stage(depth, 2), num_classes, in_channels)
+    return CifarResNet(PlainBlock, 1, blocks_per_stage(depth, 2), num_classes, in_channels)
 
 
 class _BuildResNet(Protocol):
     def __call__(
-        self, shortcut: str = "A", block: str = "basic", num_classes: int = 10, in_channels: int = 3
+        self,
+        shortcut: str = "A",
+        block: str = "basic",
+        num_classes: int = 10,
+        in_channels: int = 3,
+        zero_init_residual: bool = False,
+        survival: float | None = None,
     ) -> CifarResNet: ...
 
 
@@ -172,10 +220,17 @@ def _resnet(depth: int, a: int, b: int, c: int, block: str = "basic", source: st
     ``a``, ``b`` and ``c`` are its numbers of parameters with these shortcuts, ``block`` is the default for that option.
     """
     default, expansion, layers = (block, 1, 2) if block == "basic" else (block, 4, 3)
-    blocks = f"{_blocks_per_stage(depth, layers)} {block} blocks"
+    blocks = f"{blocks_per_stage(depth, layers)} {block} blocks"
 
-    def build(shortcut: str = "A", block: str = default, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-        return resnet(depth, shortcut, block, num_classes, in_channels)
+    def build(
+        shortcut: str = "A",
+        block: str = default,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        zero_init_residual: bool = False,
+        survival: float | None = None,
+    ) -> CifarResNet:
+        return resnet(depth, shortcut, block, num_classes, in_channels, zero_init_residual, survival)
 
     build.__name__ = build.__qualname__ = f"resnet{depth}"
     build.__doc__ = f"""A residual net of {depth} layers for CIFAR: images (N, 3, 32, 32) -> logits (N, 10).
@@ -196,6 +251,9 @@ def _resnet(depth: int, a: int, b: int, c: int, block: str = "basic", source: st
         ``block``         "basic": two 3x3 convolutions; "bottleneck": 1x1, 3x3, 1x1, in nets of 9n + 2 layers
         ``num_classes``   the number of logits for each image
         ``in_channels``   3 for colour images, 1 for grey ones
+        ``zero_init_residual``  each branch begins as 0 (Goyal et al. 2017)
+        ``survival``      stochastic depth (Huang et al. 2016): in training the last branch is left out with probability
+                          1 - survival, the others with less; basic blocks only
 
     Raises `UsageError` for an option that does not exist.
     """

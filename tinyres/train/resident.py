@@ -20,6 +20,7 @@ from tinyres.errors import NonFiniteError
 from tinyres.guards import detect_anomaly, no_grad
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
+from tinyres.models import StochasticBlock
 from tinyres.nn import Dropout, Module
 from tinyres.nn.module import evaluating
 from tinyres.optim import SGD, GradScaler
@@ -158,10 +159,11 @@ class ResidentStep:
         self.one = xp.ones((), "f4")
         self.lr, self.lrs = xp.zeros((), "f4"), xp.zeros(1, "f4")
         optimizer.param_groups[0]["lr"] = self.lr
-        dropout = any(isinstance(module, Dropout) and module.p > 0 for module in model.modules())
         reason = "" if capture else "not asked for"
-        if capture and dropout:
+        if capture and any(isinstance(module, Dropout) and module.p > 0 for module in model.modules()):
             reason = "dropout draws its masks on the host"
+        if capture and any(isinstance(module, StochasticBlock) for module in model.modules()):
+            reason = "stochastic depth draws on the host which branches are left out"
         self.captured = Captured(self._step, reason)
 
     @property
