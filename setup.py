@@ -37,11 +37,13 @@ setup(
         "safetensors>=0.4",
         "rich>=13",
         "matplotlib>=3.8.4",
+        "markdown-it-py>=2.2",  # the pages of the labs in HTML
     ],
     extras_require={
         # CuPy 14 knows bfloat16; its "ctk" are CUDA's compiler, headers and libraries, so that a driver is all one needs
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "cluster": ["distributed>=2024.5"],  # tinyres lab --scheduler
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
@@ -50,6 +52,7 @@ setup(
             "nvidia-cuda-nvrtc-cu12",
             "nbclient>=0.10",
             "ipykernel>=6",
+            "distributed>=2024.5",
         ],
     },
     entry_points={"console_scripts": ["tinyres = tinyres.cli:main"]},

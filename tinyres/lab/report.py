@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -63,8 +64,12 @@ def command(lab: Lab, result: dict[str, Any]) -> str:
     usual = lab.scales[result["scale"]]
     for name, value in result["config"].items():
         if value != usual[name]:
-            words.append(f"--set {name}={','.join(map(str, value)) if isinstance(value, list) else value}")
+            words.append(f"--set {name}={','.join(map(typed, value)) if isinstance(value, list) else typed(value)}")
     return " ".join(words)
+
+
+def typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from tinyres.lab.experiment import Config, Lab, Run, Setting
 from tinyres.lab.images import checkpoints_in
 from tinyres.train.progress import Silent
 
+RESULT_DIGITS = 6
 RETRIES = 3  # of a run whose process was killed
 _alone = threading.Lock()  # the random generator and the backend belong to the process, not to a thread
 
@@ -61,20 +62,20 @@ def perform(task: Task) -> Done:
     began = time.perf_counter()
     with _alone, dispatch.use_backend(task.backend), np.errstate(all="ignore"), checkpoints_in(task.keep):
         result = find(task.lab).run(task.setting, task.seed, task.config)
-    result = json.loads(json.dumps(finite(result), allow_nan=False))
+    result = json.loads(json.dumps(finite(result, RESULT_DIGITS), allow_nan=False))
     return Done(Run(task.setting, task.seed, result), round(time.perf_counter() - began, 2))
 
 
-def finite(value: Any) -> Any:
-    """Python's own numbers in place of NumPy's, to six digits, and None for what is not finite: as JSON takes them."""
+def finite(value: Any, digits: int = 17) -> Any:
+    """Python's own numbers in place of NumPy's, to so many digits, and None for what is not finite: as JSON takes them."""
     if isinstance(value, dict):
-        return {str(key): finite(v) for key, v in value.items()}
+        return {str(key): finite(v, digits) for key, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [finite(v) for v in value]
+        return [finite(v, digits) for v in value]
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, float | np.floating):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if np.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
 
 

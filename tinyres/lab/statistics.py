@@ -24,7 +24,8 @@ class Check(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    """NaN for no values."""
+    return math.nan if not values else math.fsum(values) / len(values)
 
 
 def spread(values: Sequence[float]) -> float:

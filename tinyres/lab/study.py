@@ -62,22 +62,25 @@ def study(
         if scale == "full":
             tasks = [task._replace(keep=str(folder.path.resolve() / "runs" / digest(task))) for task in tasks]
         order = {key_of(task): i for i, task in enumerate(tasks)}
-        runs = {
-            key_of(run): (run, r["seconds"])
-            for r in known
-            if key_of(run := Run(r["setting"], r["seed"], r["result"])) in order
-        }
+        # those of settings that are there no more, such as published weights, stay
+        runs = {key_of(run): (run, r["seconds"]) for r in known for run in [Run(r["setting"], r["seed"], r["result"])]}
         missing = [task for task in tasks if key_of(task) not in runs]
         if runs and missing:
-            display.message(f"{name}: {len(runs)} of {len(tasks)} runs are there already")
+            display.message(f"{name}: {len(tasks) - len(missing)} of {len(tasks)} runs are there already")
 
         def keep(done: Done) -> None:
             runs[key_of(done.run)] = (done.run, done.seconds)
-            folder.write({**about, **machine(), "complete": len(runs) == len(tasks), "runs": listed(runs, order)})
+            folder.write({**about, **machine(), "complete": order.keys() <= runs.keys(), "runs": listed(runs, order)})
             if done.seconds >= 1:
                 display.message(f"{name}: {lab.label(done.run.setting)}, seed {done.run.seed} ({duration(done.seconds)})")
 
         run_all(lab, missing, number_of_jobs(jobs), scheduler, display, keep)
+        try:
+            lab.numbers([run for run, _ in runs.values()], config)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if not known:
+                raise
+            raise UsageError(f"{folder.file} is not what a lab writes ({error!r}); move it away") from error
         return finish(lab, folder, {**about, **(machine() if missing else folder.machine)}, listed(runs, order), len(wanted))
 
 
@@ -178,7 +181,10 @@ def machine() -> dict[str, Any]:
 
 
 def listed(runs: dict[str, tuple[Run, float]], order: dict[str, int]) -> list[dict[str, Any]]:
-    return [{**runs[key][0]._asdict(), "seconds": runs[key][1]} for key in sorted(runs, key=lambda key: order[key])]
+    return [
+        {**runs[key][0]._asdict(), "seconds": runs[key][1]}
+        for key in sorted(runs, key=lambda key: order.get(key, len(order)))
+    ]
 
 
 class Folder:

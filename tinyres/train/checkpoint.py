@@ -23,7 +23,8 @@ from tinyres.nn import Module
 from tinyres.weights import load_file, save_safetensors
 
 MOMENTUM = "momentum/"
-OPTIONS = {"name", "shortcut", "num_classes"}
+OPTIONS = {"name", "shortcut", "num_classes", "linear", "survival", "zero_init_residual"}
+LAYERS = {"mobilenet_v2": 53, "mobilenet_v2_cifar": 53}  # of networks whose names do not say it
 WEIGHTS_PER_LAYER = 5_000  # no network has fewer: ResNet-8 has 9,700, and deeper ones have more
 
 
@@ -111,8 +112,9 @@ def load_network(path: Path) -> Loaded:
     if network is None:
         raise CheckpointError(f"{path} does not say which network it holds; in Python, use load_state_dict()")
     # A file may only ask for a network of its own size: every layer has an array, and some thousand weights on the average.
-    depth = re.search(r"\d+$", str(network.get("name"))) if isinstance(network, dict) else None
-    head = arrays.get("fc.weight", np.empty(0))
+    name = str(network.get("name")) if isinstance(network, dict) else ""
+    depth = re.search(r"\d+$", str(LAYERS.get(name, name)))
+    head = arrays.get("classifier.1.weight" if name in LAYERS else "fc.weight", np.empty(0))
     if (
         depth is None
         or not set(network) <= OPTIONS

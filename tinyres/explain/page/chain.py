@@ -38,7 +38,7 @@ class Chain:
 
     def __init__(self, model: nn.Module, training: bool = True) -> None:
         if not isinstance(model, CifarResNet):
-            raise UsageError(f"a {type(model).__name__} has no stem, blocks and head; give one of tinyres.models")
+            raise UsageError(f"a {type(model).__name__} is not a net of post-activation blocks; give a resnetD or plainD")
         self.model = copy.deepcopy(model).train(training)
         for parameter in self.model.parameters():
             parameter.requires_grad = False
