@@ -185,7 +185,7 @@ def results(folder):
 
 
 def test_a_lab_that_was_killed_goes_on_and_gives_the_same_numbers_as_one_that_was_not(tmp_path):
-    line, env = command("degradation", "--scale", "tiny", "--jobs", 2, "--out", tmp_path / "killed")
+    line, env = command("degradation", "--scale", "tiny", "--backend", "numba", "--jobs", 2, "--out", tmp_path / "killed")
     process = subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     for _ in range(3000):  # kernels may have to be compiled first
         if runs_in(tmp_path / "killed") or process.poll() is not None:
@@ -196,8 +196,9 @@ def test_a_lab_that_was_killed_goes_on_and_gives_the_same_numbers_as_one_that_wa
     process.stderr.close()
     there = results(tmp_path / "killed")
     assert 0 < len(there) < 15
-    study("degradation", tmp_path / "killed", "tiny", jobs=1)
-    study("degradation", tmp_path / "whole", "tiny", jobs=2)
+    with tinyres.use_backend("numba"):
+        study("degradation", tmp_path / "killed", "tiny", jobs=1)
+        study("degradation", tmp_path / "whole", "tiny", jobs=2)
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     assert all(run in results(tmp_path / "killed") for run in there)
 
@@ -233,6 +234,7 @@ def test_two_workers_of_a_cluster_one_of_which_is_killed_give_the_same_result(tm
         "import os, signal, sys, threading, time\n"
         "import dask\n"
         "dask.config.set({'distributed.worker.daemon': False, 'distributed.scheduler.allowed-failures': 5})\n"
+        "import tinyres\n"
         "from distributed import LocalCluster\n"
         "from tinyres.lab.study import study\n"
         "if __name__ == '__main__':\n"
@@ -244,6 +246,7 @@ def test_two_workers_of_a_cluster_one_of_which_is_killed_give_the_same_result(tm
         "            time.sleep(0.05)\n"
         "        os.kill(victims[0], signal.SIGKILL)\n"
         "    threading.Thread(target=kill, daemon=True).start()\n"
+        "    tinyres.use_backend('numba')\n"
         "    study('degradation', sys.argv[1], 'tiny', scheduler=cluster.scheduler_address)\n"
         "    print('workers', len(victims))\n"
         "    cluster.close()\n"
@@ -253,7 +256,8 @@ def test_two_workers_of_a_cluster_one_of_which_is_killed_give_the_same_result(tm
     line = [sys.executable, str(tmp_path / "cluster.py"), str(tmp_path / "cluster")]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "workers 2" in done.stdout, done.stderr
-    study("degradation", tmp_path / "here", "tiny", jobs=2)
+    with tinyres.use_backend("numba"):
+        study("degradation", tmp_path / "here", "tiny", jobs=2)
     assert results(tmp_path / "cluster") == results(tmp_path / "here") and len(runs_in(tmp_path / "here")) == 15
 
 

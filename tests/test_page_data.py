@@ -245,5 +245,5 @@ def test_numbers_are_packed_to_the_precision_that_is_promised():
 
 
 def test_only_networks_of_the_cifar_family_can_be_taken_apart():
-    with pytest.raises(UsageError, match="ResidualMLP has no stem"):
+    with pytest.raises(UsageError, match="ResidualMLP is not a net of post-activation blocks"):
         Chain(ResidualMLP(4, 4, 2, 3))
