@@ -14,10 +14,10 @@ import pytest
 import tinyres
 from tinyres.cli import main
 from tinyres.errors import UsageError
+from tinyres.explain.page.lesions import Cuts
 from tinyres.lab import NAMES, find, images
 from tinyres.lab.experiment import FAILS, HOLDS, OPEN, Run, conclude
 from tinyres.lab.landscape import not_convex
-from tinyres.lab.lesion import Cuts
 from tinyres.lab.report import markdown_report
 from tinyres.lab.running import Task, finite, perform
 from tinyres.lab.statistics import above, below, difference, digits, holds, interval
@@ -58,14 +58,14 @@ def test_a_claim_holds_by_all_its_checks_and_fails_by_one():
 
 
 def test_numbers_are_shown_to_three_digits():
-    shown = ["0.0000", "0.00123", "12.3", "1234", "1.2e-5", "3.0e7", "not finite"]
-    assert [digits(v) for v in (0.0012345, 12.3456, 1234.5, 1.2e-5, 3e7, float("nan"))] == shown[1:]
+    shown = ["0.00123", "12.3", "1234", "1.2e-5", "3.0e7", "not finite"]
+    assert [digits(v) for v in (0.0012345, 12.3456, 1234.5, 1.2e-5, 3e7, float("nan"))] == shown
 
 
 @pytest.fixture(params=[name for name in NAMES if (DOCS / "labs" / name / "result.json").exists()])
 def committed(request):
     result = json.loads((DOCS / "labs" / request.param / "result.json").read_text("utf-8"))
-    return find(request.param), result, [Run(r["setting"], r["seed"], r["result"]) for r in result["runs"]]
+    return find(request.param), result, [Run.read(one) for one in result["runs"]]
 
 
 def test_the_verdicts_in_the_documents_follow_from_the_runs_by_the_rules_in_the_code(committed):
@@ -136,7 +136,7 @@ def test_cuts_are_those_of_the_net_with_its_parts_taken_out():
         bn.weight.data[...] = random.uniform(0.5, 2, bn.weight.shape)
 
     def error(model):
-        return 100 * float(np.mean(model.eval()(tinyres.tensor(x)).data.argmax(1) != labels))
+        return float(np.mean(model.eval()(tinyres.tensor(x)).data.argmax(1) != labels))
 
     cuts = Cuts(net, x, labels)
     assert cuts.whole() == error(net)
@@ -168,8 +168,8 @@ def test_every_lab_runs_and_writes_what_it_should_and_no_more_the_second_time(na
     assert study(name, tmp_path, "tiny", seeds=1, jobs=0) and (tmp_path / "result.json").read_bytes() == before
 
 
-def command(*arguments, **environment):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+def command(*arguments):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return [sys.executable, "-m", "tinyres", "lab", *map(str, arguments)], env
 
 
@@ -299,6 +299,12 @@ def test_labels_are_shuffled_by_the_seed_and_images_shrunk_by_means():
         images.shrunk(square, 5)
 
 
+def test_a_net_that_diverges_is_a_result(tmp_path):
+    result = study("degradation", tmp_path, "tiny", seeds=2, jobs=0, changes={"lr": 1e30, "depths": [8]})
+    assert np.isnan(result["numbers"]["plain8, training loss"]["values"]).all() and result["verdict"] == OPEN
+    assert "| plain8, training loss | not finite |" in (tmp_path / "page.md").read_text("utf-8")
+
+
 def test_what_is_not_finite_is_none_in_a_result_and_numbers_are_python_s():
     got = finite({1: np.float32(1 / 3), "b": [np.nan, np.inf, np.int64(3), True], "c": np.array([1.5])}, 6)
     assert got == {"1": 0.333333, "b": [None, None, 3, True], "c": [1.5]}
@@ -331,6 +337,10 @@ def test_what_does_not_exist_is_named_with_what_does(capsys, tmp_path):
     assert 'epochs must be like 2, got "many"' in fails(capsys, "degradation", "--set", "epochs=many", *out)
     assert "depths must be like 8, got true" in fails(capsys, "degradation", "--set", "depths=true", *out)
     assert "expected NAME=VALUE" in fails(capsys, "degradation", "--set", "epochs", *out)
+    assert "epochs must be a number of at least 1, got 0" in fails(capsys, "degradation", "--set", "epochs=0", *out)
+    assert "points must be a number of at least 3, got 2" in fails(capsys, "landscape", "--set", "points=2", *out)
+    with pytest.raises(UsageError, match="no scale is called 'huge'; there are quick, full, tiny"):
+        study("identity", tmp_path / "new", "huge")
     assert "--set is for a single lab" in fails(capsys, "all", "--set", "epochs=1", *out)
     assert "give one of them" in fails(capsys, "degradation", "--jobs", 1, "--scheduler", "tcp://127.0.0.1:1", *out)
     assert "--html must name a file that ends in .html" in fails(capsys, "all", "--html", "x.txt", *out)
@@ -356,6 +366,7 @@ def test_results_of_other_settings_and_what_is_no_result_stay_as_they_are(capsys
         b'{"lab": 1}',
         before.replace(b'"runs"', b'"ruins"'),
         before.replace(b'"result": {', b'"result": 3, "r": {'),
+        before.replace(b'"seed": 0', b'"seed": 1000000000000'),  # as many runs would be wanted
     ):
         (tmp_path / "result.json").write_bytes(damaged)
         assert "is not what a lab writes" in fails(capsys, "which-way", "--scale", "tiny", "--out", tmp_path)

@@ -237,10 +237,8 @@ def test_a_small_net_learns_a_batch_by_heart():
 @pytest.mark.torch
 @pytest.mark.parametrize("net", ["A", "B", "C", "bottleneck", "plain"])
 def test_values_and_gradients_are_pytorch_s(net):
-    import torch
+    from torch_nets import Twin
 
-    torch.set_num_threads(1)  # its threads and ours would wait for each other
-    functional = torch.nn.functional
     tr.manual_seed(0)
     if net == "plain":
         mine = models.plain(14)
@@ -248,21 +246,8 @@ def test_values_and_gradients_are_pytorch_s(net):
         mine = models.resnet(11, block="bottleneck")
     else:
         mine = models.resnet(14, net)
-    rng = np.random.default_rng(0)
-    for parameter in mine.double().parameters():
-        if parameter.ndim == 1:
-            parameter.data[...] = rng.uniform(0.5, 1.5, parameter.shape)
-    state = {name: torch.tensor(value) for name, value in mine.state_dict().items()}
-    for name, _ in mine.named_parameters():
-        state[name].requires_grad_()
-
-    def conv(x, name, stride=1):
-        weight = state[name + ".weight"]
-        return functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
-
-    def bn(x, name):
-        mean, var, weight, bias = (state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
-        return functional.batch_norm(x, mean, var, weight, bias, training=True)
+    twin = Twin(mine)
+    conv, bn = twin.conv, twin.bn
 
     def block(x, name, stride):
         if net == "bottleneck":
@@ -274,25 +259,12 @@ def test_values_and_gradients_are_pytorch_s(net):
             y = bn(conv(y, name + ".conv2"), name + ".bn2")
         if net == "plain":
             return y.relu()
-        if name + ".shortcut.0.weight" in state:
-            x = bn(conv(x, name + ".shortcut.0", stride), name + ".shortcut.1")
-        else:
-            extra = y.shape[1] - x.shape[1]
-            x = functional.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, extra // 2, extra - extra // 2))
-        return (y + x).relu()
+        projected = name + ".shortcut.0.weight" in twin.state
+        past = (
+            bn(conv(x, name + ".shortcut.0", stride), name + ".shortcut.1")
+            if projected
+            else twin.padded(x, y.shape[1], stride)
+        )
+        return (y + past).relu()
 
-    images, labels = rng.standard_normal((3, 3, 8, 8)), rng.integers(0, 10, 3)
-    y = bn(conv(torch.tensor(images), "conv1"), "bn1").relu()
-    for stage in (1, 2, 3):
-        for i in range(len(getattr(mine, f"layer{stage}"))):
-            y = block(y, f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1)
-    logits = functional.linear(y.mean((2, 3)), state["fc.weight"], state["fc.bias"])
-    functional.cross_entropy(logits, torch.tensor(labels)).backward()
-
-    got = mine(tr.tensor(images))
-    F.cross_entropy(got, labels).backward()
-    assert np.allclose(got.data, logits.detach().numpy(), atol=1e-10)
-    for name, parameter in mine.named_parameters():
-        assert np.allclose(parameter.grad, state[name].grad.numpy(), atol=1e-9), name
-    for name, buffer in mine.named_buffers():
-        assert np.allclose(buffer.data, state[name].numpy(), atol=1e-12), name
+    twin.agrees(lambda x: twin.linear(twin.stages(bn(conv(x, "conv1"), "bn1").relu(), block).mean((2, 3)), "fc"))

@@ -1,8 +1,12 @@
 """The networks of He et al. once more, in PyTorch, with the parameter names of `tinyres.models`; and training steps."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+import tinyres as tr
+from tinyres import functional
 
 torch.set_num_threads(1)  # the batches are small
 
@@ -100,3 +104,54 @@ def train(name, arrays, batches, dtype, lr, momentum, weight_decay):
         optimizer.step()
     state = {key: a.numpy() for key, a in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     return losses, gradients, state
+
+
+class Twin:
+    """A network's own layers in PyTorch, by the names of its parameters, for a forward pass to be written out. It makes the
+    net float64, and its vectors and what is 0 random, so that nothing hides.
+    """
+
+    def __init__(self, net, seed=0):
+        self.net, self.random = net.double(), np.random.default_rng(seed)
+        for parameter in net.parameters():
+            if parameter.ndim == 1 or not parameter.data.any():
+                scale = 1 if parameter.ndim == 1 else 0.1
+                parameter.data[...] = self.random.uniform(0.5, 1.5, parameter.shape) * scale
+        self.state = {name: torch.tensor(value) for name, value in net.state_dict().items()}
+        for name, _ in net.named_parameters():
+            self.state[name].requires_grad_()
+
+    def conv(self, x, name, stride=1, groups=1):
+        weight = self.state[name + ".weight"]
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
+
+    def bn(self, x, name):
+        mean, var, weight, bias = (self.state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, mean, var, weight, bias, training=True)
+
+    def linear(self, x, name):
+        return F.linear(x, self.state[name + ".weight"], self.state[name + ".bias"])
+
+    def padded(self, x, channels, stride):
+        """Shortcut A."""
+        return OptionA(channels - x.shape[1], stride)(x)
+
+    def stages(self, x, block):
+        """The three stages of a CIFAR net; ``block(x, name, stride)``."""
+        for stage in (1, 2, 3):
+            for i in range(len(getattr(self.net, f"layer{stage}"))):
+                x = block(x, f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1)
+        return x
+
+    def agrees(self, forward, shape=(3, 3, 8, 8)):
+        """``forward(images)`` gives the net's logits, gradients and buffers."""
+        images, labels = self.random.standard_normal(shape), self.random.integers(0, 10, shape[0])
+        logits = forward(torch.tensor(images))
+        F.cross_entropy(logits, torch.tensor(labels)).backward()
+        got = self.net(tr.tensor(images))
+        functional.cross_entropy(got, labels).backward()
+        assert np.allclose(got.data, logits.detach().numpy(), atol=1e-10)
+        for name, parameter in self.net.named_parameters():
+            assert np.allclose(parameter.grad, self.state[name].grad.numpy(), atol=1e-9), name
+        for name, buffer in self.net.named_buffers():
+            assert np.allclose(buffer.data, self.state[name].numpy(), atol=1e-12), name

@@ -25,7 +25,8 @@ from tinyres.kernels.dispatch import BackendError
 VARIABLES = (
     *("TINYRES_BACKEND", "TINYRES_CIFAR_MIRROR", "TINYRES_DATA", "TINYRES_TF32", "TINYRES_THREADS"),
     *("TINYRES_EMULATOR", "TINYRES_EMULATOR_OPTIONS", "TINYRES_EMULATOR_ORDER"),  # of the CUDA emulation
-    *("TINYRES_CHROMIUM", "TINYRES_EXACT", "TINYRES_PRETRAINED"),  # of the tests
+    *("TINYRES_EXACT", "TINYRES_PRETRAINED"),  # of the lab lesion, and of the tests
+    "TINYRES_CHROMIUM",  # of the tests
 )
 MAX_LINE = 3000  # characters; a file can hold any number of names that do not fit
 COMMANDS = (train, evaluate, explain, lab, info, data, importing, summary, where, bench)

@@ -6,15 +6,14 @@ import math
 import re
 import shlex
 import sys
-import textwrap
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinyres
 from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, check_file, use, whole
 from tinyres.cli.subjects import Subject, at_the_start, named, subject
+from tinyres.cli.tables import print_table, print_wrapped
 from tinyres.errors import UsageError
 from tinyres.kernels import dispatch
 
@@ -294,27 +293,6 @@ def show_curves(title: str, curves: list[Curve]) -> None:
         seed = "" if c.seed is None else str(c.seed)
         rows.append([c.name, seed, str(len(c.norms)), *map(digits, (c.norms[0], c.norms[-1], ratio)), f"x {each:.2f}"])
     print_table(title, ("network", "seed", "blocks", "|dx| first", "|dx| last", "first / last", "per block"), rows)
-
-
-def print_wrapped(text: str) -> None:
-    """Lines of 80 characters at most."""
-    for line in text.split("\n"):
-        print(textwrap.fill(line, 80))
-
-
-def print_table(title: str, heads: Sequence[str], rows: list[list[str]], left: int = 1) -> None:
-    """A table; the first ``left`` columns are text, the others numbers."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    print_wrapped(title)
-    print()
-    Console(highlight=False, markup=False).print(table)
 
 
 def draw(arguments: argparse.Namespace, title: str, curves: list[Curve]) -> None:

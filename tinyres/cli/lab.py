@@ -1,11 +1,12 @@
 """``tinyres lab``: the claims of papers, each as an experiment with a verdict."""
 
 import argparse
-import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from tinyres.cli.options import add_backend, check_file, use, whole
+from tinyres.cli.tables import print_table, print_wrapped
 from tinyres.errors import UsageError
 from tinyres.files import write_atomically
 
@@ -63,10 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_file("--html", arguments.html, (".html", ".htm"))
     check_file("--markdown", arguments.markdown, (".md",))
     use(arguments.backend)
-    folders = {
-        name: Path(arguments.out or "labs") / name if arguments.name == "all" else Path(arguments.out or f"labs/{name}")
-        for name in names
-    }
+    root = Path(arguments.out or "labs")
+    own = arguments.out and len(labs) == 1  # the folder is that of the lab
+    folders = {name: root if own else root / name for name in names}
     results = [one(lab.name, folders[lab.name], changes, arguments) for lab in labs]
     found = list(zip(labs, results, strict=True))
     if arguments.html:
@@ -108,44 +108,20 @@ def one(name: str, folder: Path, changes: dict[str, str], arguments: argparse.Na
 
 
 def show_list() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from tinyres.lab import NAMES, find
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("lab", "seeds", "what it tests"):
-        table.add_column(head)
-    for name in NAMES:
-        lab = find(name)
-        table.add_row(name, str(lab.seeds), lab.title)
-    Console(highlight=False, markup=False).print(table)
-
-
-def cells(number: dict[str, Any]) -> list[str]:
-    """Mean and standard deviation; one seed has none."""
-    from tinyres.lab.statistics import digits
-
-    middle = digits(math.nan if number["mean"] is None else number["mean"])
-    return [middle, "" if number["sd"] is None else digits(number["sd"])]
+    for lab in map(find, NAMES):
+        print(textwrap.fill(f"{lab.name:<15}{lab.title}", 80, subsequent_indent=" " * 15))
 
 
 def show(name: str, result: dict[str, Any]) -> None:
     """The numbers and the verdicts, on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
+    from tinyres.lab.report import HEADS, MARKS, cells
 
-    from tinyres.lab.report import MARKS
-
-    console = Console(highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in (f"{name}, {result['scale']} scale, {result['seeds']} seeds", "mean", "sd"):
-        table.add_column(head, justify="left" if table.columns == [] else "right")
-    for label, number in result["numbers"].items():
-        table.add_row(label, *cells(number))
-    console.print(table)
+    rows = [[label, *cells(number)] for label, number in result["numbers"].items()]
+    print_table(f"{name}, {result['scale']} scale, seeds: {result['seeds']}", ("", *HEADS), rows)
     for claim in result["claims"]:
-        console.print(f"\n{claim['claim']} ({claim['source']})", style="bold")
+        print_wrapped(f"\n{claim['claim']} ({claim['source']})")
         for check in claim["checks"]:
-            console.print(f"  {check['text']}: {MARKS[check['sign']]}", soft_wrap=False)
-        console.print(f"  {claim['verdict']}", style="bold")
+            print(f"  {check['text']}: {MARKS[check['sign']]}")
+        print(f"  {claim['verdict']}")

@@ -7,37 +7,31 @@ from typing import Any, ClassVar
 
 from tinyres.lab import figures
 from tinyres.lab.experiment import Claim, Config, Lab, Numbers, Run, Setting, by_setting, values
-from tinyres.lab.images import FULL, QUICK, TINY, curve, small, trained
+from tinyres.lab.images import FULL, KINDS, QUICK, TINY, curve, depths, layers, pairs, small, trained
 from tinyres.lab.statistics import Check, above, below
 
 LEARNED = 1.0  # training loss: a deep residual net that does not get below it was not trained for long enough
 
 
 def degraded(numbers: Numbers) -> list[Check]:
-    shallow, deep = sorted({int(name.split(",")[0].removeprefix("plain")) for name in numbers if name.startswith("plain")})
-    learned = below(f"resnet{deep} has learned", numbers[f"resnet{deep}, training loss"], LEARNED)
+    found = depths(numbers)
+    shallow, deep = found[0], found[-1]
+    loss = {name.removesuffix(", training loss"): v for name, v in numbers.items() if name.endswith("training loss")}
+    learned = below(f"resnet{deep} has learned", loss[f"resnet{deep}"], LEARNED)
     if learned.sign < 1:  # nothing can be said about nets that have not
         return [Check(learned.text, 0)]
     plain, residual = (
-        [
-            d - s
-            for d, s in zip(numbers[f"{kind}{deep}, training loss"], numbers[f"{kind}{shallow}, training loss"], strict=True)
-        ]
-        for kind in ("plain", "resnet")
+        [d - s for d, s in zip(loss[f"{kind}{deep}"], loss[f"{kind}{shallow}"], strict=True)] for kind in KINDS
     )
-    rescued = [name for name in numbers if name.startswith(f"plain{deep}, lr") and name.endswith("training loss")]
-    checks = [
+    slower = [name for name in loss if name.startswith(f"plain{deep}, lr")]
+    return [
         learned,
         above(f"plain{deep} less plain{shallow}", plain, 0),
         below(f"resnet{deep} less resnet{shallow}, below half of that", residual, [gap / 2 for gap in plain]),
-    ]
-    return checks + [
-        above(
-            f"{name.split(',')[1].strip()}: plain{deep} less plain{shallow}",
-            numbers[name],
-            numbers[f"plain{shallow}, training loss"],
-        )
-        for name in rescued
+        *(
+            above(f"{name.split(', ')[1]}: plain{deep} less plain{shallow}", loss[name], loss[f"plain{shallow}"])
+            for name in slower
+        ),
     ]
 
 
@@ -73,11 +67,11 @@ class Degradation(Lab):
     }
 
     def settings(self, config: Config) -> list[Setting]:
-        nets = [{"net": f"{kind}{depth}", "lr": config["lr"]} for depth in config["depths"] for kind in ("plain", "resnet")]
+        nets = [net | {"lr": config["lr"]} for net in pairs(config)]
         return [*nets, {"net": f"plain{max(config['depths'])}", "lr": config["other_lr"]}]
 
     def cost(self, setting: Setting, config: Config) -> float:
-        return float(setting["net"].lstrip("plainrest"))
+        return layers(setting["net"])
 
     def run(self, setting: Setting, seed: int, config: Config) -> dict[str, Any]:
         return curve(trained(setting["net"], small(config, seed), seed, config, lr=setting["lr"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,19 @@ class Run(NamedTuple):
     setting: Setting
     seed: int
     result: dict[str, Any]
+
+    @classmethod
+    def read(cls, one: dict[str, Any]) -> Run:
+        """A run as a file has it. There null stands for what was not finite; here it is NaN."""
+        return cls(dict(one["setting"]), int(one["seed"]), dict(_nan_for_none(one["result"])))
+
+
+def _nan_for_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_for_none(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_nan_for_none(v) for v in value]
+    return math.nan if value is None else value
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class Lab(ABC):
     differs: ClassVar[str]  # how the quick scale differs from the paper's
     scales: ClassVar[dict[str, Config]]
     seeds: ClassVar[int] = 3
-    unit: ClassVar[str] = ""  # of the numbers in the table
+    least: ClassVar[dict[str, int]] = {}  # of entries of the configuration that must be larger than 1
 
     @abstractmethod
     def settings(self, config: Config) -> list[Setting]:
@@ -98,6 +112,5 @@ def by_setting(runs: Sequence[Run], **wanted: Any) -> list[Run]:
 
 
 def values(runs: Sequence[Run], result: str, **wanted: Any) -> list[float]:
-    """One result of the runs with these settings, by seed. None stands for what was not finite."""
-    found = [r.result[result] for r in by_setting(runs, **wanted)]
-    return [float("nan") if value is None else float(value) for value in found]
+    """One result of the runs with these settings, by seed."""
+    return [float(r.result[result]) for r in by_setting(runs, **wanted)]

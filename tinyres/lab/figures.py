@@ -31,15 +31,3 @@ def line(
 def name_lines(axes: Any) -> None:
     """A legend of the lines, in small print."""
     axes.legend(fontsize=8, handlelength=2.4)
-
-
-def dots(axes: Any, places: Sequence[str], columns: Sequence[Sequence[float]], colours: Sequence[str]) -> None:
-    """One dot per seed and a bar at their mean, in a row for each of ``places``, from the top down."""
-    for i, (found, colour) in enumerate(zip(columns, colours, strict=True)):
-        if not found:
-            continue
-        axes.plot(found, [i] * len(found), "o", color=colour, alpha=0.6, markersize=5)
-        middle = sum(found) / len(found)
-        axes.plot([middle, middle], [i - 0.25, i + 0.25], color=colour, linewidth=2)
-    axes.set_yticks(range(len(places)), places)
-    axes.set_ylim(len(places) - 0.5, -0.5)

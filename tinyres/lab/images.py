@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import tinyres as tr
 from tinyres.data import Dataset, first_batch, normalisation
 from tinyres.errors import NonFiniteError, UsageError
-from tinyres.lab.experiment import Config
+from tinyres.lab.experiment import Config, Setting
 from tinyres.nn import Module
 from tinyres.train import Trainer
 from tinyres.train.progress import Silent
@@ -31,7 +32,27 @@ FULL: Config = {
 }  # fmt: skip
 TINY: Config = {**QUICK, "size": 8, "images": 64, "test": 32, "epochs": 2, "batch": 16}
 
+KINDS = ("plain", "resnet")
+
 _checkpoints: Path | None = None
+
+
+def pairs(config: Config) -> list[Setting]:
+    """The plain and the residual net of each of the configuration's ``depths``."""
+    return [{"net": f"{kind}{depth}"} for depth in config["depths"] for kind in KINDS]
+
+
+def layers(name: str) -> int:
+    """The depth in the name of a net, or of a number of one: 56 in "plain56, lr 0.01"."""
+    found = re.search(r"(?:plain|resnet)(\d+)", name)
+    if not found:
+        raise UsageError(f"{name!r} is not the name of a plain or a residual net, such as plain20 or resnet56")
+    return int(found[1])
+
+
+def depths(names: Iterable[str]) -> list[int]:
+    """Of the residual nets in ``names``, from the shallowest to the deepest."""
+    return sorted({layers(name) for name in names if name.startswith("resnet")})
 
 
 @contextmanager
@@ -110,6 +131,13 @@ def trained(
     except NonFiniteError:
         trainer.state.lines.clear()
     return trainer
+
+
+def shown_to(trainer: Trainer, count: int, training: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The first ``count`` test images of a run, or training images, normalised as there, and their labels; all if fewer."""
+    data = trainer.dataset
+    chosen = (data.train_images, data.train_labels) if training else (data.test_images, data.test_labels)
+    return first_batch(*chosen, min(count, len(chosen[1])), trainer.mean, trainer.scale)
 
 
 def curve(trainer: Trainer) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinyres import functional as F
-from tinyres.data import first_batch
 from tinyres.guards import no_grad
 from tinyres.lab.experiment import Claim, Config, Lab, Numbers, Run, Setting, by_setting, values
-from tinyres.lab.images import FULL, QUICK, TINY, small, trained
+from tinyres.lab.images import FULL, KINDS, QUICK, TINY, depths, layers, pairs, shown_to, small, trained
 from tinyres.lab.statistics import Check, above, below
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
@@ -67,8 +66,8 @@ def not_convex(losses: np.ndarray) -> float:
 
 
 def smoother(numbers: Numbers) -> list[Check]:
-    deep = max(int(name.split(",")[0].removeprefix("resnet")) for name in numbers if name.startswith("resnet"))
-    plain, residual = (numbers[f"{kind}{deep}, share not convex"] for kind in ("plain", "resnet"))
+    deep = depths(numbers)[-1]
+    plain, residual = (numbers[f"{kind}{deep}, share not convex"] for kind in KINDS)
     learned = below(f"plain{deep} has learned", numbers[f"plain{deep}, loss at the centre"], np.log(10) / 2)
     return [
         Check(learned.text, max(learned.sign, 0)),  # around weights that learned nothing, there is no valley to look at
@@ -106,22 +105,22 @@ class Landscape(Lab):
         "tiny": {"depths": [8, 14], **TINY, "plain_epochs": 2, "points": 5, "pairs": 1, "shown": 16},
     }
 
+    least: ClassVar = {"points": 3}
+
     def settings(self, config: Config) -> list[Setting]:
-        return [{"net": f"{kind}{depth}"} for depth in config["depths"] for kind in ("plain", "resnet")]
+        return pairs(config)
 
     def cost(self, setting: Setting, config: Config) -> float:
-        return float(setting["net"].lstrip("plainrest"))
+        return layers(setting["net"])
 
     def run(self, setting: Setting, seed: int, config: Config) -> dict[str, Any]:
-        data = small(config, seed)
         epochs = config["plain_epochs" if setting["net"].startswith("plain") else "epochs"]
-        trainer = trained(setting["net"], data, seed, {**config, "epochs": epochs})
+        trainer = trained(setting["net"], small(config, seed), seed, {**config, "epochs": epochs})
         model = trainer.model.to("cpu")
-        shown = min(config["shown"], len(data.train_labels))
-        x, labels = first_batch(data.train_images, data.train_labels, shown, trainer.mean, trainer.scale)
+        x, labels = shown_to(trainer, config["shown"], training=True)
         random = np.random.default_rng([seed, 9])
-        pairs = [[direction(model, random) for _ in range(2)] for _ in range(config["pairs"])]
-        surfaces = [surface(model, x, labels, pair, config["points"]) for pair in pairs]
+        directions = [[direction(model, random) for _ in range(2)] for _ in range(config["pairs"])]
+        surfaces = [surface(model, x, labels, pair, config["points"]) for pair in directions]
         return {
             "surfaces": [[[float(f"{v:.4g}") for v in row] for row in one] for one in surfaces],
             "share": float(np.mean([not_convex(one) for one in surfaces])),

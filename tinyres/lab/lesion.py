@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,14 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 import tinyres as tr
-from tinyres.data import first_batch
 from tinyres.errors import UsageError
 from tinyres.explain.ledger import gradient_ledger
-from tinyres.explain.page.chain import Chain
-from tinyres.guards import no_grad
+from tinyres.explain.page.lesions import Cuts
 from tinyres.lab import figures
 from tinyres.lab.experiment import Claim, Config, Lab, Numbers, Run, Setting, by_setting
-from tinyres.lab.images import FULL, QUICK, TINY, small, trained
+from tinyres.lab.images import FULL, QUICK, TINY, layers, shown_to, small, trained
 from tinyres.lab.statistics import Check, above, below, mean
 from tinyres.nn import Module
 from tinyres.weights import import_weights
@@ -29,69 +28,14 @@ HIT = 5.0  # per cent: a cut that costs less is none to speak of
 LOST = 50.0  # per cent: one that costs more destroys the net
 
 
-class Cuts:
-    """A net on one batch of images: the share in per cent that it gets wrong, as it is and after each cut."""
-
-    def __init__(self, model: Module, images: np.ndarray, labels: np.ndarray) -> None:
-        self.chain, self.labels = Chain(model, training=False), labels
-        with no_grad():
-            self.inputs = [self.chain.stem(images)]  # of each block, and the last one's output
-            for block in self.chain.blocks:
-                self.inputs.append(block.run(self.inputs[-1]).z.data)
-
-    def error(self, k: int, z: np.ndarray) -> float:
-        """If ``z`` is the input of block k."""
-        with no_grad():
-            for block in self.chain.blocks[k:]:
-                z = block.run(z).z.data
-        return 100 * float(np.mean(self.chain.logits(z).argmax(1) != self.labels))
-
-    def whole(self) -> float:
-        return self.error(0, self.inputs[0])
-
-    def kept(self, k: int) -> bool:
-        """Whether the input and the output of block k have one shape."""
-        return self.inputs[k].shape == self.inputs[k + 1].shape
-
-    def without_branch(self, k: int) -> float:
-        """Only what the shortcut brings; a plain block, which has none, is left out."""
-        block = self.chain.blocks[k]
-        with no_grad():
-            z = block.skip(self.inputs[k]) if block.switch else self.inputs[k]
-        return self.error(k + 1, z)
-
-    def without_shortcut(self, k: int) -> float:
-        with no_grad():
-            z = self.chain.blocks[k].run(self.inputs[k], shortcut=False).z.data
-        return self.error(k + 1, z)
-
-    def swapped(self, k: int) -> float:
-        """Block k + 1 before block k."""
-        with no_grad():
-            z = self.chain.blocks[k].run(self.chain.blocks[k + 1].run(self.inputs[k]).z.data).z.data
-        return self.error(k + 2, z)
-
-    def without_some(self, count: int, random: np.random.Generator, draws: int = 5) -> float:
-        """The mean over ``draws`` choices of ``count`` blocks without their branches."""
-        found = []
-        for _ in range(draws):
-            out = set(random.choice(len(self.chain.blocks), count, replace=False).tolist())
-            z = self.inputs[0]
-            with no_grad():
-                for k, block in enumerate(self.chain.blocks):
-                    z = block.skip(z) if k in out else block.run(z).z.data
-            found.append(self.error(len(self.chain.blocks), z))
-        return float(np.mean(found))
-
-
 def lesions(model: Module, images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Any]:
-    """The cost in points of error of each cut: lists by block, None where there is nothing to cut."""
+    """The cost in points of error of each cut: lists by block, NaN where there is nothing to cut."""
     cuts = Cuts(model, images, labels)
-    base, blocks = cuts.whole(), range(len(cuts.chain.blocks))
+    base, blocks = 100 * cuts.whole(), range(len(cuts.chain.blocks))
     shortcuts = all(block.switch for block in cuts.chain.blocks)
 
-    def costs(cut: Callable[[int], float], possible: Callable[[int], bool]) -> list[float | None]:
-        return [cut(k) - base if possible(k) else None for k in blocks]
+    def costs(cut: Callable[[int], float], possible: Callable[[int], bool]) -> list[float]:
+        return [100 * cut(k) - base if possible(k) else math.nan for k in blocks]
 
     found: dict[str, Any] = {
         "base": base,
@@ -103,7 +47,7 @@ def lesions(model: Module, images: np.ndarray, labels: np.ndarray, seed: int) ->
         random = np.random.default_rng(seed)
         counts = [n for n in (1, 2, 4, 8, 16) if n <= len(blocks)]
         found["shortcut"] = costs(cuts.without_shortcut, lambda k: True)
-        found["several"] = {str(n): cuts.without_some(n, random) - base for n in counts}
+        found["several"] = {str(n): 100 * cuts.without_some(n, random) - base for n in counts}
         paths = gradient_ledger(model, (images[:32], labels[:32]), paths=True).paths
         assert paths
         found["paths"] = {"share": paths.share, "mean": paths.mean_length / len(blocks)}
@@ -136,7 +80,7 @@ def short_paths(numbers: Numbers) -> list[Check]:
 def of_deepest(numbers: Numbers, kind: str, what: str) -> Sequence[float]:
     """The numbers of the deepest of the nets that were trained here; none if there is no such net."""
     names = [name for name in numbers if name.startswith(kind) and name.endswith(what)]
-    return numbers[max(names, key=lambda name: int(name.split(",")[0].removeprefix(kind)))] if names else []
+    return numbers[max(names, key=layers)] if names else []
 
 
 class Lesion(Lab):
@@ -198,17 +142,14 @@ class Lesion(Lab):
         return nets
 
     def cost(self, setting: Setting, config: Config) -> float:
-        return float(setting["net"].lstrip("plainrestubhd ")) * (0.5 if " " in setting["net"] else 1)
+        return layers(setting["net"]) * (0.5 if " " in setting["net"] else 1)
 
     def run(self, setting: Setting, seed: int, config: Config) -> dict[str, Any]:
         kind, _, name = setting["net"].rpartition(" ")
         if kind:
             return lesions(*published(name, seed), seed)
-        data = small(config, seed)
-        trainer = trained(name, data, seed, config)
-        shown = min(config["shown"], len(data.test_labels))
-        batch = first_batch(data.test_images, data.test_labels, shown, trainer.mean, trainer.scale)
-        return lesions(trainer.model.to("cpu"), *batch, seed)
+        trainer = trained(name, small(config, seed), seed, config)
+        return lesions(trainer.model.to("cpu"), *shown_to(trainer, config["shown"]), seed)
 
     def numbers(self, runs: Sequence[Run], config: Config) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
@@ -221,7 +162,7 @@ class Lesion(Lab):
             found[f"{net}, one branch cut"] = [middle(r["branch"]) for r in results]
             found[f"{net}, shape-changing branch cut"] = [mean([r["branch"][k] for k in r["changes"]]) for r in results]
             found[f"{net}, one shortcut cut"] = [middle(r["shortcut"]) for r in results]
-            if any(cost is not None for cost in results[0]["swap"]):
+            if not all(map(math.isnan, results[0]["swap"])):
                 found[f"{net}, two neighbours swapped"] = [middle(r["swap"]) for r in results]
             for count in results[0]["several"]:
                 if count != "1":
@@ -239,7 +180,7 @@ class Lesion(Lab):
             for shift, cut, colour in ((-0.2, "branch", figures.PLAIN), (0.2, "shortcut", figures.SHORTCUTS)):
                 if cut not in results[0]:
                     continue
-                places = [k for k, cost in enumerate(results[0][cut]) if cost is not None]
+                places = [k for k, cost in enumerate(results[0][cut]) if not math.isnan(cost)]
                 costs = np.array([[r[cut][k] for k in places] for r in results], float)
                 label = "plain block cut" if plain else f"{cut} cut"
                 width = 0.7 if plain else 0.38
@@ -251,23 +192,34 @@ class Lesion(Lab):
         rows[-1].set_xlabel("block")
 
 
-def middle(costs: Sequence[float | None]) -> float:
-    return median(cost for cost in costs if cost is not None)
+def middle(costs: Sequence[float]) -> float:
+    return median(cost for cost in costs if not math.isnan(cost))
 
 
 def published(name: str, seed: int) -> tuple[Module, np.ndarray, np.ndarray]:
-    """A net with published weights, and a third of the exact test images with their labels; which third depends on ``seed``.
+    """A net with published weights, and a third of the exact test images with their labels, chosen by ``seed``."""
+    x, labels = exact_images()
+    chosen = np.random.default_rng(seed).permutation(len(labels))[: len(labels) // 3]
+    return published_net(name), x[chosen], labels[chosen]
 
-    Raises `UsageError` if the variables ``TINYRES_PRETRAINED`` and ``TINYRES_EXACT`` do not say where they are.
-    """
-    folder, exact = os.environ.get("TINYRES_PRETRAINED"), os.environ.get("TINYRES_EXACT")
-    if not folder or not exact:
-        raise UsageError("TINYRES_PRETRAINED and TINYRES_EXACT must say where published weights and test images are")
+
+def published_net(name: str) -> Module:
+    """The net with the weights in the folder ``TINYRES_PRETRAINED``."""
     model = tr.models.build(name, shortcut="A")
     shapes = {key: array.shape for key, array in model.state_dict().items()}
-    model.load_state_dict(import_weights(Path(folder) / PUBLISHED[name], shapes))
-    with np.load(exact) as file:
+    model.load_state_dict(import_weights(Path(_place("TINYRES_PRETRAINED")) / PUBLISHED[name], shapes))
+    return model
+
+
+def exact_images() -> tuple[np.ndarray, np.ndarray]:
+    """The test images in the file ``TINYRES_EXACT``, normalised as the published nets were fed, and their labels."""
+    with np.load(_place("TINYRES_EXACT")) as file:
         images, labels = file["test_images"], file["test_labels"].astype(np.int64)
-    chosen = np.random.default_rng(seed).permutation(len(labels))[: len(labels) // 3]
-    x = (images.reshape(-1, 3, 32, 32)[chosen].astype(np.float32) / 255 - MEAN) / STD
-    return model, x, labels[chosen]
+    return (images.reshape(-1, 3, 32, 32).astype(np.float32) / 255 - MEAN) / STD, labels
+
+
+def _place(variable: str) -> str:
+    found = os.environ.get(variable)
+    if not found:
+        raise UsageError(f"{variable} must say where published weights and test images are")
+    return found

@@ -47,13 +47,9 @@ def number(i: int, result: dict[str, Any]) -> str:
 
 
 def shown_setting(value: Any) -> str:
-    return (
-        ", ".join(map(shown_setting, value))
-        if isinstance(value, list)
-        else f"{value:,}"
-        if type(value) is int
-        else str(value)
-    )
+    if isinstance(value, list):
+        return ", ".join(map(shown_setting, value))
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def command(lab: Lab, result: dict[str, Any]) -> str:
@@ -74,12 +70,21 @@ def typed(value: Any) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """The numbers: mean, standard deviation between seeds, least and greatest."""
-    lines = ["| | mean | sd | least | greatest |", "|---|---|---|---|---|"]
-    for name, one in result["numbers"].items():
-        values = [math.nan if v is None else v for v in one["values"]]
-        cells = [one["mean"], one["sd"], min(values), max(values)] if values else []
-        lines.append(f"| {name} | {' | '.join(digits(math.nan if c is None else c) for c in cells)} |")
+    lines = [f"| | {' | '.join(HEADS)} |", f"|{'---|' * (1 + len(HEADS))}"]
+    lines += [f"| {name} | {' | '.join(cells(one))} |" for name, one in result["numbers"].items()]
     return "\n".join(lines)
+
+
+HEADS = ("mean", "sd", "least", "greatest")
+
+
+def cells(one: dict[str, Any]) -> list[str]:
+    """A row of the table. A single seed has no deviation."""
+    values = [math.nan if v is None else v for v in one["values"]]
+    if not values:
+        return ["not run", "", "", ""]
+    sd = digits(math.nan if one["sd"] is None else one["sd"]) if len(values) > 1 else ""
+    return [digits(math.nan if one["mean"] is None else one["mean"]), sd, digits(min(values)), digits(max(values))]
 
 
 def overview(results: Sequence[tuple[Lab, dict[str, Any]]], anchor: str = "#") -> str:

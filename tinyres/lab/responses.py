@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinyres import functional as F
-from tinyres.data import first_batch
 from tinyres.guards import no_grad
 from tinyres.lab import figures
 from tinyres.lab.experiment import Claim, Config, Lab, Numbers, Run, Setting, by_setting, values
-from tinyres.lab.images import FULL, QUICK, TINY, small, trained
+from tinyres.lab.images import FULL, QUICK, TINY, depths, layers, pairs, shown_to, small, trained
 from tinyres.lab.statistics import Check, below
 from tinyres.nn import BatchNorm2d, Module
 from tinyres.tensor import Tensor
@@ -46,7 +45,7 @@ def smaller_than_plain(numbers: Numbers) -> list[Check]:
 
 
 def smaller_with_depth(numbers: Numbers) -> list[Check]:
-    names = sorted((n for n in numbers if n.startswith("resnet")), key=lambda n: int(n.removeprefix("resnet")))
+    names = [f"resnet{depth}" for depth in depths(numbers)]
     return [below(f"{b}, below {a}", numbers[b], numbers[a]) for a, b in itertools.pairwise(names)]
 
 
@@ -83,17 +82,14 @@ class Responses(Lab):
     }
 
     def settings(self, config: Config) -> list[Setting]:
-        return [{"net": f"{kind}{depth}"} for depth in config["depths"] for kind in ("plain", "resnet")]
+        return pairs(config)
 
     def cost(self, setting: Setting, config: Config) -> float:
-        return float(setting["net"].lstrip("plainrest"))
+        return layers(setting["net"])
 
     def run(self, setting: Setting, seed: int, config: Config) -> dict[str, Any]:
-        data = small(config, seed)
-        trainer = trained(setting["net"], data, seed, config)
-        images, labels = data.test_images, data.test_labels
-        x, _ = first_batch(images, labels, min(IMAGES, len(labels)), trainer.mean, trainer.scale)
-        found = responses(trainer.model.to("cpu"), x)
+        trainer = trained(setting["net"], small(config, seed), seed, config)
+        found = responses(trainer.model.to("cpu"), shown_to(trainer, IMAGES)[0])
         return {"responses": found, "mean": float(np.mean(found))}
 
     def numbers(self, runs: Sequence[Run], config: Config) -> dict[str, list[float]]:

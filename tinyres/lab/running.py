@@ -22,6 +22,7 @@ import numpy as np
 
 from tinyres.errors import TinyresError, UsageError
 from tinyres.kernels import dispatch
+from tinyres.lab import find
 from tinyres.lab.experiment import Config, Lab, Run, Setting
 from tinyres.lab.images import checkpoints_in
 from tinyres.train.progress import Silent
@@ -55,15 +56,18 @@ class Done(NamedTuple):
 
 
 def perform(task: Task) -> Done:
-    """Makes the run, in this process."""
-    os.environ.setdefault("TINYRES_THREADS", "1")
-    from tinyres.lab import find
-
+    """Makes the run, in this process. (A worker of a cluster asks for the number of threads in its first run.)"""
     began = time.perf_counter()
-    with _alone, dispatch.use_backend(task.backend), np.errstate(all="ignore"), checkpoints_in(task.keep):
+    with (
+        _alone,
+        _one_thread_each(),
+        dispatch.use_backend(task.backend),
+        np.errstate(all="ignore"),
+        checkpoints_in(task.keep),
+    ):
         result = find(task.lab).run(task.setting, task.seed, task.config)
-    result = json.loads(json.dumps(finite(result, RESULT_DIGITS), allow_nan=False))
-    return Done(Run(task.setting, task.seed, result), round(time.perf_counter() - began, 2))
+    run = Run.read({"setting": task.setting, "seed": task.seed, "result": finite(result, RESULT_DIGITS)})  # as after a file
+    return Done(run, round(time.perf_counter() - began, 2))
 
 
 def finite(value: Any, digits: int = 17) -> Any:
@@ -105,11 +109,11 @@ def run_all(
 
 
 def _in_processes(jobs: int, tasks: Sequence[Task]) -> Iterator[Done]:
-    left, lost = list(tasks), 0
+    left, lost = {key_of(task): task for task in tasks}, 0
     while left:
         try:
-            for done in _pool_of(jobs, left):
-                left = [task for task in left if key_of(task) != key_of(done.run)]
+            for done in _pool_of(jobs, list(left.values())):
+                del left[key_of(done.run)]
                 yield done
         except BrokenProcessPool:
             lost += 1

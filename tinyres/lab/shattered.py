@@ -88,11 +88,11 @@ def autocorrelation(series: np.ndarray, lags: int = LAGS) -> list[float]:
 
 
 def correlation(run: Net, x: np.ndarray) -> float:
-    """R: the mean product of the gradients of two inputs over the mean square of one."""
+    """R: the mean product of the gradients of two inputs over the mean square of one; NaN if all are 0."""
     g = gradient(run, x)
     n, total = len(g), g.sum(0)
     squares = float((g * g).sum())
-    return float((total @ total - squares) / (n - 1)) / squares
+    return float((total @ total - squares) / (n - 1)) / squares if squares else math.nan
 
 
 def slope(x: Any, y: Any) -> float:
@@ -172,6 +172,8 @@ class Shattered(Lab):
         "tiny": {"width": 12, "points": 40, "inputs": 6},
     }
 
+    least: ClassVar = {"points": 8, "inputs": 2, "width": 4}
+
     def settings(self, config: Config) -> list[Setting]:
         lines = [("plain", depth, 1.0) for depth in (1, 2, 5, 10, 24)] + [("plain, not centred", 24, 1.0)]
         lines += [("residual, batch norm", 50, 1.0), ("residual, batch norm", 50, 0.1)]
@@ -207,7 +209,7 @@ class Shattered(Lab):
                 found[f"lag 1, {called(s)}"] = values(runs, "lag 1", **s)
                 continue
             depths = self.depths(s)
-            curves = [[math.nan if v is None else v for v in run.result["R"]] for run in by_setting(runs, **s)]
+            curves = [run.result["R"] for run in by_setting(runs, **s)]
             if s["kind"] == "looks linear" or s["beta"] != 1:
                 what = "layers, looks linear" if s["beta"] == 1 else "blocks, beta 0.1"
                 found[f"R of {depths[-1]} {what}"] = [curve[-1] for curve in curves]

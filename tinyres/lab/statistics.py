@@ -68,18 +68,19 @@ def sign(low_high: tuple[float, float]) -> int:
 
 def above(text: str, a: Sequence[float], b: Sequence[float] | float) -> Check:
     """The check that ``a`` is larger than ``b``, a number or the values of other runs."""
-    if isinstance(b, int | float):
-        low, high = interval(a)
-        return Check(f"{text}: {shown(a)} > {b:g}", sign((low - b, high - b)))
-    return Check(f"{text}: {shown(a)} > {shown(b)}", sign(difference(a, b)))
+    return _compared(text, a, ">", b, 1)
 
 
 def below(text: str, a: Sequence[float], b: Sequence[float] | float) -> Check:
     """The check that ``a`` is smaller than ``b``, a number or the values of other runs."""
+    return _compared(text, a, "<", b, -1)
+
+
+def _compared(text: str, a: Sequence[float], relation: str, b: Sequence[float] | float, wanted: int) -> Check:
     if isinstance(b, int | float):
         low, high = interval(a)
-        return Check(f"{text}: {shown(a)} < {b:g}", sign((b - high, b - low)))
-    return Check(f"{text}: {shown(a)} < {shown(b)}", sign(difference(b, a)))
+        return Check(f"{text}: {shown(a)} {relation} {b:g}", wanted * sign((low - b, high - b)))
+    return Check(f"{text}: {shown(a)} {relation} {shown(b)}", wanted * sign(difference(a, b)))
 
 
 def holds(text: str, a: Sequence[float], theory: float) -> Check:

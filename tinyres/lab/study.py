@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +16,16 @@ import tinyres
 from tinyres.errors import UsageError
 from tinyres.files import parse_json, read_json, write_atomically
 from tinyres.kernels import dispatch
+from tinyres.kernels.arrays import cores
 from tinyres.lab import find
-from tinyres.lab.experiment import Config, Lab, Run, conclude
+from tinyres.lab.experiment import SCALES, Config, Lab, Run, conclude
 from tinyres.lab.report import page
-from tinyres.lab.running import Done, Task, key_of, run_all
+from tinyres.lab.running import Done, Task, finite, key_of, run_all
 from tinyres.lab.statistics import mean, spread
+from tinyres.train.folder import locked
 from tinyres.train.progress import Silent, duration
 
-MOST_BYTES = 16 << 20  # of a result.json
+MOST_BYTES, MOST_SEEDS = 16 << 20, 10_000  # of a result.json
 
 
 def study(
@@ -57,40 +60,42 @@ def study(
             "version": tinyres.__version__,
         }
         known = folder.known(about)
-        wanted = range(max(lab.seeds if seeds is None else seeds, 1 + max((r["seed"] for r in known), default=-1)))
+        wanted = range(max(lab.seeds if seeds is None else seeds, 1 + max((run.seed for run, _ in known), default=-1)))
         tasks = [Task(name, setting, seed, config, about["backend"]) for seed in wanted for setting in settings]
         if scale == "full":
             tasks = [task._replace(keep=str(folder.path.resolve() / "runs" / digest(task))) for task in tasks]
         order = {key_of(task): i for i, task in enumerate(tasks)}
         # those of settings that are there no more, such as published weights, stay
-        runs = {key_of(run): (run, r["seconds"]) for r in known for run in [Run(r["setting"], r["seed"], r["result"])]}
+        runs = {key_of(run): (run, seconds) for run, seconds in known}
         missing = [task for task in tasks if key_of(task) not in runs]
+        here = machine() if missing else folder.machine
         if runs and missing:
             display.message(f"{name}: {len(tasks) - len(missing)} of {len(tasks)} runs are there already")
 
         def keep(done: Done) -> None:
             runs[key_of(done.run)] = (done.run, done.seconds)
-            folder.write({**about, **machine(), "complete": order.keys() <= runs.keys(), "runs": listed(runs, order)})
+            folder.write({**about, **here, "complete": order.keys() <= runs.keys(), "runs": listed(runs, order)})
             if done.seconds >= 1:
                 display.message(f"{name}: {lab.label(done.run.setting)}, seed {done.run.seed} ({duration(done.seconds)})")
 
         run_all(lab, missing, number_of_jobs(jobs), scheduler, display, keep)
         try:
-            lab.numbers([run for run, _ in runs.values()], config)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            return finish(lab, folder, {**about, **here}, listed(runs, order), len(wanted))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             if not known:
                 raise
-            raise UsageError(f"{folder.file} is not what a lab writes ({error!r}); move it away") from error
-        return finish(lab, folder, {**about, **(machine() if missing else folder.machine)}, listed(runs, order), len(wanted))
+            raise UsageError(
+                f"{folder.file} is not what a lab writes ({error!r}); move it away, or choose another --out"
+            ) from error
 
 
 def finish(lab: Lab, folder: Folder, about: dict[str, Any], runs: list[dict[str, Any]], seeds: int) -> dict[str, Any]:
     """The verdicts, the figure and the page of runs that are all there."""
-    found = [Run(r["setting"], r["seed"], r["result"]) for r in runs]
+    found = [Run.read(one) for one in runs]
     result = {**about, "seeds": seeds, **judged(lab, found, about["config"])}
     result |= {"complete": True, "seconds": round(sum(r["seconds"] for r in runs), 1), "runs": runs}
-    for kind in ("svg", "png"):
-        write_atomically(folder.path / f"figure.{kind}", drawn(lab, found, about["config"], kind))
+    for name, figure in drawn(lab, found, about["config"]).items():
+        write_atomically(folder.path / name, figure)
     write_atomically(folder.path / "page.md", page(lab, result).encode())
     folder.write(result)
     return result
@@ -109,29 +114,39 @@ def judged(lab: Lab, runs: Sequence[Run], config: Config) -> dict[str, Any]:
     return {"title": lab.title, "verdict": conclude(signs), "claims": claims, "numbers": table}
 
 
-def drawn(lab: Lab, runs: Sequence[Run], config: Config, kind: str) -> bytes:
-    """The figure as a file, ``svg`` or ``png``. The same runs give the same bytes."""
+LOOK: Any = {
+    "svg.hashsalt": "tinyres",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def drawn(lab: Lab, runs: Sequence[Run], config: Config) -> dict[str, bytes]:
+    """The figure, as the files figure.svg and figure.png. The same runs give the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    data = io.BytesIO()
-    look: Any = {"svg.hashsalt": "tinyres", "svg.fonttype": "none", "font.size": 10, "font.family": "sans-serif"}
-    look |= {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-    }
-    with matplotlib.rc_context(look):
+    files = {}
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
         lab.draw(figure, runs, config)
-        figure.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else {})
-    return data.getvalue()
+        for kind, metadata in (("svg", {"Date": None}), ("png", {})):
+            data = io.BytesIO()
+            figure.savefig(data, format=kind, metadata=metadata)
+            files[f"figure.{kind}"] = data.getvalue()
+    return files
 
 
 def configuration(lab: Lab, scale: str, changes: Config) -> Config:
     """The configuration of a scale, with the entries that were changed."""
+    if scale not in SCALES:
+        raise UsageError(f"no scale is called {scale!r}; there are {', '.join(SCALES)}")
     config = dict(lab.scales[scale])
     for name, value in changes.items():
         if name not in config:
@@ -158,6 +173,9 @@ def fitting(lab: Lab, name: str, value: Any, usual: Any) -> Any:
         value = [fitting(lab, name, v, usual[0]) for v in value]
     if not same or value == []:
         raise UsageError(f"{lab.name}: {name} must be like {json.dumps(usual)}, got {json.dumps(value)}")
+    least = lab.least.get(name, 1 if isinstance(usual, int) else 0)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < math.inf:
+        raise UsageError(f"{lab.name}: {name} must be a number of at least {least}, got {value:g}")
     return value
 
 
@@ -168,9 +186,7 @@ def digest(task: Task) -> str:
 def number_of_jobs(jobs: int | None) -> int:
     if jobs is not None:
         return jobs
-    if dispatch.current().device != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores() if dispatch.current().device == "cpu" else 1
 
 
 def machine() -> dict[str, Any]:
@@ -181,10 +197,8 @@ def machine() -> dict[str, Any]:
 
 
 def listed(runs: dict[str, tuple[Run, float]], order: dict[str, int]) -> list[dict[str, Any]]:
-    return [
-        {**runs[key][0]._asdict(), "seconds": runs[key][1]}
-        for key in sorted(runs, key=lambda key: order.get(key, len(order)))
-    ]
+    keys = sorted(runs, key=lambda key: order.get(key, len(order)))
+    return [{**runs[key][0]._asdict(), "seconds": runs[key][1]} for key in keys]
 
 
 class Folder:
@@ -197,30 +211,22 @@ class Folder:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Makes the folder, and keeps other processes out of it."""
-        from tinyres.train.folder import locked
-
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is no folder, and a lab needs one of its own; choose another with --out")
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path, "working"):
             yield
 
-    def known(self, about: dict[str, Any]) -> list[dict[str, Any]]:
-        """The runs that are there. Raises `UsageError` for those of another lab, configuration or backend."""
+    def known(self, about: dict[str, Any]) -> list[tuple[Run, float]]:
+        """The runs that are there, with their seconds. Raises `UsageError` for those of another configuration."""
         if not self.file.exists():
             return []
         try:
             result = read_json(self.file, MOST_BYTES)
             other = [name for name in about if result[name] != about[name]]
-            runs = [
-                {
-                    "setting": dict(r["setting"]),
-                    "seed": int(r["seed"]),
-                    "result": dict(r["result"]),
-                    "seconds": float(r["seconds"]),
-                }
-                for r in result["runs"]
-            ]
+            runs = [(Run.read(one), float(one["seconds"])) for one in result["runs"]]
+            if not all(0 <= run.seed < MOST_SEEDS for run, _ in runs):
+                raise ValueError("a seed that no lab has")
             self.machine = {key: result[key] for key in ("date", "machine")}
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
@@ -233,8 +239,6 @@ class Folder:
         return runs
 
     def write(self, result: dict[str, Any]) -> None:
-        from tinyres.lab.running import finite
-
         write_atomically(self.file, dumped(finite(result)).encode())
 
 

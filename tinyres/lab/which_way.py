@@ -10,7 +10,7 @@ import tinyres as tr
 from tinyres.explain.page import depth
 from tinyres.lab import figures
 from tinyres.lab.experiment import Claim, Config, Lab, Numbers, Run, Setting, by_setting
-from tinyres.lab.images import batch
+from tinyres.lab.images import batch, depths, layers, pairs
 from tinyres.lab.statistics import Check, above, below
 
 LEVEL = 1.25  # a factor per block that is larger explodes; one over it, or less, vanishes
@@ -21,12 +21,11 @@ def plain(numbers: Numbers) -> list[Check]:
 
 
 def residual(numbers: Numbers) -> list[Check]:
-    names = [name for name in numbers if name.startswith("resnet")]
-    depths = sorted(int(name.removeprefix("resnet")) for name in names)
-    checks = [below(f"resnet{d}, below plain{d}", numbers[f"resnet{d}"], numbers[f"plain{d}"]) for d in depths]
-    for shallow, deep in itertools.pairwise(depths):
+    found = depths(numbers)
+    checks = [below(f"resnet{d}, below plain{d}", numbers[f"resnet{d}"], numbers[f"plain{d}"]) for d in found]
+    for shallow, deep in itertools.pairwise(found):
         checks.append(below(f"resnet{deep}, below resnet{shallow}", numbers[f"resnet{deep}"], numbers[f"resnet{shallow}"]))
-    return [*checks, below(f"resnet{depths[-1]}", numbers[f"resnet{depths[-1]}"], LEVEL)]
+    return [*checks, below(f"resnet{found[-1]}", numbers[f"resnet{found[-1]}"], LEVEL)]
 
 
 def without(numbers: Numbers) -> list[Check]:
@@ -86,13 +85,19 @@ class WhichWay(Lab):
         "tiny": {"depths": [8, 14], "batch": 4, "data": "shapes", "blocks": 5},
     }
 
+    least: ClassVar = {"blocks": 2}
+
     def settings(self, config: Config) -> list[Setting]:
-        nets = [{"net": f"{kind}{depth}"} for depth in config["depths"] for kind in ("plain", "resnet")]
         gains = [{"net": "plain", "gain": gain} for gain in (0.5, 1.0, 2.0)]
-        return [*nets, *gains, {"net": "residual", "gain": 1.0}, {"net": "residual", "gain": config["blocks"] ** -0.5}]
+        return [
+            *pairs(config),
+            *gains,
+            {"net": "residual", "gain": 1.0},
+            {"net": "residual", "gain": config["blocks"] ** -0.5},
+        ]
 
     def cost(self, setting: Setting, config: Config) -> float:
-        return 1.0 if "gain" in setting else float(setting["net"].lstrip("plainrest")) / 10
+        return 1.0 if "gain" in setting else layers(setting["net"]) / 10
 
     def run(self, setting: Setting, seed: int, config: Config) -> dict[str, Any]:
         if "gain" in setting:

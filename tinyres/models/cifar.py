@@ -119,24 +119,30 @@ def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int)
     return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
+def stage(
+    block: Callable[..., nn.Module], inputs: int, channels: int, stride: int, n: int, expansion: int = 1
+) -> nn.Sequential:
+    """``n`` blocks, the first with ``stride``: (N, inputs, H, W) -> (N, expansion * channels, H / stride, W / stride).
+
+    ``block(in_channels, channels, stride)`` makes a block that returns ``expansion * channels`` channels.
+    """
+    rest = (block(expansion * channels, channels, 1) for _ in range(n - 1))
+    return nn.Sequential(block(inputs, channels, stride), *rest)
+
+
 class CifarResNet(nn.Module):
     """Three stages of ``n`` blocks: (N, in_channels, 32, 32) -> logits (N, num_classes). Images of other sizes work too.
 
-    ``block(in_channels, channels, stride)`` makes a block that returns ``expansion * channels`` channels.
+    ``block`` and ``expansion``: see `stage`.
     """
 
     def __init__(self, block: Callable[..., nn.Module], expansion: int, n: int, num_classes: int, in_channels: int) -> None:
         super().__init__()
-
-        def stage(inputs: int, channels: int, stride: int) -> nn.Sequential:
-            rest = (block(expansion * channels, channels, 1) for _ in range(n - 1))
-            return nn.Sequential(block(inputs, channels, stride), *rest)
-
         self.conv1 = conv(in_channels, 16, 3)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = stage(16, 16, stride=1)
-        self.layer2 = stage(16 * expansion, 32, stride=2)
-        self.layer3 = stage(32 * expansion, 64, stride=2)
+        self.layer1 = stage(block, 16, 16, 1, n, expansion)
+        self.layer2 = stage(block, 16 * expansion, 32, 2, n, expansion)
+        self.layer3 = stage(block, 32 * expansion, 64, 2, n, expansion)
         self.fc = nn.Linear(64 * expansion, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

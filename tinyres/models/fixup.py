@@ -17,7 +17,7 @@ import numpy as np
 
 from tinyres import functional as F
 from tinyres import nn
-from tinyres.models.cifar import SubsamplePad, blocks_per_stage, conv
+from tinyres.models.cifar import SubsamplePad, blocks_per_stage, conv, stage
 from tinyres.nn.module import Parameter
 from tinyres.tensor import Tensor
 
@@ -55,16 +55,11 @@ class FixupResNet(nn.Module):
 
     def __init__(self, n: int, num_classes: int, in_channels: int) -> None:
         super().__init__()
-
-        def stage(inputs: int, channels: int, stride: int) -> nn.Sequential:
-            rest = (FixupBlock(channels, channels, 1) for _ in range(n - 1))
-            return nn.Sequential(FixupBlock(inputs, channels, stride), *rest)
-
         self.conv1 = conv(in_channels, 16, 3)
         self.bias1 = scalar(0)
-        self.layer1 = stage(16, 16, stride=1)
-        self.layer2 = stage(16, 32, stride=2)
-        self.layer3 = stage(32, 64, stride=2)
+        self.layer1 = stage(FixupBlock, 16, 16, 1, n)
+        self.layer2 = stage(FixupBlock, 16, 32, 2, n)
+        self.layer3 = stage(FixupBlock, 32, 64, 2, n)
         self.bias2 = scalar(0)
         self.fc = nn.Linear(64, num_classes)
         for block in (*self.layer1, *self.layer2, *self.layer3):

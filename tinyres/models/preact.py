@@ -16,7 +16,7 @@ from typing import Protocol
 from tinyres import functional as F
 from tinyres import nn
 from tinyres.errors import UsageError
-from tinyres.models.cifar import SubsamplePad, blocks_per_stage, conv
+from tinyres.models.cifar import SubsamplePad, blocks_per_stage, conv, stage
 from tinyres.tensor import Tensor
 
 
@@ -76,15 +76,10 @@ class PreactResNet(nn.Module):
         self, block: Callable[..., nn.Module], expansion: int, n: int, num_classes: int, in_channels: int, width: int = 1
     ) -> None:
         super().__init__()
-
-        def stage(inputs: int, channels: int, stride: int) -> nn.Sequential:
-            rest = (block(expansion * channels, channels, 1) for _ in range(n - 1))
-            return nn.Sequential(block(inputs, channels, stride), *rest)
-
         self.conv1 = conv(in_channels, 16, 3)
-        self.layer1 = stage(16, 16 * width, stride=1)
-        self.layer2 = stage(16 * width * expansion, 32 * width, stride=2)
-        self.layer3 = stage(32 * width * expansion, 64 * width, stride=2)
+        self.layer1 = stage(block, 16, 16 * width, 1, n, expansion)
+        self.layer2 = stage(block, 16 * width * expansion, 32 * width, 2, n, expansion)
+        self.layer3 = stage(block, 32 * width * expansion, 64 * width, 2, n, expansion)
         self.bn = nn.BatchNorm2d(64 * width * expansion)
         self.fc = nn.Linear(64 * width * expansion, num_classes)
 
