@@ -9,7 +9,10 @@ from tinyres.errors import UsageError
 from tinyres.lab.experiment import Lab
 
 # in the order in which to read them; each is the class of this name in the module of this name
-NAMES = ("which-way", "degradation", "identity", "shattered", "relu-collapse", "responses", "lesion", "landscape")
+NAMES = (
+    *("which-way", "degradation", "shortcuts", "identity", "shattered", "relu-collapse"),
+    *("responses", "lesion", "landscape", "depth"),
+)
 
 
 def find(name: str) -> Lab:

@@ -43,8 +43,8 @@ def pairs(config: Config) -> list[Setting]:
 
 
 def layers(name: str) -> int:
-    """The depth in the name of a net, or of a number of one: 56 in "plain56, lr 0.01"."""
-    found = re.search(r"(?:plain|resnet)(\d+)", name)
+    """The depth in the name of a net, or of a number of one: 56 in "plain56, lr 0.01" and in "Fixup, 56 layers"."""
+    found = re.search(r"(?:plain|resnet|, )(\d+)", name)
     if not found:
         raise UsageError(f"{name!r} is not the name of a plain or a residual net, such as plain20 or resnet56")
     return int(found[1])
