@@ -65,14 +65,16 @@ def add_shortcut(parser: Any) -> None:
     parser.add_argument(
         "--shortcut",
         choices=("A", "B", "C"),
-        help="where a residual block's shapes change: A pads with zeros, B projects, C projects everywhere (default: A)",
+        help="where a residual block's shapes change: A pads with zeros, B projects; C projects everywhere (default: A)",
     )
 
 
 def network(name: str, shortcut: str | None) -> dict[str, Any]:
     """The description of a network that `tinyres.train` builds and saves; shortcut A is written out if it is the default."""
     if shortcut is None and name.startswith("resnet"):
-        shortcut = "A"
+        from tinyres import models
+
+        shortcut = "B" if name in models.IMAGENET else "A"
     return {"name": name} | ({"shortcut": shortcut} if shortcut else {})
 
 

@@ -33,18 +33,25 @@ from tinyres.models.cifar import (
     resnet1202,
 )
 from tinyres.models.fixup import FixupBlock, FixupResNet, fixup_resnet, fixup_resnet20, fixup_resnet56, fixup_resnet110
+from tinyres.models.imagenet import ImageNetResNet, plain18, plain34, resnet18, resnet34, resnet50, resnet101, resnet152
 from tinyres.models.mlp import ResidualLinearBlock, ResidualMLP
 from tinyres.models.mobilenet import InvertedResidual, MobileNetV2, mobilenet_v2, mobilenet_v2_cifar
 from tinyres.models.preact import (
     PreactBlock,
     PreactBottleneck,
     PreactResNet,
+    WideBlock,
     preresnet,
     preresnet20,
     preresnet56,
     preresnet110,
     preresnet164,
     preresnet1001,
+    wide_resnet,
+    wrn16_8,
+    wrn28_10,
+    wrn40_2,
+    wrn40_4,
 )
 from tinyres.nn import Module
 
@@ -55,8 +62,18 @@ _BUILDERS: dict[str, Callable[..., Module]] = {
         *(plain20, plain32, plain44, plain56, plain110, plain1202),
         *(preresnet20, preresnet56, preresnet110, preresnet164, preresnet1001),
         *(fixup_resnet20, fixup_resnet56, fixup_resnet110),
-        *(mobilenet_v2_cifar, mobilenet_v2),
+        *(wrn16_8, wrn28_10, wrn40_2, wrn40_4),
+        mobilenet_v2_cifar,
+        *(resnet18, resnet34, resnet50, resnet101, resnet152, plain18, plain34, mobilenet_v2),
     )
+}
+IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "plain18", "plain34", "mobilenet_v2")
+# the weights without the classifier of nets of one size: a file that names one of them must have as many
+SIZES = {
+    **{"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032, "resnet101": 42_500_160},
+    **{"resnet152": 58_143_808, "plain18": 11_002_688, "plain34": 21_110_848},
+    **{"mobilenet_v2": 2_223_872, "mobilenet_v2_cifar": 2_223_872},
+    **{"wrn16_8": 10_956_240, "wrn28_10": 36_472_784, "wrn40_2": 2_242_256, "wrn40_4": 8_946_640},
 }
 _OF_ANY_DEPTH: dict[str, Callable[..., Module]] = {
     "resnet": resnet,
@@ -69,7 +86,7 @@ NAMES = tuple(_BUILDERS)
 
 def build(name: str, **options: Any) -> Module:
     """The network called ``name``, built with the options of its function: one of `NAMES`, or ``resnetD``, ``plainD``,
-    ``preresnetD`` or ``fixup_resnetD`` for any depth D = 6n + 2.
+    ``preresnetD`` or ``fixup_resnetD`` for any other depth D = 6n + 2. (``resnet50`` and ``resnet152`` are ImageNet's.)
 
     Raises `UsageError` for a name or a depth that does not exist, with the closest names, and for an option that the net
     does not have.
@@ -82,7 +99,7 @@ def build(name: str, **options: Any) -> Module:
         close = difflib.get_close_matches(str(name), NAMES, n=3)
         hint = f"closest: {', '.join(close)}" if close else f"there are: {', '.join(NAMES)}"
         families = ", ".join(f"{family}D" for family in _OF_ANY_DEPTH)
-        raise UsageError(f"no network is called {name!r}; {hint}, and {families} for any depth D = 6n + 2")
+        raise UsageError(f"no network is called {name!r}; {hint}, and {families} for any other depth D = 6n + 2")
     takes = list(inspect.signature(builder).parameters)
     unknown = [option for option in options if option not in takes]
     if unknown:
@@ -91,12 +108,15 @@ def build(name: str, **options: Any) -> Module:
 
 
 __all__ = [
+    "IMAGENET",
     "NAMES",
+    "SIZES",
     "BasicBlock",
     "Bottleneck",
     "CifarResNet",
     "FixupBlock",
     "FixupResNet",
+    "ImageNetResNet",
     "InvertedResidual",
     "MobileNetV2",
     "PlainBlock",
@@ -106,6 +126,7 @@ __all__ = [
     "ResidualLinearBlock",
     "ResidualMLP",
     "StochasticBlock",
+    "WideBlock",
     "build",
     "fixup_resnet",
     "fixup_resnet20",
@@ -114,8 +135,10 @@ __all__ = [
     "mobilenet_v2",
     "mobilenet_v2_cifar",
     "plain",
+    "plain18",
     "plain20",
     "plain32",
+    "plain34",
     "plain44",
     "plain56",
     "plain110",
@@ -127,11 +150,21 @@ __all__ = [
     "preresnet164",
     "preresnet1001",
     "resnet",
+    "resnet18",
     "resnet20",
     "resnet32",
+    "resnet34",
     "resnet44",
+    "resnet50",
     "resnet56",
+    "resnet101",
     "resnet110",
+    "resnet152",
     "resnet164",
     "resnet1202",
+    "wide_resnet",
+    "wrn16_8",
+    "wrn28_10",
+    "wrn40_2",
+    "wrn40_4",
 ]

@@ -130,6 +130,15 @@ def stage(
     return nn.Sequential(block(inputs, channels, stride), *rest)
 
 
+def zero_last_norms(net: nn.Module) -> None:
+    """Sets the weight of each branch's last batch norm to 0, so that each block begins as its shortcut."""
+    for module in net.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            weight = (module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight
+            assert weight is not None
+            nn.init.zeros_(weight)
+
+
 class CifarResNet(nn.Module):
     """Three stages of ``n`` blocks: (N, in_channels, 32, 32) -> logits (N, num_classes). Images of other sizes work too.
 
@@ -190,12 +199,12 @@ def resnet(
         if block != "basic" or not 0 < survival <= 1:
             raise UsageError(f"survival must be a probability above 0, in a net of basic blocks, got {survival!r} ({block})")
     net = CifarResNet(partial(kind, option=shortcut), expansion, n, num_classes, in_channels)
-    blocks = [*net.layer1, *net.layer2, *net.layer3]
-    for place, made in enumerate(blocks, 1):
-        if survival is not None:
+    if survival is not None:
+        blocks = [*net.layer1, *net.layer2, *net.layer3]
+        for place, made in enumerate(blocks, 1):
             made.survival = 1 - place / len(blocks) * (1 - survival)
-        if zero_init_residual:
-            nn.init.zeros_((made.bn2 if block == "basic" else made.bn3).weight)
+    if zero_init_residual:
+        zero_last_norms(net)
     return net
 
 

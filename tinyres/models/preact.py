@@ -40,6 +40,19 @@ class PreactBlock(nn.Module):
         return y + (x if isinstance(self.shortcut, nn.Identity) else self.shortcut(a))
 
 
+class WideBlock(PreactBlock):
+    """A `PreactBlock` with dropout between its convolutions (Zagoruyko and Komodakis 2016, section 2.4)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, option: str, dropout: float) -> None:
+        super().__init__(in_channels, channels, stride, option)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.bn1(x, relu=True)
+        y = self.conv2(self.dropout(self.bn2(self.conv1(a), relu=True)))
+        return y + (x if isinstance(self.shortcut, nn.Identity) else self.shortcut(a))
+
+
 class PreactBottleneck(nn.Module):
     """The same with 1x1, 3x3 and 1x1 convolutions; the last one widens fourfold."""
 
@@ -147,3 +160,48 @@ preresnet56 = _preresnet(56, 853_018, 855_578)
 preresnet110 = _preresnet(110, 1_727_962, 1_730_522)
 preresnet164 = _preresnet(164, 1_661_274, 1_703_258, "bottleneck")
 preresnet1001 = _preresnet(1001, 10_285_722, 10_327_706, "bottleneck")
+
+
+def wide_resnet(depth: int, width: int, dropout: float = 0.0, num_classes: int = 10, in_channels: int = 3) -> PreactResNet:
+    """A wide residual net of ``depth`` = 6n + 4 layers, ``width`` times as wide: (N, 3, 32, 32) -> logits (N, 10).
+
+    Zagoruyko and Komodakis 2016, arXiv 1605.07146: pre-activation blocks, 1x1 convolutions as shortcuts where shapes change
+    (they count as layers), ``dropout`` between a block's two convolutions. Raises `UsageError` for a depth or a width that
+    does not exist.
+    """
+    if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6 or width < 1:
+        raise UsageError(f"a wide net has 6n + 4 layers, n >= 1, and a width of 1 or more, got {depth!r} and {width!r}")
+    block = partial(WideBlock, option="B", dropout=dropout)
+    return PreactResNet(block, 1, (depth - 4) // 6, num_classes, in_channels, width)
+
+
+class _BuildWide(Protocol):
+    def __call__(self, dropout: float = 0.0, num_classes: int = 10, in_channels: int = 3) -> PreactResNet: ...
+
+
+def _wide(depth: int, width: int, parameters: int) -> _BuildWide:
+    """`wide_resnet` at one depth and width, as a function with a name and documentation of its own."""
+
+    def build(dropout: float = 0.0, num_classes: int = 10, in_channels: int = 3) -> PreactResNet:
+        return wide_resnet(depth, width, dropout, num_classes, in_channels)
+
+    build.__name__ = build.__qualname__ = f"wrn{depth}_{width}"
+    build.__doc__ = f"""A wide residual net, WRN-{depth}-{width}, for CIFAR: images (N, 3, 32, 32) -> logits (N, 10).
+
+    Zagoruyko and Komodakis 2016, arXiv 1605.07146, table 1: {(depth - 4) // 6} pre-activation blocks per stage,
+    of {16 * width}, {32 * width} and {64 * width} channels. Images of other sizes work too.
+
+    Parameters: {parameters:,}.
+
+    Options:
+        ``dropout``       the probability of dropout between a block's convolutions
+        ``num_classes``   the number of logits for each image
+        ``in_channels``   3 for colour images, 1 for grey ones
+    """
+    return build
+
+
+wrn16_8 = _wide(16, 8, 10_961_370)
+wrn28_10 = _wide(28, 10, 36_479_194)
+wrn40_2 = _wide(40, 2, 2_243_546)
+wrn40_4 = _wide(40, 4, 8_949_210)

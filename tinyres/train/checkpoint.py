@@ -23,8 +23,7 @@ from tinyres.nn import Module
 from tinyres.weights import load_file, save_safetensors
 
 MOMENTUM = "momentum/"
-OPTIONS = {"name", "shortcut", "num_classes", "linear", "survival", "zero_init_residual"}
-LAYERS = {"mobilenet_v2": 53, "mobilenet_v2_cifar": 53}  # of networks whose names do not say it
+OPTIONS = {"name", "shortcut", "num_classes", "linear", "survival", "zero_init_residual", "dropout"}
 WEIGHTS_PER_LAYER = 5_000  # no network has fewer: ResNet-8 has 9,700, and deeper ones have more
 
 
@@ -113,14 +112,14 @@ def load_network(path: Path) -> Loaded:
         raise CheckpointError(f"{path} does not say which network it holds; in Python, use load_state_dict()")
     # A file may only ask for a network of its own size: every layer has an array, and some thousand weights on the average.
     name = str(network.get("name")) if isinstance(network, dict) else ""
-    depth = re.search(r"\d+$", str(LAYERS.get(name, name)))
-    head = arrays.get("classifier.1.weight" if name in LAYERS else "fc.weight", np.empty(0))
+    depth = re.search(r"\d+$", name)
+    has = sum(array.size for array in arrays.values())
+    sized = name in models.SIZES and has >= models.SIZES[name]
+    deep = depth and len(depth[0]) <= 6 and len(arrays) >= int(depth[0]) and has >= int(depth[0]) * WEIGHTS_PER_LAYER
+    head = arrays.get("classifier.1.weight", arrays.get("fc.weight", np.empty(0)))
     if (
-        depth is None
+        not (sized or (deep and name not in models.SIZES))
         or not set(network) <= OPTIONS
-        or len(depth[0]) > 6
-        or int(depth[0]) > len(arrays)
-        or int(depth[0]) * WEIGHTS_PER_LAYER > sum(array.size for array in arrays.values())
         or head.ndim != 2
         or head.shape[1] < 16
         or network.get("num_classes") != len(head)
