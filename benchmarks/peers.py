@@ -1,7 +1,10 @@
 """The same networks in PyTorch, as its users would write them, and its configurations on a CPU."""
 
+import re
 from collections.abc import Callable
 from typing import Any
+
+from tinyres import models
 
 CONFIGURATIONS = ("torch nchw", "torch channels_last", "torch compile", "torch compile channels_last")
 
@@ -22,6 +25,11 @@ def compiled(function: Any) -> Any:
     torch._dynamo.reset()  # else the ninth in a process would silently run uncompiled
     torch._inductor.config.compile_threads = 1  # a pool of compilers would start while others are being timed
     return torch.compile(function, dynamic=False)
+
+
+def has(name: str) -> bool:
+    """Whether `network` builds the network of this name."""
+    return bool(re.fullmatch(r"(resnet|plain)\d+", name)) and name not in models.IMAGENET
 
 
 def network(name: str) -> Any:

@@ -106,6 +106,17 @@ def test_a_result_that_cannot_be_written_is_an_error_before_it_is_measured(comma
     assert error.startswith("tinyres: error: --out") and out.split("/")[0] in error and len(error.splitlines()) == 1
 
 
+def test_a_benchmark_compares_no_networks_that_differ(capsys, monkeypatch):
+    """resnet50 is ImageNet's here, and PyTorch's part would take it for a CIFAR net of 50 layers."""
+    from tinyres.benchmarks import peers
+
+    monkeypatch.setattr(peers, "installed", lambda: True)
+    for name in ("resnet50", "preresnet20", "mobilenet_v2_cifar", "wrn40_2"):
+        assert main(typed("bench train --batch-sizes 2 --rounds 1 --models", name)) == 2
+        assert f"{name}: there is no such network of PyTorch's here" in capsys.readouterr().err
+    assert peers.has("resnet20") and peers.has("plain8") and peers.has("resnet164")
+
+
 def test_a_result_is_written_into_a_new_folder(tmp_path, capsys):
     bench = typed("bench train --models plain8 --batch-sizes 2 --rounds 1 --no-torch --backends numpy")
     assert main([*bench, "--out", "new/a.json"]) == 0

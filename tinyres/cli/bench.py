@@ -7,6 +7,7 @@ from typing import Any
 
 import tinyres
 from tinyres.cli.options import add_data_dir, check_file, whole
+from tinyres.errors import UsageError
 
 DESCRIPTION = """\
 Measures in rounds, each row once per round, so that whatever disturbs the machine disturbs all rows. The column
@@ -75,6 +76,10 @@ def run_train(arguments: argparse.Namespace) -> None:
     for model in arguments.models:
         tinyres.models.build(model)  # an unknown name is an error now, not in an hour
     if with_torch(arguments):
+        if alone := [model for model in arguments.models if not peers.has(model)]:
+            raise UsageError(
+                f"{', '.join(alone)}: there is no such network of PyTorch's here to compare with; measure it with --no-torch"
+            )
         rows += [row for row in peers.CONFIGURATIONS if "compile" not in row or not arguments.no_compile]
     print(steps.HEADER)
     result = steps.run(arguments.models, arguments.batch_sizes, rows, arguments.rounds, not arguments.inference)
