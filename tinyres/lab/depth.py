@@ -112,7 +112,7 @@ class Depth(Lab):
         "shorter net, and its training loss is that of the shorter one."
     )
     scales: ClassVar = {
-        "quick": {"depths": [20, 56, 110], **QUICK, "images": 1280, "batch": 32},
+        "quick": {"depths": [20, 110], **QUICK, "images": 1280, "batch": 32},
         "full": {"depths": [20, 56, 110], **FULL},
         "tiny": {"depths": [8, 14], **TINY},
     }
