@@ -82,6 +82,21 @@ def test_what_is_recovered_of_a_spiral_is_all_of_a_linear_image_and_half_of_a_lo
     assert abs(relu_collapse.recovered(round_, round_[:, :1])[0] - 0.5) < 0.02
 
 
+def test_a_gpu_trains_and_the_host_does_the_rest(monkeypatch):
+    """(The emulation stands for the GPU.)"""
+    from tinyres.lab import responses as lab
+    from tinyres.lab import running
+    from tinyres.train import Trainer
+
+    seen, fit, measure = [], Trainer.fit, lab.responses
+    monkeypatch.setattr(running, "_device", lambda backend: "cuda")
+    monkeypatch.setattr(Trainer, "fit", lambda self, **how: (seen.append(tr.get_backend()), fit(self, **how))[1])
+    monkeypatch.setattr(lab, "responses", lambda *given: (seen.append(tr.get_backend()), measure(*given))[1])
+    config = {**lab.Responses.scales["tiny"], "images": 4, "batch": 4, "test": 2, "epochs": 1}
+    running.perform(running.Task("responses", {"net": "resnet8"}, 0, config, "cuda-emulated"))
+    assert seen == ["cuda-emulated", "numba"]
+
+
 # --- responses -----------------------------------------------------------------------------------------------------------
 
 

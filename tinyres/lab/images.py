@@ -6,7 +6,7 @@ import functools
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import tinyres as tr
 from tinyres.data import Dataset, first_batch, normalisation
 from tinyres.errors import NonFiniteError, UsageError
+from tinyres.kernels import dispatch
 from tinyres.lab.experiment import Config, Setting
 from tinyres.nn import Module
 from tinyres.train import Trainer
@@ -35,6 +36,7 @@ TINY: Config = {**QUICK, "size": 8, "images": 64, "test": 32, "epochs": 2, "batc
 KINDS = ("plain", "resnet")
 
 _checkpoints: Path | None = None
+_backend: str | None = None
 
 
 def pairs(config: Config) -> list[Setting]:
@@ -53,6 +55,17 @@ def layers(name: str) -> int:
 def depths(names: Iterable[str]) -> list[int]:
     """Of the residual nets in ``names``, from the shallowest to the deepest."""
     return sorted({layers(name) for name in names if name.startswith("resnet")})
+
+
+@contextmanager
+def trained_by(backend: str) -> Iterator[None]:
+    """Inside, training uses the kernels of ``backend``, whichever others are in use."""
+    global _backend
+    _backend = backend
+    try:
+        yield
+    finally:
+        _backend = None
 
 
 @contextmanager
@@ -112,24 +125,17 @@ def trained(
     """A finished training run by the configuration's ``recipe``, ``epochs``, ``batch``, ``lr`` and ``augment``.
 
     Its lines are empty if a loss or a gradient was not finite. Within `checkpoints_in` a folder, it goes on from what is
-    there.
+    there. The model is on the host afterwards.
     """
-    trainer = Trainer(
-        model,
-        data,
-        config["recipe"],
-        epochs=config["epochs"],
-        batch_size=config["batch"],
-        lr=config["lr"] if lr is None else lr,
-        seed=seed,
-        augment=config["augment"],
-        out=_checkpoints,
-        display=Silent(),
-    )
-    try:
-        trainer.fit(resume=bool(trainer.folder and trainer.folder.last.exists()))
-    except NonFiniteError:
-        trainer.state.lines.clear()
+    how: dict[str, Any] = {"epochs": config["epochs"], "batch_size": config["batch"], "augment": config["augment"]}
+    how |= {"lr": config["lr"] if lr is None else lr, "seed": seed, "out": _checkpoints, "display": Silent()}
+    with dispatch.use_backend(_backend) if _backend else nullcontext():
+        trainer = Trainer(model, data, config["recipe"], **how)
+        try:
+            trainer.fit(resume=bool(trainer.folder and trainer.folder.last.exists()))
+        except NonFiniteError:
+            trainer.state.lines.clear()
+    trainer.model.to("cpu")
     return trainer
 
 

@@ -116,7 +116,7 @@ class Landscape(Lab):
     def run(self, setting: Setting, seed: int, config: Config) -> dict[str, Any]:
         epochs = config["plain_epochs" if setting["net"].startswith("plain") else "epochs"]
         trainer = trained(setting["net"], small(config, seed), seed, {**config, "epochs": epochs})
-        model = trainer.model.to("cpu")
+        model = trainer.model
         x, labels = shown_to(trainer, config["shown"], training=True)
         random = np.random.default_rng([seed, 9])
         directions = [[direction(model, random) for _ in range(2)] for _ in range(config["pairs"])]

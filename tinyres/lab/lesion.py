@@ -149,7 +149,7 @@ class Lesion(Lab):
         if kind:
             return lesions(*published(name, seed), seed)
         trainer = trained(name, small(config, seed), seed, config)
-        return lesions(trainer.model.to("cpu"), *shown_to(trainer, config["shown"]), seed)
+        return lesions(trainer.model, *shown_to(trainer, config["shown"]), seed)
 
     def numbers(self, runs: Sequence[Run], config: Config) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}

@@ -89,7 +89,7 @@ class Responses(Lab):
 
     def run(self, setting: Setting, seed: int, config: Config) -> dict[str, Any]:
         trainer = trained(setting["net"], small(config, seed), seed, config)
-        found = responses(trainer.model.to("cpu"), shown_to(trainer, IMAGES)[0])
+        found = responses(trainer.model, shown_to(trainer, IMAGES)[0])
         return {"responses": found, "mean": float(np.mean(found))}
 
     def numbers(self, runs: Sequence[Run], config: Config) -> dict[str, list[float]]:

@@ -24,10 +24,11 @@ from tinyres.errors import TinyresError, UsageError
 from tinyres.kernels import dispatch
 from tinyres.lab import find
 from tinyres.lab.experiment import Config, Lab, Run, Setting
-from tinyres.lab.images import checkpoints_in
+from tinyres.lab.images import checkpoints_in, trained_by
 from tinyres.train.progress import Silent
 
 RESULT_DIGITS = 6
+HOST = "numba"  # computes what is not training, where a GPU trains
 RETRIES = 3  # of a run whose process was killed
 _alone = threading.Lock()  # the random generator and the backend belong to the process, not to a thread
 
@@ -61,13 +62,19 @@ def perform(task: Task) -> Done:
     with (
         _alone,
         _one_thread_each(),
-        dispatch.use_backend(task.backend),
+        dispatch.use_backend(task.backend if _device(task.backend) == "cpu" else HOST),
         np.errstate(all="ignore"),
+        trained_by(task.backend),
         checkpoints_in(task.keep),
     ):
         result = find(task.lab).run(task.setting, task.seed, task.config)
     run = Run.read({"setting": task.setting, "seed": task.seed, "result": finite(result, RESULT_DIGITS)})  # as after a file
     return Done(run, round(time.perf_counter() - began, 2))
+
+
+def _device(backend: str) -> str:
+    with dispatch.use_backend(backend):
+        return dispatch.current().device
 
 
 def finite(value: Any, digits: int = 17) -> Any:
