@@ -81,8 +81,8 @@ class ReluCollapse(Lab):
     )
     differs = (
         "The paper shows pictures, brought back by the pseudo-inverse of the matrix. That is right up to an affine map "
-        "only, and its R2 says nothing; the best affine map is the fair judge. Its nets have 17 blocks and learn ImageNet; "
-        "five blocks and 320 steps of small images may not be enough for the bottlenecks to matter."
+        "only, and its R2 says nothing; the best affine map is the fair judge. Its nets have 17 blocks and learn ImageNet, "
+        "where these have five and see small images for 320 steps."
     )
     scales: ClassVar = {
         "quick": {"dimensions": [2, 3, 5, 15, 30, 50], "points": 2000, "draws": 20, **QUICK},
