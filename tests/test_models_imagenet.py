@@ -158,22 +158,27 @@ def test_the_summary_takes_images_of_imagenet_s_size(capsys):
 
 
 def wide_count(depth, width):
-    """By table 1: 3x3 convolutions after batch norms of their input channels, and 1x1 convolutions where stages begin."""
-    total, inputs = 3 * 16 * 9, 16
-    for channels in (16 * width, 32 * width, 64 * width):
+    """Parameters and multiply-adds by table 1: 3x3 convolutions after batch norms of their input channels, and 1x1
+    convolutions where stages begin.
+    """
+    total = multiply_adds = 3 * 16 * 9
+    multiply_adds, inputs = multiply_adds * 32**2, 16
+    for size, channels in ((32, 16 * width), (16, 32 * width), (8, 64 * width)):
         for k in range((depth - 4) // 6):
-            total += 2 * (inputs + channels) + 9 * inputs * channels + 9 * channels**2
-            total += inputs * channels if k == 0 and inputs != channels else 0
+            weights = 9 * inputs * channels + 9 * channels**2
+            weights += inputs * channels if k == 0 and inputs != channels else 0
+            total, multiply_adds = total + 2 * (inputs + channels) + weights, multiply_adds + size**2 * weights
             inputs = channels
-    return total + 2 * inputs + 10 * inputs + 10
+    return total + 2 * inputs + 10 * inputs + 10, multiply_adds + 10 * inputs
 
 
 @pytest.mark.parametrize(("depth", "width", "millions"), [(16, 8, 11.0), (28, 10, 36.5), (40, 2, 2.2), (40, 4, 8.9)])
 def test_wide_nets_have_the_paper_s_parameters(depth, width, millions):
     """Zagoruyko and Komodakis 2016, tables 4 and 5."""
     build = getattr(models, f"wrn{depth}_{width}")
-    net = build()
-    assert parameters(net) == wide_count(depth, width) and round(wide_count(depth, width) / 1e6, 1) == millions
+    net, (count, multiply_adds) = build(), wide_count(depth, width)
+    assert parameters(net) == count and round(count / 1e6, 1) == millions
+    assert nn.summary(net).multiply_adds == multiply_adds
     assert f"{parameters(net):,}" in build.__doc__
     assert models.SIZES[build.__name__] == parameters(net) - parameters(net.fc)
 

@@ -51,7 +51,16 @@ def test_the_published_sizes():
     assert (mobile.parameters, mobile.multiply_adds) == (3_504_872, 300_774_272)
     small = nn.summary(models.mobilenet_v2_cifar())
     assert (small.parameters, small.multiply_adds) == (2_236_682, 87_976_448)
-    assert nn.summary(models.preresnet110()).multiply_adds == 252_887_680  # the layers of resnet110
+    for name, multiply_adds in (  # the convolutions are those of the nets that they come from
+        ("preresnet20", 40_551_040),
+        ("preresnet110", 252_887_680),
+        ("fixup_resnet20", 40_551_040),
+        ("fixup_resnet110", 252_887_680),
+        ("preresnet164", 247_646_720),
+    ):
+        assert nn.summary(models.build(name)).multiply_adds == multiply_adds, name
+    # resnet164's, whose projections are the same three
+    assert nn.summary(models.resnet164("B")).multiply_adds == 247_646_720
     for depth, blocks in ((20, 9), (56, 27), (110, 54)):  # resnetD without its batch norms, five scalars per block, and two
         norms = 2 * (16 + 2 * (16 + 32 + 64) * blocks // 3)
         fixup = getattr(models, f"fixup_resnet{depth}")
