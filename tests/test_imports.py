@@ -23,7 +23,7 @@ LAYERS = [
     {"models"},
     {"explain", "profiler", "train"},
     {"benchmarks"},
-    {"lab"},
+    {"course", "lab"},
     {"cli", "__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

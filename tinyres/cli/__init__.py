@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import tinyres
-from tinyres.cli import bench, data, evaluate, explain, importing, info, lab, summary, train, where
+from tinyres.cli import bench, data, evaluate, exercise, explain, importing, info, lab, summary, train, where
 from tinyres.errors import TinyresError, UsageError
 from tinyres.files import printable
 from tinyres.kernels import dispatch
@@ -29,7 +29,7 @@ VARIABLES = (
     "TINYRES_CHROMIUM",  # of the tests
 )
 MAX_LINE = 3000  # characters; a file can hold any number of names that do not fit
-COMMANDS = (train, evaluate, explain, lab, info, data, importing, summary, where, bench)
+COMMANDS = (train, evaluate, explain, lab, exercise, info, data, importing, summary, where, bench)
 
 
 class Help(argparse.HelpFormatter):
@@ -86,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = " ".join(["tinyres", arguments.command, *([arguments.what] if "what" in arguments else [])])
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (see {command} --help)")
         check_environment()
-        arguments.run(arguments)
+        status = arguments.run(arguments)
         sys.stdout.flush()
-        return 0
+        return status or 0
     except (TinyresError, BackendError) as error:
         return _fail(str(error))
     except BrokenPipeError:

@@ -1,0 +1,1 @@
+"""The course: chapters that run (`chapter`), and exercises that say what a wrong answer got wrong (`exercise`)."""
