@@ -54,6 +54,12 @@ def check_lent_cotangent():
     np.testing.assert_array_equal(x.grad, [111, 111])
     np.testing.assert_array_equal(z.grad, [1, 1])
 
+    x, z = leaf(1.0, 2.0), leaf(5.0, 6.0)
+    a, b = x * 1, z * 1
+    (a * 10 + (a + b)).backward(np.ones(2))  # here it is the later arrival that is lent
+    np.testing.assert_array_equal(x.grad, [11, 11])
+    np.testing.assert_array_equal(z.grad, [1, 1])
+
 
 def check_rank_order():
     """y is used by a short path and by a long one: the walk that visits it after the short one alone is wrong."""

@@ -100,6 +100,18 @@ def test_the_fused_block_and_the_block_as_in_the_paper_give_the_same(kind, optio
     assert moved == training
 
 
+def check_join_is_closed_at_a_tie():
+    """z > 0 decides; where branch and shortcut cancel exactly, nothing passes."""
+    a, b = (tr.tensor(np.array(values), requires_grad=True) for values in ([2.0, -1.0, 1.0, 3.0], [-2.0, 1.0, 1.0, -4.0]))
+    F.add_relu(a, b).backward(np.array([5.0, 6.0, 7.0, 8.0]))
+    np.testing.assert_array_equal(a.grad, [0, 0, 7, 0])
+    np.testing.assert_array_equal(b.grad, [0, 0, 7, 0])
+
+
+def test_the_join_is_closed_at_a_tie():
+    check_join_is_closed_at_a_tie()
+
+
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_what_the_shortcut_collects_elsewhere_does_not_leak_into_the_branch(backend):
     """h and r are results of other operations; r is the residual and is used again, ten times."""

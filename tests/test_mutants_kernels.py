@@ -17,11 +17,6 @@ STRIDED = next(name for name in BY_NAME if name.startswith("conv2d") and "[3,2,3
 STRAIGHT = next(name for name in BY_NAME if name.startswith("conv2d") and "[3,2,3,3]-s1-p1-d1" in name)
 
 
-@mutant(case(STRAIGHT), slope(STRAIGHT))
-def taps_not_flipped(patch):
-    replace(patch, "conv2d_backward_input", lambda dy, w, *a: reference.conv2d_backward_input(dy, w[:, :, ::-1, ::-1], *a))
-
-
 @mutant(
     kernel(kernel_checks.check_added_input_gradient, (2, 2, 7, 7), (2, 2, 3, 3), (2, 2)),
     engine.check_cotangents_that_meet_in_a_convolution,
@@ -33,17 +28,6 @@ def input_gradient_that_overwrites_what_it_is_added_to(patch):
             return dx
         total[...] = dx
         return total
-
-    replace(patch, "conv2d_backward_input", backward)
-
-
-@mutant(case(STRIDED), slope(STRIDED), kernel(kernel_checks.check_conv2d, (2, 2, 7, 7), (2, 2, 3, 3), (2, 2)))
-def col2im_that_assigns(patch):
-    def backward(dy, w, x_shape, stride, padding, dilation, groups, total=None):
-        padded = pad(np.zeros(x_shape, dy.dtype), padding)
-        for i, j, window in windows(padded, w.shape[2:], stride, dilation):
-            window[...] = np.einsum("nf,fcab->ncab", dy[:, :, i, j], w)
-        return crop(padded, padding)
 
     replace(patch, "conv2d_backward_input", backward)
 

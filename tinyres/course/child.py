@@ -20,7 +20,7 @@ import tinyres
 from tinyres.course.exercise import Exercise, find
 
 MOST_PRINTED, MOST_NUMBERS = 2000, 100_000  # characters; numbers in an answer
-MEMORY = 4 << 30  # bytes
+MEMORY = 2 << 30  # bytes
 
 
 class Printed(io.StringIO):
@@ -104,7 +104,7 @@ def unchanged(a: Any, b: Any) -> bool:
 def said(error: BaseException, path: str) -> str:
     """An exception in a line: its kind, where in the learner's file, its message."""
     line = line_of(error, path)
-    return f"{type(error).__name__}{f' in line {line}' if line else ''}: {error or 'it says no more'}"
+    return f"{type(error).__name__}{f' in line {line}' if line else ''}: {str(error) or 'it says no more'}"
 
 
 def line_of(error: BaseException, path: str) -> int:
@@ -126,5 +126,5 @@ def encode(value: Any) -> Any:
         if isinstance(value, kind) and len(value) <= MOST_NUMBERS:
             return {name: list(map(encode, value))}
     if isinstance(value, tinyres.Tensor):
-        return {"strange": f"a Tensor of shape {value.shape}; its array is .data"}
+        return {"strange": f"a Tensor of shape {value.shape} (its array is .data)"}
     return {"strange": f"a {type(value).__name__}"}

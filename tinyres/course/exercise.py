@@ -8,7 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class Exercise:
     diagnose: Callable[[list], str] | None = None
     given: str = ""  # the wrong answer that the learner's file starts with, where a bug is to be found
     why: str = ""  # why a predicted value is right
-    choices: str = field(default="...", repr=False)  # the comment behind ``answer = ...``
+    choices: str = ""  # the comment behind ``answer = ...``
 
     @property
     def name(self) -> str:
