@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,18 +26,25 @@ VALUES: dict[str, tuple[str, Callable[[Array], float]]] = {
 }
 
 
-def draw(source: Tensor | Trace, seen: Seen | None = None, block: str | None = None, values: str = "norm") -> Svg:
+def draw(
+    source: Tensor | Trace,
+    seen: Seen | None = None,
+    block: str | None = None,
+    values: str = "norm",
+    names: Mapping[str, Tensor] | None = None,
+) -> Svg:
     """The backward walk of a loss, or a `Trace`, as SVG text, which notebooks show.
 
     Down the left lane goes what passes through operations, beside it what goes around them; parameters are at the left. An
     arrow is as wide as the logarithm of its cotangent, and ``values`` says which number stands beside it: "norm", "rms" or
     "max". A plus sign stands where cotangents meet and are added. An operation that a kernel does in one pass with others is
     shown as the several that it is. Of a graph of more than 60 steps each block is one box; ``block`` opens one, and leaves
-    out the others. ``seen``, from `watch`, gives the names. Raises `UsageError` for a ``block`` that is not there.
+    out the others. ``seen``, from `watch`, gives the names of layers, ``names`` those of single tensors. Raises `UsageError`
+    for a ``block`` that is not there.
     """
     if values not in VALUES:
         raise UsageError(f"draw: values is one of {', '.join(VALUES)}, not {values!r}")
-    steps = source if isinstance(source, Trace) else trace(source, seen)
+    steps = source if isinstance(source, Trace) else trace(source, seen, names=names)
     if not steps:
         raise UsageError("draw: there is nothing to draw; the loss is a leaf, which no operation made")
     chosen = steps.of(block) if block else list(steps)
@@ -165,17 +172,15 @@ class _Picture:
         lane = (self.lanes - 1) * self.pitch
         width = LEFT + BOX + lane + (24 if any(b.lane == self.lanes - 1 and b.lane for b in self.boxes) else 0)
         width = max(width, LEFT + BOX + 40.0)
-        parts = [
-            text(16, 28, title, size=13, weight=600),
-            text(16, 46, "branch", BRANCH),
-            text(62, 46, "shortcut", SHORTCUT),
-        ]
-        parts.append(text(120, 46, "forward pass: thin grey lines, upwards", GREY))
+        sides = any(arrow.side for arrow in self.arrows)
+        parts = [text(16, 28, title, size=13, weight=600)]
+        parts += [text(16, 46, "branch", BRANCH), text(62, 46, "shortcut", SHORTCUT)] if sides else []
+        parts += [text(126 if sides else 16, 46, "forward pass: thin grey lines, upwards", GREY)]
         for arrow in self.arrows:
             parts += self._arrow(arrow)
         for box in self.boxes:
             parts += self._box(box)
-        return svg.image(max(width, 400), self.height, title, parts)
+        return svg.image(max(width, 32 + 8.0 * len(title)), self.height, title, parts)
 
     def x(self, lane: int) -> float:
         return LEFT + BOX / 2 + lane * self.pitch

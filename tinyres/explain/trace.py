@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, NamedTuple
@@ -108,16 +109,17 @@ def size(array: Array) -> str:
     return f"{norm(array):.3g}"
 
 
-def trace(loss: Tensor, seen: Seen | None = None, gradient: Any = None) -> Trace:
+def trace(loss: Tensor, seen: Seen | None = None, gradient: Any = None, names: Mapping[str, Tensor] | None = None) -> Trace:
     """Walks from ``loss`` to the leaves as ``loss.backward()`` does, and keeps every step.
 
-    ``seen``, from `watch`, gives the names. ``gradient`` is the cotangent to start from; a loss of one element needs none.
-    Nothing is freed and no ``.grad`` is changed, so that ``loss.backward()`` can follow, with the same bits. All cotangents
-    are kept, which takes about as much memory as the forward pass. Raises `GraphError` for a graph that is freed or was
-    never recorded.
+    ``seen``, from `watch`, gives the names of layers, ``names`` those of single tensors. ``gradient`` is the cotangent to
+    start from; a loss of one element needs none. Nothing is freed and no ``.grad`` is changed, so that ``loss.backward()``
+    can follow, with the same bits. All cotangents are kept, which takes about as much memory as the forward pass. Raises
+    `GraphError` for a graph that is freed or was never recorded.
     """
     start = guards.starting_cotangent(loss, gradient)
     found, seen = Trace(), seen or Seen()
+    seen.add(names or {})
     if loss.node is None:
         found.gradients[seen.name(loss)] = start
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tinyres.autograd import Node
@@ -22,6 +22,14 @@ class Seen:
         self.nodes: dict[Node, str] = {}
         self.leaves: dict[int, str] = {} if model is None else {id(p): name for name, p in model.named_parameters()}
         self.blocks: list[tuple[str, Module, Any, Node]] = []
+
+    def add(self, names: Mapping[str, Tensor]) -> None:
+        """Gives names to tensors: to leaves themselves, of others to the operation that made them."""
+        for name, tensor in names.items():
+            if tensor.node is None:
+                self.leaves[id(tensor)] = name
+            else:
+                self.nodes[tensor.node] = name
 
     def name(self, place: Any) -> str:
         """Of a node, the layer that made it, else its operation; of a leaf, the parameter's name."""

@@ -1,0 +1,106 @@
+"""The figures of the chapters: lines and bars, as SVG that a notebook shows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tinyres.explain.svg import Svg
+
+COLOURS = ("#08519c", "#b35806", "#59626c", "#6baed6", "#fd8d3c")  # told apart by the colour-blind too
+STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)))
+MARKS = ("o", "s", "^", "D", "v")
+
+
+def figure(draw: Callable[[Any], None], title: str, wide: float = 7.0, high: float = 3.4) -> Svg:
+    """A figure with one pair of axes, on which ``draw(axes)`` draws. ``title`` is what a screen reader says."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "tinyres", "font.family": "sans-serif", "font.size": 10}
+    ):
+        made = Figure(figsize=(wide, high), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+        FigureCanvasSVG(made)
+        axes = made.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        file = io.StringIO()
+        made.savefig(file, format="svg", metadata={"Date": None, "Title": title})
+    text = file.getvalue()
+    return Svg(text[text.index("<svg") :])
+
+
+def lines(
+    curves: Mapping[str, Sequence[float]], title: str, x: str = "", y: str = "", log: bool = False, at: Sequence[float] = ()
+) -> Svg:
+    """A line per name. ``at`` are the places of the points, by default 0, 1, 2, ..."""
+
+    def draw(axes: Any) -> None:
+        for i, (name, values) in enumerate(curves.items()):
+            places = at if len(at) else range(len(values))
+            style = {"color": COLOURS[i % 5], "linestyle": STYLES[i % 5]}
+            axes.plot(places, values, label=name, **style, marker=MARKS[i % 5] if len(values) <= 32 else None, markersize=4)
+        if log:
+            axes.set_yscale("log")
+        axes.set(xlabel=x, ylabel=y)
+        if len(curves) > 1:
+            axes.legend(frameon=False)
+
+    return figure(draw, title)
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], title: str, y: str = "", x: str = "") -> Svg:
+    """A group of bars per name; each group has the same kinds of bars."""
+
+    def draw(axes: Any) -> None:
+        kinds = list(next(iter(groups.values())))
+        width = 0.8 / len(kinds)
+        for i, kind in enumerate(kinds):
+            places = [k - 0.4 + width * (i + 0.5) for k in range(len(groups))]
+            axes.bar(places, [group[kind] for group in groups.values()], width * 0.95, label=kind, color=COLOURS[i % 5])
+        axes.set_xticks(range(len(groups)), list(groups))
+        axes.set(xlabel=x, ylabel=y)
+        if len(kinds) > 1:
+            axes.legend(frameon=False)
+
+    return figure(draw, title)
+
+
+def images(arrays: Mapping[str, Any], title: str, numbers: bool = True) -> Svg:
+    """Small arrays side by side, each number a square: blue below zero, orange above it."""
+    import numpy as np
+
+    def draw(axes: Any) -> None:
+        left = 0
+        most = max(float(np.abs(a).max()) for a in arrays.values()) or 1.0
+        for name, array in arrays.items():
+            wide = np.shape(array)[1]
+            for (i, j), number in np.ndenumerate(array):
+                share = abs(float(number)) / most
+                ground = COLOURS[1] if number > 0 else COLOURS[0]
+                square = {"facecolor": ground, "alpha": 0.08 + 0.5 * share if number else 0.0}
+                axes.add_patch(rectangle(left + j, -i - 1, **square))
+                axes.add_patch(rectangle(left + j, -i - 1, facecolor="none", edgecolor="#c9ced4", linewidth=0.6))
+                if numbers:
+                    axes.text(left + j + 0.5, -i - 0.5, f"{number:.3g}", ha="center", va="center", fontsize=8)
+            axes.text(left + wide / 2, 0.35, name, ha="center", va="bottom")
+            left += wide + 1
+        axes.set_xlim(-0.2, left - 0.8)
+        axes.set_ylim(-max(np.shape(a)[0] for a in arrays.values()) - 0.2, 1.4)
+        axes.set_aspect("equal")
+        axes.axis("off")
+
+    columns = sum(np.shape(a)[1] + 1 for a in arrays.values())
+    rows = max(np.shape(a)[0] for a in arrays.values())
+    wide = min(7.0, 0.5 * columns + 0.6)
+    return figure(draw, title, wide, max(1.6, wide * (rows + 1.6) / columns))
+
+
+def rectangle(x: float, y: float, **how: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), 1, 1, **how)
