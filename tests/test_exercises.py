@@ -1,5 +1,5 @@
-"""The exercises: right answers pass, wrong ones are told apart, unknown ones are described, and whatever a learner's file does
-gets a clear word.
+"""The exercises: right answers pass, wrong ones are told apart, unknown ones are described, and whatever a learner's file
+does gets a clear word.
 """
 
 import csv

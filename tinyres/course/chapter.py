@@ -30,6 +30,7 @@ FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.M | re.S)
 SOURCE = re.compile(r"<!-- source (\S+) (\S+)( code)? -->\n")
 EXERCISES = re.compile(r"(<!-- exercises -->\n\n).*?(?=\n\n(?!- )|\Z)", re.S)
 IMAGE = re.compile(r"!\[([^\]]*)\]\((figures/[^)]+)\)")
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")  # to another file
 DETAILS = re.compile(r"^</?details>.*$\n*", re.M)
 PREDICT, OPENED = "**Predict.**", "<details><summary>What it prints</summary>"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")

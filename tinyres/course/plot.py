@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyres.explain.svg import Svg
 
 COLOURS = ("#08519c", "#b35806", "#59626c", "#6baed6", "#fd8d3c")  # told apart by the colour-blind too
+KNOWN = {"shortcut": 0, "resnet": 0, "branch": 1, "plain": 1, "lent": 2}  # the colours that these have everywhere here
 STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)))
 MARKS = ("o", "s", "^", "D", "v")
 
@@ -34,16 +35,25 @@ def figure(draw: Callable[[Any], None], title: str, wide: float = 7.0, high: flo
     return Svg(text[text.index("<svg") :])
 
 
+def places_of(names: Iterable[str]) -> list[int]:
+    """The place of each name's colour: its own, or the next one that is free."""
+    found: list[int] = []
+    for name in names:
+        own = [place for word, place in KNOWN.items() if word in name and place not in found]
+        found.append(own[0] if own else next((k for k in range(5) if k not in found), 0))
+    return found
+
+
 def lines(
     curves: Mapping[str, Sequence[float]], title: str, x: str = "", y: str = "", log: bool = False, at: Sequence[float] = ()
 ) -> Svg:
     """A line per name. ``at`` are the places of the points, by default 0, 1, 2, ..."""
 
     def draw(axes: Any) -> None:
-        for i, (name, values) in enumerate(curves.items()):
+        for i, (name, values) in zip(places_of(curves), curves.items(), strict=True):
             places = at if len(at) else range(len(values))
-            style = {"color": COLOURS[i % 5], "linestyle": STYLES[i % 5]}
-            axes.plot(places, values, label=name, **style, marker=MARKS[i % 5] if len(values) <= 32 else None, markersize=4)
+            style = {"color": COLOURS[i], "linestyle": STYLES[i]}
+            axes.plot(places, values, label=name, **style, marker=MARKS[i] if len(values) <= 32 else None, markersize=4)
         if log:
             axes.set_yscale("log")
         axes.set(xlabel=x, ylabel=y)
@@ -59,9 +69,9 @@ def bars(groups: Mapping[str, Mapping[str, float]], title: str, y: str = "", x: 
     def draw(axes: Any) -> None:
         kinds = list(next(iter(groups.values())))
         width = 0.8 / len(kinds)
-        for i, kind in enumerate(kinds):
+        for i, (colour, kind) in enumerate(zip(places_of(kinds), kinds, strict=True)):
             places = [k - 0.4 + width * (i + 0.5) for k in range(len(groups))]
-            axes.bar(places, [group[kind] for group in groups.values()], width * 0.95, label=kind, color=COLOURS[i % 5])
+            axes.bar(places, [group[kind] for group in groups.values()], width * 0.95, label=kind, color=COLOURS[colour])
         axes.set_xticks(range(len(groups)), list(groups))
         axes.set(xlabel=x, ylabel=y)
         if len(kinds) > 1:

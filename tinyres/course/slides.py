@@ -7,7 +7,7 @@ import html
 import re
 from pathlib import Path
 
-from tinyres.course.chapter import DETAILS, IMAGE, blocks, title
+from tinyres.course.chapter import DETAILS, LINK, PREDICT, blocks, title
 
 KEPT = ("#", ">", "**", "- ", "1.", "|", "    ", "!")  # how a paragraph begins that stands on a slide; others are notes
 
@@ -69,21 +69,23 @@ def slides(text: str, folder: Path) -> str:
 
     markdown = MarkdownIt("commonmark").enable("table")
     made: list[str] = []
-    heading, notes = "", ""
+    heading, notes, asked = "", "", False
     shown: list[str] = []
 
     def close() -> None:
         nonlocal notes
         if shown:
-            aside = f"<aside>{markdown.render(notes)}</aside>" if notes.strip() else ""
+            said = markdown.render(LINK.sub(r"\1", notes))
+            aside = f"<aside>{said}</aside>" if said else ""
             made.append(f"<section>{heading}{''.join(shown)}{aside}</section>")
             shown.clear()
             notes = ""
 
     for block in blocks(text):
         if block.kind in ("code", "quote"):
-            if block.kind == "code":
+            if block.kind == "code" and not asked:
                 close()
+            asked = False
             shown.append(f"<pre><code>{html.escape(block.body)}</code></pre>")
         elif block.kind == "output":
             shown.append(f'<pre class="output hidden"><code>{html.escape(block.body)}</code></pre>')
@@ -98,19 +100,21 @@ def slides(text: str, folder: Path) -> str:
                 elif part.startswith(KEPT) or part.startswith("```"):
                     if part.startswith(("!", ">", "**")):
                         close()
-                    shown.append(markdown.render(IMAGE.sub(lambda found: embedded(found, folder), part)))
+                    asked = part.startswith(PREDICT)  # the code that answers stays with it
+                    shown.append(markdown.render(LINK.sub(r"\1", part)))
                 elif part.strip():
                     notes += f"{part}\n\n"
     close()
+    body = re.sub(r'src="(figures/[^"]+)"', lambda found: embedded(found, folder), "\n".join(made))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title(text))}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         "script-src 'unsafe-inline'; img-src data:\">\n"
-        f"<style>{STYLE}</style>\n</head>\n<body>\n{chr(10).join(made)}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
 def embedded(found: re.Match[str], folder: Path) -> str:
-    picture = base64.b64encode((folder / found[2]).read_bytes()).decode()
-    return f"![{found[1]}](data:image/svg+xml;base64,{picture})"
+    picture = base64.b64encode((folder / found[1]).read_bytes()).decode()
+    return f'src="data:image/svg+xml;base64,{picture}"'
