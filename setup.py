@@ -22,11 +22,13 @@ setup(
         *find_packages(include=["tinyres", "tinyres.*"]),
         *(f"tinyres.{folder}" for folder in ("kernels", "benchmarks")),
         *(f"tinyres.kernels.{name}" for name in find_packages("kernels")),
+        "tinyres.course.pages",
     ],
-    package_dir={"tinyres.kernels": "kernels", "tinyres.benchmarks": "benchmarks"},
+    package_dir={"tinyres.kernels": "kernels", "tinyres.benchmarks": "benchmarks", "tinyres.course.pages": "docs/course"},
     package_data={
         "tinyres": ["py.typed"],
         "tinyres.explain.page": ["static/*"],
+        "tinyres.course.pages": ["*.md", "figures/*.svg"],
         "tinyres.kernels.cuda": ["src/*.cu", "src/*.cuh", "src/*.h", "resources.txt"],
     },
     install_requires=[
@@ -43,6 +45,8 @@ setup(
         # CuPy 14 knows bfloat16; its "ctk" are CUDA's compiler, headers and libraries, so that a driver is all one needs
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "notebook": ["nbformat>=5.9", "notebook>=7"],  # tinyres course N --notebook, and what opens it
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],  # the site: sphinx-build docs site
         "cluster": ["distributed>=2024.5"],  # tinyres lab --scheduler
         "test": [
             "pytest>=8",
@@ -50,6 +54,7 @@ setup(
             "ruff==0.17.6",
             "mypy==2.4.1",
             "nvidia-cuda-nvrtc-cu12",
+            "nbformat>=5.9",
             "nbclient>=0.10",
             "ipykernel>=6",
             "distributed>=2024.5",
