@@ -44,7 +44,7 @@ def test_the_right_answer_passes_and_wrong_ones_are_told_apart(number):
     found = groups(exercise)
     for name, verdict in found.items():
         assert verdict.status == "wrong" and name in verdict.mistake
-        assert verdict.message == exercise.mistake(name).says
+        assert verdict.message.endswith(exercise.mistake(name).says)
     messages = {verdict.message for verdict in found.values()}
     assert len(messages) >= 5
     assert len(messages) == len({verdict.mistake for verdict in found.values()})  # joint words if and only if a joint result
@@ -110,7 +110,8 @@ RIGHT = np.arange(12.0).reshape(3, 4) + 1
     ("given", "words"),
     [
         (RIGHT.T, "of shape (4, 3), where (3, 4) is expected: transposed?"),
-        (RIGHT[None], "axis 0 is one too many"),
+        (RIGHT[None], "axis 0, of length 1, is one too many"),
+        (np.stack([RIGHT, RIGHT]), "axis 0 is one too many; is it to be summed?"),
         (RIGHT.sum(0), "an axis is missing"),
         (np.full((3, 4), np.nan), "not finite at 12 places"),
         (RIGHT / 4, "0.25 times the right one everywhere: a mean where a sum belongs? 4 is a length"),
@@ -125,7 +126,7 @@ RIGHT = np.arange(12.0).reshape(3, 4) + 1
         ),
         (np.where(np.arange(4) % 3 == 0, 9.5, RIGHT), "the first wrong one is at [0, 0], and all lie at the border"),
         (np.cos(RIGHT), "another direction: the cosine with the right one is"),
-        ("four", "'four', where numbers are expected"),
+        ("four", "'four', where a list or an array is expected"),
         ([[1.0], [2.0, 3.0]], "no array"),
     ],
 )
@@ -141,6 +142,29 @@ def test_parts_of_an_answer_are_told_apart():
     assert "dx and dw are right. db is 7 times" in judge(exercise, [(dx, dw, 7 * db) for dx, dw, db in right]).message
     assert "must return 3 arrays, (dx, dw, db); it returned 2 values" in judge(exercise, [r[:2] for r in right]).message
     assert judge(exercise, exercise.answers(lambda *case: list(exercise.right(*case)))).status == "passed"  # a list will do
+
+
+def test_several_mistakes_at_once_are_each_told():
+    one = judge(ALL["1.2"], ALL["1.2"].answers(lambda x, w, dy: (dy @ w.T, x.T @ dy, dy.sum(0))))
+    assert one.mistake == ("w not turned back", "dw transposed") and one.message.startswith("db is right. dx: ")
+    three = judge(ALL["4.2"], ALL["4.2"].answers(lambda x, dy, eps: ((dy * x).sum((0, 2, 3)), dy.mean((0, 2, 3)))))
+    assert three.mistake == ("x for xhat", "averaged")
+    mixed = judge(ALL["4.2"], ALL["4.2"].answers(lambda x, dy, eps: ((dy * x).sum((0, 2, 3)), 5 * dy.mean((0, 2, 3)))))
+    assert mixed.mistake == () and "dweight is" in mixed.message
+
+
+def test_a_number_stands_for_an_array_of_it_in_a_mistake_alone():
+    exercise = ALL["1.1"]
+    one = judge(exercise, [(da, db, 1) for da, db, _ in exercise.answers(exercise.right)])
+    assert one.mistake == ("addition gives 1",) and one.message.startswith("dL/da and dL/db are right. dL/dc is 1")
+    assert judge(ALL["3.2"], [0]).status == "wrong"
+
+
+def test_why_a_predicted_number_is_right_is_told_with_it():
+    for exercise in ALL.values():
+        if not callable(exercise.right):
+            assert exercise.why and exercise.why in judge(exercise, exercise.answers(exercise.right)).message
+    assert judge(ALL["3.3"], ALL["3.3"].answers("no")).mistake == ("impossible",)
 
 
 # --- a learner's file, in a process of its own -----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """``tinyres course``: the chapters, to read, as notebooks and as slides."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,21 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.rewrite:
         rewrite(path, text)
     elif all(file is None for file in wanted.values()):
-        from rich.console import Console
-        from rich.markdown import Markdown
+        read(text)
 
-        Console(width=min(Console().width, 100)).print(Markdown(text))
+
+def read(text: str) -> None:
+    """Shows a chapter. In a terminal it waits before what is to be predicted."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from tinyres.course.chapter import OPENED
+
+    console = Console(width=min(Console().width, 100))
+    for i, part in enumerate(text.split(f"{OPENED}\n\n")):
+        if i and sys.stdin.isatty() and sys.stdout.isatty():
+            console.input("[dim]press Enter to see what it prints[/dim] ")
+        console.print(Markdown(part))
 
 
 def write(option: str, file: str, ending: str, text: str, folder: Path) -> None:

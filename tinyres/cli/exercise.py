@@ -155,7 +155,7 @@ def show(exercise: "Exercise", found: "Verdict") -> None:
         if len(lines) > 20:
             print("  | ...")
     if not passed:
-        print(f"\n  tinyres exercise hint {exercise.number}")
+        print(f"\n  a hint: tinyres exercise hint {exercise.number}")
 
 
 def say(words: str, indent: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.course.exercise import Exercise
+from tinyres.course.exercise import Exercise, Wrong
 
 PASSED, WRONG, ERROR, MISSING = "passed", "wrong", "error", "missing"
 TOLERANCE = 1e-5  # of the largest number: an answer in float32 is right too
@@ -29,10 +29,14 @@ def judge(exercise: Exercise, given: list[Any]) -> Verdict:
     """The verdict on what an answer gave in each case. A mistake is known only if it agrees in all of them."""
     right = exercise.answers(exercise.right)
     if all(map(same, given, right)):
-        return Verdict(PASSED, exercise.passed)
-    known = [wrong for wrong in exercise.wrong if all(map(same, given, exercise.answers(wrong.answer)))]
+        return Verdict(PASSED, f"{exercise.why} {exercise.passed}".strip())
+    given = [expanded(g, r) for g, r in zip(given, right, strict=True)]
+    found = [(wrong, exercise.answers(wrong.answer)) for wrong in exercise.wrong]
+    known = [wrong for wrong, answers in found if all(map(same, given, answers))]
     if known:
-        return Verdict(WRONG, known[0].says, tuple(wrong.name for wrong in known))
+        return Verdict(WRONG, praise(exercise, given, right) + known[0].says, tuple(wrong.name for wrong in known))
+    if several := by_parts(exercise, given, right, found):
+        return several
     if any(answer is ... for answer in given):
         return Verdict(WRONG, f"Nothing is filled in yet: {exercise.name} is still at its '...'.")
     if exercise.diagnose:
@@ -43,15 +47,65 @@ def judge(exercise: Exercise, given: list[Any]) -> Verdict:
     return Verdict(WRONG, place(exercise, k) + parts(exercise, given, right, k))
 
 
+def expanded(given: Any, right: Any) -> Any:
+    """A number or a row where an array of equal ones is meant (1 for ones)."""
+    if isinstance(given, tuple) and isinstance(right, tuple) and len(given) == len(right):
+        return tuple(map(expanded, given, right))
+    if not isinstance(right, np.ndarray) or not isinstance(given, int | float | np.ndarray):
+        return given
+    array = np.asarray(given)
+    fits = array.ndim < right.ndim and array.shape == right.shape[right.ndim - array.ndim :]
+    return np.broadcast_to(array, right.shape) if fits and array.ndim == 0 else given
+
+
+def good_parts(exercise: Exercise, given: list[Any], right: list[Any]) -> list[int]:
+    """Which parts of a tuple are right in all cases that gave a tuple."""
+    pairs = [(g, r) for g, r in zip(given, right, strict=True) if fits(g, r)]
+    return [i for i in range(len(exercise.returns)) if pairs and all(same(g[i], r[i]) for g, r in pairs)]
+
+
+def praise(exercise: Exercise, given: list[Any], right: list[Any]) -> str:
+    names = [exercise.returns[i] for i in good_parts(exercise, given, right)]
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} right. " if names else ""
+
+
+def by_parts(exercise: Exercise, given: list[Any], right: list[Any], found: list[tuple[Wrong, list[Any]]]) -> Verdict | None:
+    """The verdict on a tuple in which every wrong part has a mistake of its own that is known."""
+    bad = [i for i in range(len(exercise.returns)) if i not in good_parts(exercise, given, right)]
+    if not bad or not any(fits(g, r) for g, r in zip(given, right, strict=True)):
+        return None
+    told = []
+    for i in bad:
+        known = [
+            wrong
+            for wrong, answers in found
+            if all(same_part(g, a, i) for g, a in zip(given, answers, strict=True))
+            and not all(same_part(r, a, i) for r, a in zip(right, answers, strict=True))
+        ]
+        if not known:
+            return None
+        told.append(known[0])
+    words = " ".join(dict.fromkeys(f"{exercise.returns[i]}: {wrong.says}" for i, wrong in zip(bad, told, strict=True)))
+    return Verdict(WRONG, praise(exercise, given, right) + words, tuple(dict.fromkeys(wrong.name for wrong in told)))
+
+
+def same_part(given: Any, answer: Any, i: int) -> bool:
+    """Part i of two answers; exceptions hide parts, and count as the same."""
+    if not isinstance(given, tuple) or not isinstance(answer, tuple):
+        return isinstance(given, Exception) or isinstance(answer, Exception)
+    return same(given[i], answer[i])
+
+
 def place(exercise: Exercise, k: int) -> str:
     """Where: in which of several cases."""
     cases = exercise.cases()
     if len(cases) == 1:
         return ""
     names = list(inspect.signature(exercise.right).parameters)
-    names = names if len(names) == len(cases[k]) else [""] * len(cases[k])
-    shapes = ", ".join(f"{name} {described(value)}".strip() for name, value in zip(names, cases[k], strict=True))
-    return f"In case {k + 1} of {len(cases)} ({shapes}): " if len(shapes) < 100 else f"In case {k + 1} of {len(cases)}: "
+    if len(names) != len(cases[k]):  # it is called in another way
+        return f"In case {k + 1} of {len(cases)}: "
+    shapes = ", ".join(f"{name} {described(value)}" for name, value in zip(names, cases[k], strict=True))
+    return f"In case {k + 1} of {len(cases)} ({shapes}): "
 
 
 def described(value: Any) -> str:
@@ -94,17 +148,17 @@ def numbers(a: np.ndarray) -> bool:
 def parts(exercise: Exercise, given: list[Any], right: list[Any], k: int) -> str:
     """The difference in case k: which part of a tuple is wrong, and how."""
     if given[k] is None:
-        return f"{exercise.name} gave None: is a return missing?"
+        return f"{exercise.name} gave None: is a return missing?" if callable(exercise.right) else "answer is None."
     if not isinstance(right[k], tuple):
         return stop(f"Your answer is {difference(given[k], right[k], inputs(exercise, k))}")
     names = exercise.returns
     if not isinstance(given[k], tuple) or len(given[k]) != len(names):
         got = f"{len(given[k])} values" if isinstance(given[k], tuple) else "a single value"
         return f"{exercise.name} must return {len(names)} arrays, ({', '.join(names)}); it returned {got}."
-    good = [i for i in range(len(names)) if all(same(g[i], r[i]) for g, r in zip(given, right, strict=True) if fits(g, r))]
     bad = next(i for i in range(len(names)) if not same(given[k][i], right[k][i]))
-    praise = f"{' and '.join(names[i] for i in good)} {'is' if len(good) == 1 else 'are'} right. " if good else ""
-    return stop(f"{praise}{names[bad]} is {difference(given[k][bad], right[k][bad], inputs(exercise, k))}")
+    return stop(
+        f"{praise(exercise, given, right)}{names[bad]} is {difference(given[k][bad], right[k][bad], inputs(exercise, k))}"
+    )
 
 
 def stop(sentence: str) -> str:
@@ -127,7 +181,11 @@ def difference(given: Any, right: Any, arguments: Sequence[np.ndarray] = ()) -> 
         return "no array: its rows have different lengths"
     want = np.asarray(right)
     if not numbers(got):
-        return f"{given!r:.60}, where numbers are expected" if got.ndim == 0 else "no array of numbers"
+        return (
+            f"{given!r:.60}, where {'a number' if want.ndim == 0 else 'a list or an array'} is expected"
+            if got.ndim == 0
+            else "no array of numbers"
+        )
     if got.shape != want.shape:
         return shape_difference(got.shape, want.shape)
     got, want = got.astype(float), want.astype(float)
@@ -170,6 +228,8 @@ def shape_difference(got: tuple[int, ...], want: tuple[int, ...]) -> str:
         return f"{words}: transposed?"
     if len(got) == len(want) + 1:
         extra = [axis for axis in range(len(got)) if got[:axis] + got[axis + 1 :] == want]
+        if extra and got[extra[0]] == 1:
+            return f"{words}: axis {extra[0]}, of length 1, is one too many"
         return f"{words}: axis {extra[0]} is one too many; is it to be summed?" if extra else words
     if len(got) == len(want) - 1:
         return f"{words}: an axis is missing; was one summed too many?"

@@ -13,7 +13,7 @@ def notebook(text: str) -> str:
     try:
         import nbformat
     except ImportError:
-        raise UsageError("a notebook needs nbformat: pip install nbformat") from None
+        raise UsageError("a notebook needs nbformat, and Jupyter to open it: pip install nbformat notebook") from None
     cells, prose = [], ""
 
     def close() -> None:

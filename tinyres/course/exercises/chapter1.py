@@ -38,12 +38,12 @@ TAPE = Exercise(
         ),
         Wrong(
             "factors not exchanged",
-            "dL/dc is right, and a and b have each other's. If a moves by a hair, does a b move by a hairs or by b hairs?",
+            "a and b have each other's. If a moves by a hair, does a b move by a hairs or by b hairs?",
             lambda a, b, c: (2 * (a * b + c) * a, 2 * (a * b + c) * b, 2 * (a * b + c)),
         ),
         Wrong(
             "addition gives 1",
-            "dL/da and dL/db are right, and dL/dc is 1 everywhere. 1 is how the sum moves with c, not how L does.",
+            "dL/dc is 1 everywhere. 1 is how the sum moves with c, not how L does.",
             lambda a, b, c: (2 * (a * b + c) * b, 2 * (a * b + c) * a, np.ones_like(c)),
         ),
         Wrong("2 forgotten", HALF, lambda a, b, c: ((a * b + c) * b, (a * b + c) * a, a * b + c)),
@@ -92,35 +92,32 @@ LINEAR = Exercise(
     (
         Wrong(
             "w not turned back",
-            "dw and db are right. dx has the right shape only where w is square; with 4 inputs and 3 outputs it does not "
-            "even fit.",
+            "dx has the right shape only where w is square; with 4 inputs and 3 outputs it does not even fit.",
             lambda x, w, dy: (dy @ w.T, dy.T @ x, dy.sum(0)),
         ),
         Wrong(
             "dw transposed",
-            "dx and db are right. dw is transposed: its row i belongs to output i, and its column j to input j.",
+            "dw is transposed: its row i belongs to output i, and its column j to input j.",
             lambda x, w, dy: (dy @ w, x.T @ dy, dy.sum(0)),
         ),
         Wrong(
             "db per row",
-            "dx and dw are right. db has a row per example, but there is one b, and every one of the N rows used it.",
+            "db has a row per example, but there is one b, and every one of the N rows used it.",
             lambda x, w, dy: (dy @ w, dy.T @ x, dy.copy()),
         ),
         Wrong(
             "db averaged",
-            "dx and dw are right. db is N times too small. b was used N times, and the loss feels every use.",
+            "db is N times too small. b was used N times, and the loss feels every use.",
             lambda x, w, dy: (dy @ w, dy.T @ x, dy.mean(0)),
         ),
         Wrong(
             "dw averaged",
-            "dx and db are right. dw is N times too small: a mean over the batch is the loss's business, and dy has it "
-            "already.",
+            "dw is N times too small: a mean over the batch is the loss's business, and dy has it already.",
             lambda x, w, dy: (dy @ w, dy.T @ x / len(x), dy.sum(0)),
         ),
         Wrong(
             "dw from the weights",
-            "dx and db are right. dw is made of w. How much y moves when a weight moves depends on what it is multiplied "
-            "with.",
+            "dw is made of w. How much y moves when a weight moves depends on what it is multiplied with.",
             lambda x, w, dy: (dy @ w, np.outer(dy.sum(0), w.sum(0)), dy.sum(0)),
         ),
     ),

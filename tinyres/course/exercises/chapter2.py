@@ -39,7 +39,7 @@ DIAMOND = Exercise(
         "If a moves by a hair, by how much does b move? And by how much does c, then?",
         "Count the ways from c to a. Each has slope 1.",
     ),
-    "tests/test_engine_backward.py asks the engine the same question.",
+    "The engine's own tests begin with this: check_smallest_diamond in tests/test_engine_backward.py.",
     why="b moves twice as much as a, and c twice as much as b. Or: there are 2 x 2 paths from c to a, each with slope 1.",
 )
 
@@ -238,9 +238,7 @@ LENT = Exercise(
     accumulate,
     (
         Wrong(
-            "in place",
-            "a holds the right sum, but b and the lent array changed with it: += wrote into an array that others hold.",
-            in_place,
+            "in place", "b and the lent g changed when h arrived at a: += wrote into an array that others hold.", in_place
         ),
         Wrong("replaced", "a holds only what arrived last. What came before is lost.", replaced),
         Wrong("first wins", "a holds only what arrived first.", first_wins),
@@ -260,7 +258,7 @@ LENT = Exercise(
     "The engine does the same, and knows which arrays it made itself: into those it may add in place. See "
     "autograd.add_cotangents.",
     call=lend,
-    returns=("the sum at a", "what b holds", "what c holds", "the lent g", "the lent h"),
+    returns=("a", "b", "c", "g", "h"),
     given="in place",
 )
 

@@ -179,23 +179,22 @@ WEIGHT = Exercise(
         ),
         Wrong(
             "x for xhat",
-            "dbias is right. In dweight stands x itself. What is the weight multiplied with?",
+            "In dweight stands x itself. What is the weight multiplied with?",
             lambda x, dy, eps: ((dy * x).sum(ALL), dy.sum(ALL)),
         ),
         Wrong(
             "centred only",
-            "dbias is right. dweight lacks the division: x - mean is not yet xhat.",
+            "dweight lacks the division: x - mean is not yet xhat.",
             lambda x, dy, eps: ((dy * (x - x.mean(ALL, keepdims=True))).sum(ALL), dy.sum(ALL)),
         ),
         Wrong(
             "divided by the variance",
-            "dbias is right. In dweight x - mean was divided by the variance, not by its root.",
+            "In dweight x - mean was divided by the variance, not by its root.",
             lambda x, dy, eps: ((dy * xhat_of(x, eps, power=1.0)).sum(ALL), dy.sum(ALL)),
         ),
         Wrong(
             "statistics of one image",
-            "dbias is right. dweight has the statistics of each image: that is instance norm. Which axes does batch norm "
-            "average?",
+            "dweight has the statistics of each image: that is instance norm. Which axes does batch norm average?",
             lambda x, dy, eps: ((dy * xhat_of(x, eps, (2, 3))).sum(ALL), dy.sum(ALL)),
         ),
     ),

@@ -105,24 +105,20 @@ LESION = Exercise(
     """,
     lesion,
     (
-        Wrong(
-            "bias left",
-            "The net is as it was, and the loss is nearly that of a lesion. Does the branch really give zero now?",
-            bias_left,
-        ),
+        Wrong("bias left", "The loss is nearly that of a lesion. Does the branch really give zero now?", bias_left),
         Wrong(
             "convolution only",
             "With conv2 at zero the branch is not silent: what does a batch norm in evaluation make of an input of zeros?",
             convolution_only,
         ),
         Wrong("shortcut cut", "This is the loss without the shortcut. It is the branch that should go.", shortcut_cut),
-        Wrong("not restored", "The loss is right, but the net has lost its branch for good.", not_restored),
+        Wrong("not restored", "The net has lost its branch for good.", not_restored),
         Wrong(
             "in training mode",
             "The net computed in training mode: the statistics of this very batch decided.",
             in_training_mode,
         ),
-        Wrong("mode not restored", "The loss is right, but the net was training, and is not any more.", mode_not_restored),
+        Wrong("mode not restored", "The net was training, and is not any more.", mode_not_restored),
         Wrong("nothing cut", "This is the loss of the whole net: nothing was cut.", nothing_cut),
     ),
     (
@@ -132,7 +128,7 @@ LESION = Exercise(
     ),
     "tinyres lab lesion does this with every branch and every shortcut of trained nets.",
     lambda: [(0,), (2,)],
-    ("loss", "the number of changed arrays", "the mode"),
+    ("loss", "the state", "the mode"),
     call=on_a_net,
     given="bias left",
 )
