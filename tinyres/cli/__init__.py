@@ -15,7 +15,21 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import tinyres
-from tinyres.cli import bench, course, data, evaluate, exercise, explain, importing, info, lab, summary, train, where
+from tinyres.cli import (
+    bench,
+    course,
+    data,
+    evaluate,
+    exercise,
+    explain,
+    importing,
+    info,
+    lab,
+    predict,
+    summary,
+    train,
+    where,
+)
 from tinyres.errors import TinyresError, UsageError
 from tinyres.files import printable
 from tinyres.kernels import dispatch
@@ -29,7 +43,7 @@ VARIABLES = (
     "TINYRES_CHROMIUM",  # of the tests
 )
 MAX_LINE = 3000  # characters; a file can hold any number of names that do not fit
-COMMANDS = (train, evaluate, explain, lab, course, exercise, info, data, importing, summary, where, bench)
+COMMANDS = (train, evaluate, predict, explain, lab, course, exercise, info, data, importing, summary, where, bench)
 
 
 class Help(argparse.HelpFormatter):

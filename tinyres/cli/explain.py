@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tinyres
-from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, check_file, use, whole
+from tinyres.cli.options import add_backend, add_data, add_data_dir, add_shortcut, check_file, use, whole
 from tinyres.cli.subjects import Subject, at_the_start, named, subject
 from tinyres.cli.tables import print_table, print_wrapped
 from tinyres.errors import UsageError
@@ -29,7 +29,7 @@ training run, of a file of weights, or of a network at the start.
   tinyres explain --html gradient.html        a page to explore in a browser"""
 
 WHAT = {"run_folder", "model", "shortcut", "checkpoint"}
-STEP = {"data", "data_dir", "seed", "batch_size", "backend", "command", "run"}
+STEP = {"data", "data_dir", "size", "split", "strict", "seed", "batch_size", "backend", "command", "run"}
 TAKES = {  # what each kind of use takes
     "--html": {"html", "quick", "train_steps", "images"} | WHAT | STEP,
     "--norms": {"norms", "seeds", "json", "picture"} | STEP,
@@ -48,9 +48,7 @@ def add(commands: Any) -> None:
     add_shortcut(parser)
     parser.add_argument("--checkpoint", metavar="FILE", help="a file of weights, from training or from import-weights")
     parser.add_argument("--compare", metavar="NAME", help="a second network, such as plain20; or a run or a file of weights")
-    parser.add_argument(
-        "--data", choices=("shapes", "cifar10", "cifar100"), help="whose training images (default: the run's, or shapes)"
-    )
+    add_data(parser, "what the network was trained on, or shapes")
     add_data_dir(parser)
     parser.add_argument("--seed", type=whole(0), metavar="N", help="for weights at the start (default: the run's, or 0)")
     parser.add_argument(

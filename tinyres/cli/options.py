@@ -5,10 +5,13 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyres.errors import UsageError
 from tinyres.kernels import dispatch
+
+if TYPE_CHECKING:
+    from tinyres.data import Dataset
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -45,6 +48,40 @@ def three_numbers(text: str) -> tuple[float, ...]:
     if len(values) != 3:
         raise argparse.ArgumentTypeError(f"expected three numbers such as 0.5,0.5,0.5, got {text!r}")
     return values
+
+
+def add_data(parser: Any, default: str) -> None:
+    """``--data`` and what goes with images of one's own."""
+    parser.add_argument(
+        "--data",
+        metavar="NAME|DIR|FILE",
+        help=f"cifar10, cifar100, shapes, a folder with a folder of images per class, or an .npz file (default: {default})",
+    )
+    parser.add_argument("--size", type=whole(4), metavar="N", help="of the images of a folder, in pixels (default: 32)")
+    parser.add_argument(
+        "--split",
+        type=number(0, excluded=True),
+        metavar="X",
+        help="the share of the images that is for testing, where no folder `test` is (default: 0.2)",
+    )
+    parser.add_argument("--strict", action="store_true", default=None, help="refuse a folder with files that are no images")
+
+
+def load_data(given: dict[str, Any], default: str, source: dict[str, Any] | None = None) -> "Dataset":
+    """The data set that these options name; by default that of ``source``, which a file of weights may have, or ``default``.
+
+    Its notes are not printed yet.
+    """
+    from tinyres import data
+
+    name, known = given.get("data"), source or {}
+    if name is None and known.get("path"):
+        name = known["path"]
+        if not os.path.exists(name):
+            raise UsageError(f"the network was trained on {name}, which is not here; name the images with --data")
+    chosen = {key: given.get(key) or known.get(key) for key in ("size", "split", "strict")} | {"seed": known.get("seed")}
+    how: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    return data.load(name or default, given.get("data_dir"), **how)
 
 
 def add_data_dir(parser: Any) -> None:

@@ -3,17 +3,22 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 import tinyres
+from tinyres.cli import options
 from tinyres.cli.options import network
 from tinyres.data import Dataset, first_batch, normalisation
 from tinyres.errors import UsageError
 from tinyres.files import printable, read_json
 from tinyres.nn import Module
+
+if TYPE_CHECKING:
+    from tinyres.train.checkpoint import Loaded
 
 
 class Subject(NamedTuple):
@@ -78,8 +83,8 @@ def from_file(arguments: argparse.Namespace, place: str, data: Dataset | None = 
 
     file = weights_in(place, "last")
     loaded = load_network(file)
-    data = data or load_data(arguments, loaded.data or "shapes")
-    check_classes(file, loaded.network, data)
+    data = data or load_data(arguments, loaded.data or "shapes", loaded.source)
+    data = of_classes(file, loaded, data)
     seed = run_seed(Path(place)) if arguments.seed is None else arguments.seed
     name, state = loaded.network["name"], f"of {place}"
     return Subject(name, state, loaded.model, loaded.network, data, loaded.mean, loaded.scale, None, seed)
@@ -97,17 +102,29 @@ def weights_in(place: str, *names: str) -> Path:
     return found
 
 
-def check_classes(file: str | Path, network: dict[str, Any], data: Dataset) -> None:
-    """Raises `UsageError` for a network that tells apart other classes than ``data`` has."""
-    if network["num_classes"] != len(data.classes):
+def of_classes(file: str | Path, loaded: "Loaded", data: Dataset) -> Dataset:
+    """The data set with its labels as the network numbers its classes.
+
+    Raises `UsageError` if the network tells apart other classes than ``data`` has. Of a file that does not name them, only
+    the number is compared.
+    """
+    have = loaded.network.get("num_classes", len(loaded.classes))
+    if loaded.classes and set(data.classes) <= set(loaded.classes):
+        places = np.array([loaded.classes.index(name) for name in data.classes])
+        labels = {f"{part}_labels": places[getattr(data, f"{part}_labels")] for part in ("train", "test")}
+        return replace(data, classes=tuple(loaded.classes), **labels)
+    other = [name for name in data.classes if name not in loaded.classes] if loaded.classes else []
+    if have != len(data.classes) or other:
+        named = f", among them {printable(other[0])!r}, which the network does not know" if other else ""
         raise UsageError(
-            f"{file} tells {network['num_classes']} classes apart and {data.name} has {len(data.classes)}; choose the data "
-            "set on which it was trained with --data"
+            f"{file} tells {have} classes apart and {data.name} has {len(data.classes)}{named}; choose the data set on "
+            "which it was trained with --data"
         )
+    return data
 
 
-def load_data(arguments: argparse.Namespace, default: str) -> Dataset:
-    data = tinyres.data.load(arguments.data or default, arguments.data_dir)
+def load_data(arguments: argparse.Namespace, default: str, source: dict[str, Any] | None = None) -> Dataset:
+    data = options.load_data(vars(arguments), default, source)
     for note in data.notes:
         print(f"note: {printable(note)}", file=sys.stderr)
     return data

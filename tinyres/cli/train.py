@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import tinyres
-from tinyres.cli.options import add_backend, add_data_dir, add_shortcut, network, number, use, whole
+from tinyres.cli.options import add_backend, add_data, add_data_dir, add_shortcut, load_data, network, number, use, whole
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.files import printable
 
@@ -48,7 +48,7 @@ def options(parser: Any) -> None:
     """The options that a checkpoint remembers. None stands for one that was not given."""
     parser.add_argument("--model", help="resnet20, plain56, ...: see tinyres summary (default: resnet20)")
     add_shortcut(parser)
-    parser.add_argument("--data", choices=("cifar10", "cifar100", "shapes"), help="what to train on (default: cifar10)")
+    add_data(parser, "cifar10")
     add_data_dir(parser)
     parser.add_argument("--recipe", choices=("onecycle", "he2015"), help="how to train (default: onecycle)")
     parser.add_argument(
@@ -81,7 +81,10 @@ def options(parser: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     given = {key: value for key, value in vars(arguments).items() if value is not None}
-    out = Path(given.get("out") or f"runs/{given.get('data', 'cifar10')}-{given.get('model', 'resnet20')}")
+    if given.get("data", "cifar10") not in tinyres.data.NAMES:
+        given["data"] = os.path.abspath(given["data"])  # --resume finds it from anywhere
+    data = Path(given.get("data", "cifar10")).stem
+    out = Path(given.get("out") or f"runs/{data}-{given.get('model', 'resnet20')}")
     if arguments.resume:
         given = {**remembered(out / "last.safetensors"), **given}
     trainer = make_trainer(given, out)
@@ -97,6 +100,11 @@ def run(arguments: argparse.Namespace) -> None:
         f"best {trainer.held_out} error: {best[f'{trainer.held_out}_error']:.2f} % after epoch {best['epoch']}, in "
         f"{trainer.folder.best if trainer.folder else out}"
     )
+    if trainer.held_out == "test" and len(trainer.state.lines) > 1:
+        print(
+            f"note: that epoch was chosen by its test error, which flatters it; the last one has "
+            f"{trainer.state.lines[-1]['test_error']:.2f} %.\nWith --validation N the test set plays no part in the choice"
+        )
 
 
 def make_trainer(given: dict[str, Any], out: Path) -> Any:
@@ -104,7 +112,7 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
     from tinyres.train import Trainer
 
     use(given.get("backend"))
-    dataset = tinyres.data.load(given.get("data", "cifar10"), given.get("data_dir"))
+    dataset = load_data(given, "cifar10")
     names = ("recipe", "epochs", "batch_size", "lr", "seed", "validation", "save_every", "amp")
     trainer = Trainer(
         network(given.get("model", "resnet20"), given.get("shortcut")),

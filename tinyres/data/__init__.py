@@ -6,12 +6,26 @@ from typing import NamedTuple
 from tinyres.data.cifar import ARCHIVES, data_root, find_folder, load_cifar
 from tinyres.data.dataset import Dataset
 from tinyres.data.download import get
+from tinyres.data.images import load_folder, load_npz
 from tinyres.data.loader import Loader, first_batch, normalisation
 from tinyres.data.shapes import shapes
 from tinyres.errors import DataError, UsageError
 from tinyres.files import shown
 
-__all__ = ["NAMES", "Dataset", "Entry", "Loader", "available", "first_batch", "get", "load", "normalisation", "shapes"]
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "Entry",
+    "Loader",
+    "available",
+    "first_batch",
+    "get",
+    "load",
+    "load_folder",
+    "load_npz",
+    "normalisation",
+    "shapes",
+]
 
 _DESCRIPTIONS = {
     "cifar10": "60,000 photographs in 10 classes, 32x32 (Krizhevsky 2009)",
@@ -30,14 +44,27 @@ class Entry(NamedTuple):
     description: str
 
 
-def load(name: str, root: str | Path | None = None) -> Dataset:
-    """The data set of this name, one of `NAMES`; ``root`` is where to look for its files (see `data.cifar.load_cifar`).
+def load(
+    name: str, root: str | Path | None = None, *, size: int = 32, split: float = 0.2, seed: int = 0, strict: bool = False
+) -> Dataset:
+    """The data set of this name, one of `NAMES`, or the images in a folder or an .npz file of your own.
 
-    Raises `UsageError` for any other name, `DataError` for data that is missing or damaged.
+    ``root`` is where to look for the files of CIFAR (see `data.cifar.load_cifar`). The other options are for a folder or a
+    file: see `load_folder` and `load_npz`. Raises `UsageError` for a name that is none of these, `DataError` for data that
+    is missing or damaged.
     """
-    if name not in NAMES:
-        raise UsageError(f"no data set {shown(name)!r}; there are {', '.join(NAMES)}")
-    return shapes() if name == "shapes" else load_cifar(name, root)
+    if name == "shapes":
+        return shapes()
+    if name in NAMES:
+        return load_cifar(name, root)
+    if Path(name).is_dir():
+        return load_folder(name, size, split, seed, strict)
+    if Path(name).suffix == ".npz" and Path(name).exists():
+        return load_npz(name, split, seed)
+    raise UsageError(
+        f"no data set {shown(name)!r}: there are {', '.join(NAMES)}; or name a folder with a folder of images per class, or "
+        "an .npz file"
+    )
 
 
 def available(root: str | Path | None = None) -> list[Entry]:

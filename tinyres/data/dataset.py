@@ -1,6 +1,7 @@
 """A labelled set of images, held in memory as bytes."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ class Dataset:
 
     Images are uint8 (N, 3, H, W), red plane first, 0 to 255; labels are int64 (N,), indices into ``classes``.
     ``notes`` holds what a reader of results must know, such as checksums that are not the published ones: print it once.
+    ``source`` says how to load it again, where the name alone does not: see `data.load`.
     """
 
     name: str
@@ -22,6 +24,7 @@ class Dataset:
     test_labels: np.ndarray
     classes: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
+    source: dict[str, Any] = field(default_factory=dict)
 
     def limit(self, train: int | None = None, test: int | None = None) -> "Dataset":
         """The data set cut to its first ``train`` training images and first ``test`` test images (None: all of them).

@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tinyres.errors import UsageError
 from tinyres.models.cifar import (
@@ -54,9 +54,30 @@ from tinyres.models.preact import (
     wrn40_4,
 )
 from tinyres.nn import Module
+from tinyres.random import default_generator
+
+P = ParamSpec("P")
+M = TypeVar("M", bound=Module)
+
+
+def _described(build: Callable[P, M]) -> Callable[P, M]:
+    """The function, whose networks know what they are: see `describe`."""
+    signature = inspect.signature(build)
+    name = getattr(build, "__name__")  # noqa: B009
+
+    @functools.wraps(build)
+    def run(*args: P.args, **options: P.kwargs) -> M:
+        model = build(*args, **options)
+        given = dict(signature.bind(*args, **options).arguments)
+        model.description = {"name": f"{name}{given.pop('depth', '')}", **given}
+        return model
+
+    run.__module__ = __name__  # (where pickle finds it)
+    return run
+
 
 _BUILDERS: dict[str, Callable[..., Module]] = {
-    getattr(build, "__name__"): build  # noqa: B009
+    getattr(build, "__name__"): _described(build)  # noqa: B009
     for build in (
         *(resnet20, resnet32, resnet44, resnet56, resnet110, resnet164, resnet1202),
         *(plain20, plain32, plain44, plain56, plain110, plain1202),
@@ -76,11 +97,10 @@ SIZES = {
     **{"wrn16_8": 10_956_240, "wrn28_10": 36_472_784, "wrn40_2": 2_242_256, "wrn40_4": 8_946_640},
 }
 _OF_ANY_DEPTH: dict[str, Callable[..., Module]] = {
-    "resnet": resnet,
-    "plain": plain,
-    "preresnet": preresnet,
-    "fixup_resnet": fixup_resnet,
+    getattr(build, "__name__"): _described(build)  # noqa: B009
+    for build in (resnet, plain, preresnet, fixup_resnet)
 }
+globals().update(_BUILDERS | _OF_ANY_DEPTH)
 NAMES = tuple(_BUILDERS)
 
 
@@ -104,7 +124,28 @@ def build(name: str, **options: Any) -> Module:
     unknown = [option for option in options if option not in takes]
     if unknown:
         raise UsageError(f"{name} takes no option {', '.join(unknown)}; it takes {', '.join(takes)}")
-    return builder(**options)
+    model = builder(**options)
+    model.description = {"name": name, **options}
+    return model
+
+
+def describe(model: Module, num_classes: int) -> dict[str, Any] | None:
+    """What `build` needs to make a network like ``model`` again; None for one that no function of ours has made, or that was
+    changed since. The classifier may be another one.
+    """
+    if model.description is None or not model.description["name"]:
+        return None
+    described = {**model.description, "num_classes": num_classes}
+    generator = default_generator().bit_generator
+    before = generator.state
+    try:
+        like = build(**described)
+    except UsageError:
+        return None
+    finally:
+        generator.state = before
+    shapes = [{name: array.shape for name, array in one.state_dict().items()} for one in (model, like)]
+    return described if type(like) is type(model) and shapes[0] == shapes[1] else None
 
 
 __all__ = [

@@ -82,6 +82,7 @@ class Module:
     """
 
     training: bool
+    description: dict[str, Any] | None = None  # of a network of `tinyres.models`: its name and options
 
     def __init__(self) -> None:
         self.training = True

@@ -2,6 +2,7 @@
 
     network         {"name": "resnet20", "shortcut": "A", "num_classes": 10}, or null for a network of your own
     normalisation   {"mean": ..., "scale": ...}: the network was fed (images / 255 - mean) * scale
+    classes         the names of the classes
     run             in a checkpoint: everything else that a resumed run needs
     crc32           over all of this, since the format itself does not notice a flipped bit
 
@@ -11,6 +12,7 @@ The momentum of the parameter NAME is the array momentum/NAME; the other arrays 
 import json
 import re
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,9 @@ from tinyres.nn import Module
 from tinyres.weights import load_file, save_safetensors
 
 MOMENTUM = "momentum/"
-OPTIONS = {"name", "shortcut", "num_classes", "linear", "survival", "zero_init_residual", "dropout"}
+OPTIONS = {
+    *("name", "shortcut", "block", "num_classes", "in_channels", "linear", "survival", "zero_init_residual", "dropout")
+}
 WEIGHTS_PER_LAYER = 5_000  # no network has fewer: ResNet-8 has 9,700, and deeper ones have more
 
 
@@ -77,13 +81,20 @@ def save_network(
     mean: np.ndarray,
     scale: np.ndarray,
     result: dict[str, Any] | None = None,
+    classes: Sequence[str] = (),
 ) -> None:
-    """Writes a network's weights and what is needed to use them: its name and options, and its normalisation.
+    """Writes a network's weights and what is needed to use them: its name and options, its normalisation and the names of
+    its classes.
 
     ``result`` is for whoever reads the file: what was reached, and on which data. Raises `CheckpointError` if the file
     cannot be written.
     """
-    texts = {"network": network, "normalisation": normalisation_text(mean, scale), "result": result}
+    texts = {
+        "network": network,
+        "normalisation": normalisation_text(mean, scale),
+        "result": result,
+        "classes": list(classes),
+    }
     write(path, model.state_dict(), {}, texts)
 
 
@@ -92,24 +103,34 @@ def normalisation_text(mean: np.ndarray, scale: np.ndarray) -> dict[str, Any]:
 
 
 class Loaded(NamedTuple):
-    """A network from a file, its mean and scale, and the data set on which it was trained, if that is known."""
+    """A network from a file, its mean and scale; and if they are known, the data set on which it was trained, how to load
+    that again (see `Dataset`), and the names of its classes.
+    """
 
     model: Module
     mean: np.ndarray
     scale: np.ndarray
     network: dict[str, Any]
     data: str | None
+    source: dict[str, Any]
+    classes: tuple[str, ...]
 
 
-def load_network(path: Path) -> Loaded:
+def load_network(path: Path, model: Module | None = None) -> Loaded:
     """The network in a checkpoint, in ``best.safetensors`` or in a file from ``tinyres import-weights``.
 
-    Raises `CheckpointError` for a file that cannot be read or does not say which network it holds.
+    A file with a network of your own does not say how to build it: give ``model``, and it gets the weights. Raises
+    `CheckpointError` for a file that cannot be read, does not say which network it holds, or does not fit ``model``.
     """
     arrays, _, texts = read(path)
     network = texts.get("network")
+    if model is not None:
+        return _loaded(path, lambda: model, {"name": type(model).__name__}, arrays, texts)
     if network is None:
-        raise CheckpointError(f"{path} does not say which network it holds; in Python, use load_state_dict()")
+        raise CheckpointError(
+            f"{path} holds a network that is not one of tinyres', and cannot say how to build it; in Python: "
+            "tr.train.load_network(path, model=MyNet())"
+        )
     # A file may only ask for a network of its own size: every layer has an array, and some thousand weights on the average.
     name = str(network.get("name")) if isinstance(network, dict) else ""
     depth = re.search(r"\d+$", name)
@@ -123,16 +144,32 @@ def load_network(path: Path) -> Loaded:
         or head.ndim != 2
         or head.shape[1] < 16
         or network.get("num_classes") != len(head)
+        or network.get("in_channels", 3) not in (1, 3)
     ):
         raise CheckpointError(f"{path} holds {len(arrays)} arrays, which are not those of the network that it names")
+    return _loaded(path, lambda: models.build(**network), network, arrays, texts)
+
+
+def _loaded(
+    path: Path, build: Callable[[], Module], network: dict[str, Any], arrays: dict[str, np.ndarray], texts: dict[str, Any]
+) -> Loaded:
     try:
-        model = models.build(**network)
+        model = build()
         with np.errstate(over="raise"):
             model.load_state_dict(arrays)
             mean, scale = (_normaliser(texts["normalisation"][key]) for key in ("mean", "scale"))
         result = texts.get("result") or texts.get("run", {}).get("settings") or {}
-        data = result.get("data")
-        return Loaded(model, mean, scale, network, data if isinstance(data, str) else None)
+        data, source, classes = result.get("data"), result.get("source"), texts.get("classes")
+        names = tuple(map(str, classes)) if isinstance(classes, list) else ()
+        return Loaded(
+            model,
+            mean,
+            scale,
+            network,
+            data if isinstance(data, str) else None,
+            source if isinstance(source, dict) else {},
+            names if len(names) == network.get("num_classes", len(names)) else (),
+        )
     except (CheckpointError, UsageError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     except FloatingPointError as error:

@@ -1,7 +1,6 @@
 """Loss and error of a network on images that it was not trained on."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +17,14 @@ from tinyres.tensor import Tensor
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy, top-1 error in per cent, and the number of images."""
+    """Mean cross-entropy, top-1 error in per cent, the number of images, and, if it was counted, how many images of each
+    class (row) were taken for each class (column).
+    """
 
     loss: float
     error: float
     images: int
+    confusion: tuple[tuple[int, ...], ...] = ()
 
 
 def evaluate(
@@ -39,24 +41,53 @@ def evaluate(
     ``on_batch(done, total)`` is called after each batch. Every module's mode is left as it was. At a NaN or an infinity,
     raises `NonFiniteError` with the operation that made it.
     """
+    loss, confusion = 0.0, np.zeros((0, 0), np.int64)
+    for logits, y in _passes(model, images, labels, mean, scale, batch_size, on_batch):
+        loss += F.cross_entropy(logits, Tensor(y).to(logits.device)).item() * len(y)
+        confusion = confusion if confusion.size else np.zeros((logits.shape[1],) * 2, np.int64)
+        np.add.at(confusion, (y, logits.numpy().argmax(axis=1)), 1)
+    wrong = len(labels) - int(np.trace(confusion))
+    return Evaluation(loss / len(labels), 100 * wrong / len(labels), len(labels), tuple(map(tuple, confusion.tolist())))
+
+
+def predict(
+    model: Module,
+    images: np.ndarray,
+    mean: Any = 0.0,
+    scale: Any = 1.0,
+    batch_size: int = 250,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The probability of each class for each image, float32 (N, K): the softmax of what `evaluate` judges."""
+    labels = np.zeros(len(images), np.int64)
+    passes = _passes(model, images, labels, mean, scale, batch_size, on_batch)
+    return np.concatenate([np.exp(F.log_softmax(logits).numpy()) for logits, _ in passes])
+
+
+def _passes(
+    model: Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mean: Any,
+    scale: Any,
+    batch_size: int,
+    on_batch: Callable[[int, int], None] | None,
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """The logits of each batch, and its labels."""
     device = next(model.parameters()).device
     kernel = dispatch.current().crop_flip if device == "cpu" else crop_flip  # (the loader's arrays are on the host)
     loader = Loader(images, labels, batch_size, shuffle=False, augment=False, mean=mean, scale=scale, crop_flip=kernel)
-    loss, wrong = 0.0, 0
     with evaluating(model), no_grad(), np.errstate(all="ignore"):  # what is not finite is an error with a name
         for done, (batch, y) in enumerate(loader, 1):
             x = Tensor(batch).to(device)
             logits = model(x)
-            batch_loss = F.cross_entropy(logits, Tensor(y).to(device)).item()
-            if not math.isfinite(batch_loss):
+            if not np.isfinite(logits.numpy()).all():
                 with detect_anomaly():
                     model(x)
-                raise NonFiniteError(f"the loss is {batch_loss}", op="CrossEntropy")
-            loss += batch_loss * len(y)
-            wrong += count_wrong(logits, y)
+                raise NonFiniteError("the logits are not finite", op=type(model).__name__)
+            yield logits, y
             if on_batch:
                 on_batch(done, len(loader))
-    return Evaluation(loss / len(labels), 100 * wrong / len(labels), len(labels))
 
 
 def count_wrong(logits: Tensor, labels: np.ndarray) -> int:

@@ -42,7 +42,7 @@ class Trainer:
     """Trains ``model`` on ``dataset``: ``Trainer("resnet20", tr.data.load("cifar10"), out="runs/first").fit()``.
 
     model: a network, or the name of one, or {"name": "resnet20", "shortcut": "B"}. Named networks are built here, after
-        ``manual_seed(seed)``, and ``tinyres eval`` can use their files.
+        ``manual_seed(seed)``. ``tinyres eval`` can use the files of all networks of `tinyres.models`.
     recipe: a name in `RECIPES`.
     epochs, lr: by default the recipe's, with lr in proportion to the batch size.
     batch_size: by default 128, or all images if there are fewer.
@@ -102,14 +102,13 @@ class Trainer:
         self.epochs = self.recipe.default_epochs(dataset.name, self.steps) if epochs is None else epochs
         _check("epochs", self.epochs, self.epochs >= 1, "1 or more")
 
-        self.network: dict[str, Any] | None = None
         if isinstance(model, Module):
-            self.model = model
+            self.model, self.network = model, models.describe(model, len(dataset.classes))
         else:
             named = {"name": model} if isinstance(model, str) else model
-            self.network = {**named, "num_classes": len(dataset.classes)}
+            self.network = described = {**named, "num_classes": len(dataset.classes)}
             manual_seed(seed)
-            self.model = models.build(**self.network)
+            self.model = models.build(**described)
         self.device = dispatch.current().device
         self.model.to(self.device)
         self.dtype = AMP[amp] if amp else "float32"
@@ -134,7 +133,7 @@ class Trainer:
             "augment": augment,
             "backend": dispatch.get_backend(),
         }
-        self.settings |= {"amp": amp} if amp else {}
+        self.settings |= ({"amp": amp} if amp else {}) | ({"source": dataset.source} if dataset.source else {})
         self.scaler = GradScaler(enabled=amp == "fp16")
         self.resident: ResidentStep | None = None
         self.resident_test: ResidentEvaluation | None = None
@@ -144,8 +143,7 @@ class Trainer:
             images, labels = data.train_images, data.train_labels
             self.resident = ResidentStep(self.model, self.optimizer, images, labels, batch_size, **step)
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
-        self._interrupt, self._said = Interrupt(), set[str]()
-        self._saved = self._test_seconds = 0.0
+        self._interrupt, self._said, self._saved, self._test_seconds = Interrupt(), set[str](), 0.0, 0.0
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -257,8 +255,10 @@ class Trainer:
         state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line])
         if self.folder:
             if self.best() is line:
-                result = {"data": self.dataset.name} | {k: v for k, v in line.items() if "second" not in k}
-                checkpoint.save_network(self.folder.best, self.model, self.network, self.mean, self.scale, result)
+                data, lasting = self.dataset, {k: v for k, v in line.items() if "second" not in k}
+                result = {"data": data.name, **({"source": data.source} if data.source else {}), **lasting}
+                how = self.network, self.mean, self.scale, result, data.classes
+                checkpoint.save_network(self.folder.best, self.model, *how)
             self._save()
             self.folder.write_metrics(state.lines)
             self._draw(now=False)
@@ -307,7 +307,7 @@ class Trainer:
         self.state.scaler = self.scaler.state_dict()
         run = {"settings": self.settings, "options": self.options, "state": self.state.text()}
         normalisation = checkpoint.normalisation_text(self.mean, self.scale)
-        texts = {"network": self.network, "normalisation": normalisation, "run": run}
+        texts = {"network": self.network, "normalisation": normalisation, "run": run, "classes": self.dataset.classes}
         checkpoint.write(self.folder.last, self.model.state_dict(), momentum, texts)
         self._saved = time.monotonic()
 
