@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from tinyres.cli.options import add_backend, add_data, add_data_dir, check_file,
 from tinyres.cli.subjects import of_classes, weights_in
 from tinyres.cli.tables import print_table
 from tinyres.files import printable, write_atomically
-
-if TYPE_CHECKING:
-    from tinyres.train import Evaluation
 
 
 def add(commands: Any) -> None:
@@ -49,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"note: the network was trained on {printable(loaded.data)}, and its images are normalised as there")
     for note in data.notes:
         print(f"note: {printable(note)}")
+    counts = np.zeros((len(data.classes),) * 2, np.int64)
     began = time.perf_counter()
     with progress.for_terminal() as display:
         result = evaluate(
@@ -57,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
             data.test_labels,
             loaded.mean,
             loaded.scale,
+            confusion=counts,
             on_batch=lambda done, total: display.step("testing", done, total, "", None),
         )
         seconds = time.perf_counter() - began - display.compiled()
@@ -66,20 +65,21 @@ def run(arguments: argparse.Namespace) -> None:
         f"loss {result.loss:.4f}  ({result.images / seconds:.0f} images/s)"
     )
     if arguments.classes:
-        show_classes(result, data.classes)
+        show_classes(counts, data.classes)
     if arguments.confusion:
-        draw_confusion(arguments.confusion, result, data.classes)
+        draw_confusion(arguments.confusion, counts, data.classes)
     if arguments.json:
         found = {"network": loaded.network, "data": data.name, "classes": data.classes, **result._asdict()}
+        found["confusion"] = counts.tolist()
         write_atomically(arguments.json, json.dumps(found, indent=1).encode())
     for written in filter(None, (arguments.confusion, arguments.json)):
         print(f"written: {printable(written)}")
 
 
-def show_classes(result: "Evaluation", classes: Sequence[str]) -> None:
+def show_classes(counts: np.ndarray, classes: Sequence[str]) -> None:
     """A row per class: its images, its accuracy, and for which other class it was taken most often."""
     rows = []
-    for k, (name, row) in enumerate(zip(classes, result.confusion, strict=True)):
+    for k, (name, row) in enumerate(zip(classes, counts.tolist(), strict=True)):
         others = [count if j != k else 0 for j, count in enumerate(row)]
         most = max(range(len(row)), key=others.__getitem__)
         accuracy = f"{100 * row[k] / sum(row):.1f} %" if sum(row) else ""
@@ -95,12 +95,11 @@ def show_classes(result: "Evaluation", classes: Sequence[str]) -> None:
     print_table("By class, and what it was taken for most often:", ("class", "images", "accuracy", "taken for"), rows)
 
 
-def draw_confusion(path: str, result: "Evaluation", classes: Sequence[str]) -> None:
+def draw_confusion(path: str, counts: np.ndarray, classes: Sequence[str]) -> None:
     """The confusion matrix as a picture: a row per class, its images by what they were taken for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    counts = np.array(result.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.2 + 0.42 * min(len(classes), 40)
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -117,5 +116,9 @@ def draw_confusion(path: str, result: "Evaluation", classes: Sequence[str]) -> N
                 axes.text(
                     j, i, str(count), ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.5 else "black"
                 )
-    axes.set(xlabel="taken for", ylabel="class", title=f"{result.images:,} images, accuracy {100 - result.error:.1f} %")
+    axes.set(
+        xlabel="taken for",
+        ylabel="class",
+        title=f"{counts.sum():,} images, accuracy {100 * np.trace(counts) / counts.sum():.1f} %",
+    )
     figure.savefig(path, dpi=150)

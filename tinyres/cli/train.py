@@ -81,7 +81,7 @@ def options(parser: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     given = {key: value for key, value in vars(arguments).items() if value is not None}
-    if given.get("data", "cifar10") not in tinyres.data.NAMES:
+    if given.get("data", "cifar10") not in tinyres.data.NAMES and os.path.exists(given["data"]):
         given["data"] = os.path.abspath(given["data"])  # --resume finds it from anywhere
     data = Path(given.get("data", "cifar10")).stem
     out = Path(given.get("out") or f"runs/{data}-{given.get('model', 'resnet20')}")

@@ -128,7 +128,7 @@ def load_network(path: Path, model: Module | None = None) -> Loaded:
         return _loaded(path, lambda: model, {"name": type(model).__name__}, arrays, texts)
     if network is None:
         raise CheckpointError(
-            f"{path} holds a network that is not one of tinyres', and cannot say how to build it; in Python: "
+            f"{path} does not say which network it holds, since it is none of tinyres'; in Python: "
             "tr.train.load_network(path, model=MyNet())"
         )
     # A file may only ask for a network of its own size: every layer has an array, and some thousand weights on the average.

@@ -17,14 +17,11 @@ from tinyres.tensor import Tensor
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy, top-1 error in per cent, the number of images, and, if it was counted, how many images of each
-    class (row) were taken for each class (column).
-    """
+    """Mean cross-entropy, top-1 error in per cent, and the number of images."""
 
     loss: float
     error: float
     images: int
-    confusion: tuple[tuple[int, ...], ...] = ()
 
 
 def evaluate(
@@ -35,19 +32,21 @@ def evaluate(
     scale: Any = 1.0,
     batch_size: int = 250,
     on_batch: Callable[[int, int], None] | None = None,
+    confusion: np.ndarray | None = None,
 ) -> Evaluation:
     """Loss and error of ``model`` in evaluation mode on uint8 images (N, C, H, W), fed (images / 255 - mean) * scale.
 
-    ``on_batch(done, total)`` is called after each batch. Every module's mode is left as it was. At a NaN or an infinity,
+    ``on_batch(done, total)`` is called after each batch. To ``confusion``, integers (K, K), is added how many images of each
+    class (row) were taken for each class (column). Every module's mode is left as it was. At a NaN or an infinity,
     raises `NonFiniteError` with the operation that made it.
     """
-    loss, confusion = 0.0, np.zeros((0, 0), np.int64)
+    loss, wrong = 0.0, 0
     for logits, y in _passes(model, images, labels, mean, scale, batch_size, on_batch):
         loss += F.cross_entropy(logits, Tensor(y).to(logits.device)).item() * len(y)
-        confusion = confusion if confusion.size else np.zeros((logits.shape[1],) * 2, np.int64)
-        np.add.at(confusion, (y, logits.numpy().argmax(axis=1)), 1)
-    wrong = len(labels) - int(np.trace(confusion))
-    return Evaluation(loss / len(labels), 100 * wrong / len(labels), len(labels), tuple(map(tuple, confusion.tolist())))
+        wrong += count_wrong(logits, y)
+        if confusion is not None:
+            np.add.at(confusion, (y, logits.numpy().argmax(axis=1)), 1)
+    return Evaluation(loss / len(labels), 100 * wrong / len(labels), len(labels))
 
 
 def predict(
