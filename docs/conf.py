@@ -1,126 +1,178 @@
-"""The site: ``sphinx-build docs site``, then open site/index.html. Settings of Sphinx, and what its pages are made of."""
+"""The site, built from these pages and the docstrings: ``sphinx-build -W --keep-going -b html docs site``.
+
+The pages are Markdown that any code host shows, and the docstrings are plain text. What they lack for a site is done here:
+docstrings become reStructuredText, and links to source files lead to pages of source inside the site.
+"""
 
 import os
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_for_filename, guess_lexer
 from sphinx import addnodes
-from sphinx.util import logging
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import tinyres  # noqa: E402
 
-project, author, version = "tinyres", "the tinyres authors", tinyres.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["labs/*/page.md"]  # the same text as on the page labs.md
-html_theme, html_title = "furo", "tinyres"
-html_static_path, html_css_files = ["static"], ["site.css"]
-html_copy_source, html_show_sphinx, html_show_copyright = False, False, False
-pygments_style, pygments_dark_style = "friendly", "github-dark"
-myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # a page may go from a title to any level
-autodoc_member_order, autodoc_typehints, autodoc_class_signature = "bysource", "signature", "mixed"
-autodoc_default_options = {"members": True, "show-inheritance": True}
-python_use_unqualified_type_names = True
+project, release = "tinyres", tinyres.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.linkcode"]
+exclude_patterns = ["labs/[!d]*/page.md", "labs/depth/page.md", "labs/degradation/page.md"]  # labs.md has what they say
+myst_heading_anchors = 4
+highlight_language = "text"  # of indented blocks, which are commands and formulas
+smartquotes = False  # or --html becomes a dash
+default_role = "py:obj"
+add_module_names = False  # the title of a page says which module its names are in
+toc_object_entries_show_parents = "hide"
+maximum_signature_line_length = 100
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 
-# --- docstrings: Markdown's habits in reStructuredText -----------------------------------------------------------------
+html_theme = "furo"
+html_title = "tinyres"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_domain_indices = False
+html_show_copyright = False
+html_show_search_summary = False  # a page that was opened from disk may not fetch others
 
-QUOTED = re.compile(r"(``.+?``|`[^`]+`)")
-ARGUMENTS = re.compile(r"(\w+(?:, \w+)*): (.*)")
+# Source: a page for each file and each folder.
 
-
-def as_restructured_text(app, what, name, obj, options, lines):
-    """Names in quotes and indented blocks are code, ``name: what it is`` is a list; nothing else is markup."""
-    found = []
-    for paragraph in "\n".join(lines).strip("\n").split("\n\n"):
-        first, *rest = paragraph.strip("\n").split("\n")
-        outer = [line for line in (first, *rest) if not line.startswith("    ")]
-        if not outer:
-            found += [] if found[-2:-1] and found[-2].startswith("    ") else ["::", ""]
-            found += [first, *rest]
-        elif first.endswith(":") and len(outer) == 1 and rest:
-            found += [marked(first), "", "::", "", *(line.replace("``", "") for line in rest)]
-        elif all(map(ARGUMENTS.match, outer)):
-            found += [
-                f":{m[1]}: {marked(m[2])}" if (m := ARGUMENTS.match(line)) else marked(line) for line in (first, *rest)
-            ]
-        else:
-            found += map(marked, (first, *rest))
-        found.append("")
-    lines[:] = found
+FOLDERS = ("tinyres", "kernels", "examples", "benchmarks", "docs/gradient")
+LANGUAGES = {".py": "python", ".cu": "cuda", ".cuh": "cuda", ".h": "c++", ".json": "json", ".md": "markdown"}
+FILES = sorted(p for top in FOLDERS for p in (ROOT / top).rglob("*") if p.suffix in LANGUAGES) + sorted(ROOT.glob("*.md"))
+LISTED = {parent for path in FILES for parent in path.parents if parent.is_relative_to(ROOT)}
 
 
-def marked(line):
-    return "".join(code(part) if QUOTED.fullmatch(part) else plain(part) for part in QUOTED.split(line))
+def page_of(path: Path) -> str:
+    """The page of a file or a folder, within the site."""
+    return ("source" / path.relative_to(ROOT) / ("index" if path in LISTED else "")).as_posix()
 
 
-def code(part):
-    return part if part.startswith("``") else f"`{part}`"
+def line_of(path: Path, name: str) -> int:
+    """Where a file defines a function, a class or Class.method; 0 if it does not."""
+    text, place = path.read_text("utf-8"), 0
+    for part in name.split("."):
+        pattern = rf"^.*\b(?:def|class|void(?: __launch_bounds__\(.*?\))?) {re.escape(part)}\b"
+        if not (found := re.compile(pattern, re.M).search(text, place)):
+            return 0
+        place = found.start()
+    return text.count("\n", 0, place) + 1
 
 
-def plain(part):
-    return re.sub(r"_(?!\w)", r"\\_", re.sub(r"([\\*|])", r"\\\1", part))
+class SourceLinks(SphinxTransform):
+    """Links to source files lead to their pages, and so does code behind such a link: ``[join.py](...) `AddReLU` ``."""
+
+    default_priority = 500
+
+    def apply(self, **options: Any) -> None:
+        page = Path(self.env.doc2path(self.env.docname))
+        kinds = (addnodes.download_reference, addnodes.pending_xref)  # MyST's for files, and for folders
+        for link in list(self.document.findall(lambda node: isinstance(node, kinds))):
+            path = Path(os.path.normpath(page.parent / link.get("reftarget", "")))
+            if link.get("reftype") != "myst" or not (path in FILES or path in LISTED):
+                continue
+            uri = os.path.relpath(f"{page_of(path)}.html", Path(self.env.docname).parent)
+            for name in link.parent[link.parent.index(link) + 1 :] if path in FILES else ():
+                if isinstance(name, addnodes.download_reference):
+                    break
+                if isinstance(name, nodes.literal) and (line := line_of(path, name.astext())):
+                    name.replace_self(nodes.reference("", "", name.deepcopy(), refuri=f"{uri}#L-{line}", internal=True))
+            link.replace_self(nodes.reference("", "", *link.children, refuri=uri, internal=True))
 
 
-# --- links to files of the project lead to pages with their text -------------------------------------------------------
-
-
-def link_to_sources(app, doctree):
-    """Before Sphinx copies them as downloads."""
-    docname = app.env.docname
-    for node in list(doctree.findall(addnodes.download_reference)):
-        path = Path(os.path.normpath(Path(app.env.doc2path(docname)).parent / node["reftarget"]))
-        if not path.is_relative_to(ROOT) or not path.exists():
-            logging.getLogger(__name__).warning("no such file: %s", node["reftarget"], location=node)
-            continue
-        page = source_page(path)
-        if page is None:
-            continue
-        up = "../" * docname.count("/")
-        node.replace_self(nodes.reference("", "", *node.children, refuri=f"{up}{page}.html", internal=True))
-
-
-def source_page(path):
-    """The name of the page of a file; None for what is to be downloaded."""
-    if path.is_dir() or path.suffix in (".json", ".png", ".svg"):
+def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
+    """The page and line of an object, as seen from a page in the folder api."""
+    path = Path(getattr(sys.modules.get(info["module"]), "__file__", None) or "")
+    if path not in FILES:
         return None
-    name = f"source/{path.relative_to(ROOT)}"
-    SOURCES[name] = path
-    return name
+    line = line_of(path, info["fullname"])  # 0: a constant, or a function that another one makes
+    return f"../{page_of(path)}.html{f'#L-{line}' if line else ''}"
 
 
-SOURCES = {}
+def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    for path in [*FILES, *LISTED]:
+        page = page_of(path)
+
+        def link(other: Path, name: str, page: str = page) -> str:
+            return f'<a class="reference" href="{app.builder.get_relative_uri(page, page_of(other))}">{name}</a>'
+
+        folder = path if path in LISTED else path.parent
+        inside = [p for p in {*FILES, *LISTED} if p.parent == folder and p != folder]
+        items = [f"<li>{link(p, p.name + '/' * (p in LISTED))}</li>" for p in sorted(inside, key=lambda p: (p in FILES, p))]
+        listing = f"<ul>{''.join(items)}</ul>"
+        above = [link(p, p.name if p != ROOT else "source") for p in reversed(path.parents) if p in LISTED]
+        body = listing
+        if path in FILES:
+            text, language = path.read_text("utf-8"), LANGUAGES[path.suffix]
+            body = app.builder.highlighter.highlight_block(text, language, linenos="inline", linespans="L")  # type: ignore
+        name = path.name if path != ROOT else "source"
+        body = f'<h1 class="path">{" / ".join([*above, name])}</h1>{body}'
+        # (the folder beside the page, in place of the site's contents)
+        yield page, {"title": name, "body": body, "toctree": lambda listing=listing, **_: listing}, "page.html"
 
 
-def anchors(app, docname, content):
-    """An anchor in HTML is one for links from other pages, too."""
-    content[0] = re.sub(r'^<a id="([\w-]+)"></a>$', r"(\1)=", content[0], flags=re.M)
+# Docstrings: paragraphs of plain text, with ``code`` and `names`; what is indented is code, too.
 
 
-def pages_of_sources(app):
-    """A page for every file of the project's own code, and for those that are linked to."""
-    for folder in ("tinyres", "kernels", "benchmarks", "examples"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".cu", ".cuh", ".h"):
-                source_page(path)
-    for name, path in SOURCES.items():
-        text = path.read_text("utf-8")
-        lexer = get_lexer_for_filename(path.name, text) if path.suffix else guess_lexer(text)
-        body = highlight(text, lexer, HtmlFormatter(linenos="inline", lineanchors="L", anchorlinenos=True))
-        title = str(path.relative_to(ROOT))
-        yield name, {"title": title, "body": f"<h1>{title}</h1>{body}"}, "page.html"
+def escaped(text: str) -> str:
+    """No asterisk, bar or underscore means anything, except within backticks."""
+    parts = re.split(r"(``.+?``|`[^`]+`)", text, flags=re.S)
+    return "".join(part if part.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", part) for part in parts)
 
 
-def setup(app):
-    app.connect("autodoc-process-docstring", as_restructured_text)
+def as_rest(paragraph: str) -> str:
+    head, _, rest = paragraph.partition("\n")
+    if paragraph.lstrip().startswith(">>>"):
+        return textwrap.dedent(paragraph)
+    if head.startswith("    "):
+        return "::\n\n" + paragraph
+    if head.endswith(":") and rest.startswith("    "):  # a heading, and what it has to say
+        return f"{escaped(head)}\n\n{as_rest(textwrap.dedent(rest) if rest.lstrip().startswith('``') else rest)}"
+    rows = re.split(r"\n(?!    )", paragraph)
+    if len(rows) > 1 and all(re.match(r"``\S+``  |[\w, ]+: ", row) for row in rows):  # names, each with its meaning
+        rows = [re.sub(r"^([\w, ]+): ", r"``\1``: ", " ".join(row.split())) for row in rows]
+        return "\n".join(f"* {escaped(row)}" for row in rows)
+    return escaped(paragraph)
+
+
+def docstring(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    paragraphs = re.split(r"\n{2,}", "\n".join(lines).strip("\n"))
+    lines[:] = [*"\n\n".join(map(as_rest, paragraphs)).split("\n"), ""]
+
+
+def any_name(app: Sphinx, env: Any, node: addnodes.pending_xref, content: nodes.Element) -> nodes.reference | None:
+    """`ShapeError` or `ops.AddReLU`: what ends in the last of these names and has the others, on this page or on another."""
+    if node.get("refdomain") != "py":
+        return None
+    *places, last = re.sub(r"^(tinyres|tr)\.", "", node["reftarget"]).split(".")
+    kinds = ("class", "exception") if node["reftype"] == "class" else ()  # in a signature, float is no method
+    found = [
+        (kind == "module", page != node["refdoc"], len(name), name, page, anchor)
+        for name, _, kind, page, anchor, _ in env.get_domain("py").get_objects()
+        if name.rpartition(".")[2] == last and {*places} <= {*name.split(".")} and (not kinds or kind in kinds)
+    ]
+    *_, name, page, anchor = min(found, default=("", "", ""))
+    return make_refnode(app.builder, node["refdoc"], page, anchor, content, name) if found else None
+
+
+def anchors(app: Sphinx, page: str, text: list[str]) -> None:
+    """HTML's anchors, which code hosts understand, as MyST's targets."""
+    text[0] = re.sub(r'^<a id="(\S+)"></a>$', r"(\1)=", text[0], flags=re.M)
+
+
+def setup(app: Sphinx) -> None:
+    app.add_transform(SourceLinks)
+    app.connect("html-collect-pages", source_pages)
+    app.connect("autodoc-process-docstring", docstring)
+    app.connect("missing-reference", any_name)
     app.connect("source-read", anchors)
-    app.connect("doctree-read", link_to_sources, priority=100)
-    app.connect("html-collect-pages", pages_of_sources)
-    return {"parallel_read_safe": False}
