@@ -68,12 +68,21 @@ def committed(request):
     return find(request.param), result, [Run.read(one) for one in result["runs"]]
 
 
+def rounded(value):
+    """Numbers to nine digits: another processor adds in another order."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
 def test_the_verdicts_in_the_documents_follow_from_the_runs_by_the_rules_in_the_code(committed):
     lab, result, runs = committed
     found = finite(judged(lab, runs, result["config"]))
     for claim, known in zip(found["claims"], result["claims"], strict=True):
         assert claim == known
-    assert found["verdict"] == result["verdict"] and found["numbers"] == result["numbers"]
+    assert found["verdict"] == result["verdict"] and rounded(found["numbers"]) == rounded(result["numbers"])
     assert result["complete"] and result["scale"] == "quick" and result["seeds"] >= 3
     assert {(json.dumps(s), seed) for s in lab.settings(result["config"]) for seed in range(result["seeds"])} <= {
         (json.dumps(r.setting), r.seed) for r in runs
