@@ -12,7 +12,7 @@ from PIL import Image
 import tinyres as tr
 from tinyres import nn
 from tinyres.cli import main
-from tinyres.errors import CheckpointError
+from tinyres.errors import CheckpointError, UsageError
 from tinyres.train import Trainer, load_network, predict
 from tinyres.train.progress import Silent
 
@@ -219,3 +219,90 @@ def test_a_network_of_ones_own_says_how_to_load_it(tmp_path, capsys):
     assert loaded.classes == trainer.dataset.classes
     with pytest.raises(CheckpointError):
         load_network(tmp_path / "run" / "best.safetensors", model=tr.models.resnet(8))
+
+
+# --- fine-tuning -----------------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_keeps_the_normalisation_and_says_so(trained, tmp_path, capsys):
+    make_images(tmp_path / "two", ("red", "violet"))
+    arguments = [
+        "train",
+        "--data",
+        "two",
+        "--size",
+        "16",
+        "--weights",
+        str(trained / "run"),
+        "--epochs",
+        "2",
+        "--batch-size",
+        "8",
+    ]
+    assert main([*arguments, "--backend", "numpy", "--lr", "0.01"]) == 0
+    out = capsys.readouterr().out
+    assert "starting from resnet8" in out and "normalised as there" in out and "a new classifier for the 2 classes" in out
+    run = tmp_path / "runs" / "two-from-run"
+    before, after = load_network(trained / "run" / "best.safetensors"), load_network(run / "best.safetensors")
+    np.testing.assert_array_equal(after.mean, before.mean)
+    np.testing.assert_array_equal(after.scale, before.scale)
+    assert after.classes == ("red", "violet") and after.model.fc.weight.shape == (2, 64)
+    kept, now = (one.model.layer1[0].conv1.weight.data for one in (before, after))
+    assert 0 < np.abs(now - kept).max() < 0.5  # it began there
+    shutil.rmtree(tmp_path / "trained", ignore_errors=True)
+    assert main(["train", "--resume", "--out", str(run)]) == 0
+
+
+def test_fine_tuning_is_resumed_with_the_same_bits(trained, tmp_path):
+    arguments = [
+        "train",
+        "--data",
+        str(trained / "colours"),
+        "--size",
+        "16",
+        "--weights",
+        str(trained / "run"),
+        "--epochs",
+        "3",
+    ]
+    arguments += ["--batch-size", "8", "--backend", "numpy", "--lr", "0.01", "--save-every", "0"]
+    assert main([*arguments, "--out", "whole"]) == 0
+
+    class Stop(Exception):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        right, left = Trainer._stop_or_save, [3]
+
+        def stop(self):
+            right(self)
+            left[0] -= 1
+            if not left[0]:
+                raise Stop
+
+        patch.setattr(Trainer, "_stop_or_save", stop)
+        with pytest.raises(Stop):
+            main([*arguments, "--out", "parts"])
+    assert main(["train", "--resume", "--out", "parts"]) == 0
+    whole, parts = (load_network(Path(name, "last.safetensors")).model.state_dict() for name in ("whole", "parts"))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array)
+
+
+def test_a_run_is_not_resumed_with_another_normalisation(trained, tmp_path):
+    def trainer(model):
+        return Trainer(model, small(), epochs=2, batch_size=8, out=tmp_path / "run", display=Silent())
+
+    loaded = load_network(trained / "run" / "best.safetensors")
+    model = tr.models.with_classes(loaded.model, 10)
+    trained_as = {**loaded.network, "num_classes": 10}
+    one = trainer(model)
+    np.testing.assert_array_equal(one.mean, loaded.mean)
+    one.fit()
+    with pytest.raises(UsageError, match="normalises images in another way"):
+        trainer(tr.models.build(**trained_as)).fit(resume=True)
+
+
+def test_weights_and_a_network_by_name_exclude_each_other(trained, capsys):
+    assert main(["train", "--data", "shapes", "--weights", str(trained / "run"), "--model", "resnet8"]) == 2
+    assert "leave --model and --shortcut out" in capsys.readouterr().err

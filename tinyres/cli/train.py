@@ -9,8 +9,11 @@ from typing import Any
 
 import tinyres
 from tinyres.cli.options import add_backend, add_data, add_data_dir, add_shortcut, load_data, network, number, use, whole
+from tinyres.cli.subjects import weights_in
+from tinyres.data import Dataset
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.files import printable
+from tinyres.nn import Module
 
 FEW_STEPS = 100  # on shapes, 48 steps at the recipe's learning rate end at 75 % error, at a quarter of it at 41 %
 
@@ -48,6 +51,12 @@ def options(parser: Any) -> None:
     """The options that a checkpoint remembers. None stands for one that was not given."""
     parser.add_argument("--model", help="resnet20, plain56, ...: see tinyres summary (default: resnet20)")
     add_shortcut(parser)
+    parser.add_argument(
+        "--weights",
+        metavar="RUN|FILE",
+        help="start from the network in a run's folder or a file, with its normalisation; with a new classifier if the data "
+        "have other classes",
+    )
     add_data(parser, "cifar10")
     add_data_dir(parser)
     parser.add_argument("--recipe", choices=("onecycle", "he2015"), help="how to train (default: onecycle)")
@@ -84,7 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
     if given.get("data", "cifar10") not in tinyres.data.NAMES and os.path.exists(given["data"]):
         given["data"] = os.path.abspath(given["data"])  # --resume finds it from anywhere
     data = Path(given.get("data", "cifar10")).stem
-    out = Path(given.get("out") or f"runs/{data}-{given.get('model', 'resnet20')}")
+    net = f"from-{Path(given['weights']).stem}" if given.get("weights") else given.get("model", "resnet20")
+    out = Path(given.get("out") or f"runs/{data}-{net}")
     if arguments.resume:
         given = {**remembered(out / "last.safetensors"), **given}
     trainer = make_trainer(given, out)
@@ -114,8 +124,10 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
     use(given.get("backend"))
     dataset = load_data(given, "cifar10")
     names = ("recipe", "epochs", "batch_size", "lr", "seed", "validation", "save_every", "amp")
+    described = network(given.get("model", "resnet20"), given.get("shortcut"))
+    model = started(given, out, dataset) if given.get("weights") else described
     trainer = Trainer(
-        network(given.get("model", "resnet20"), given.get("shortcut")),
+        model,
         dataset.limit(given.get("limit_train"), given.get("limit_test")),
         augment="no_augment" not in given,
         graph="no_graph" not in given,
@@ -129,7 +141,7 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
     for note in data.notes:
         print(f"note: {printable(note)}")
     print(
-        f"{given.get('model', 'resnet20')}, {parameters:,} parameters, on {data.name}: "
+        f"{trainer.network['name'] if trainer.network else 'a network'}, {parameters:,} parameters, on {data.name}: "
         f"{len(data.train_labels):,} training and {len(data.test_labels):,} {trainer.held_out} images\n"
         f"{trainer.recipe.name}: {trainer.epochs} epochs of {trainer.steps} steps, batch {batch_size}, "
         f"lr {trainer.lr:g}; kernels: {tinyres.get_backend()}; folder: {out}",
@@ -143,6 +155,27 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
             flush=True,
         )
     return trainer
+
+
+def started(given: dict[str, Any], out: Path, data: Dataset) -> Module:
+    """The network of ``--weights``; of a run that goes on, its own. Says what is kept."""
+    from tinyres import models
+    from tinyres.train import load_network
+
+    if "model" in given or "shortcut" in given:
+        raise UsageError("--weights has a network of its own; leave --model and --shortcut out")
+    last = out / "last.safetensors"
+    file = last if given.get("resume") and last.exists() else weights_in(given["weights"], "best", "last")
+    loaded = load_network(file)
+    if file == last:
+        return loaded.model
+    print(f"note: starting from {loaded.network['name']} in {file}; images are normalised as there")
+    same_count = loaded.network["num_classes"] == len(data.classes)
+    if loaded.classes == data.classes or (same_count and not loaded.classes):
+        return loaded.model
+    tinyres.manual_seed(given.get("seed", 0))
+    print(f"note: a new classifier for the {len(data.classes)} classes of {data.name}")
+    return models.with_classes(loaded.model, len(data.classes))
 
 
 # --- what a checkpoint remembers of the command ----------------------------------------------------------------------

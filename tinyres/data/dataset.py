@@ -1,5 +1,6 @@
 """A labelled set of images, held in memory as bytes."""
 
+import zlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,13 @@ class Dataset:
     classes: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
+
+    def crc32(self) -> int:
+        """A checksum that tells data sets of the same name and size apart."""
+        value = 0
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            value = zlib.crc32(np.ascontiguousarray(array).data, value)
+        return value
 
     def limit(self, train: int | None = None, test: int | None = None) -> "Dataset":
         """The data set cut to its first ``train`` training images and first ``test`` test images (None: all of them).

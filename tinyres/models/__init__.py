@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from tinyres.errors import UsageError
 from tinyres.models.cifar import (
@@ -32,6 +32,7 @@ from tinyres.models.cifar import (
     resnet164,
     resnet1202,
 )
+from tinyres.models.description import OPTIONS
 from tinyres.models.fixup import FixupBlock, FixupResNet, fixup_resnet, fixup_resnet20, fixup_resnet56, fixup_resnet110
 from tinyres.models.imagenet import ImageNetResNet, plain18, plain34, resnet18, resnet34, resnet50, resnet101, resnet152
 from tinyres.models.mlp import ResidualLinearBlock, ResidualMLP
@@ -53,31 +54,11 @@ from tinyres.models.preact import (
     wrn40_2,
     wrn40_4,
 )
-from tinyres.nn import Module
+from tinyres.nn import Linear, Module
 from tinyres.random import default_generator
 
-P = ParamSpec("P")
-M = TypeVar("M", bound=Module)
-
-
-def _described(build: Callable[P, M]) -> Callable[P, M]:
-    """The function, whose networks know what they are: see `describe`."""
-    signature = inspect.signature(build)
-    name = getattr(build, "__name__")  # noqa: B009
-
-    @functools.wraps(build)
-    def run(*args: P.args, **options: P.kwargs) -> M:
-        model = build(*args, **options)
-        given = dict(signature.bind(*args, **options).arguments)
-        model.description = {"name": f"{name}{given.pop('depth', '')}", **given}
-        return model
-
-    run.__module__ = __name__  # (where pickle finds it)
-    return run
-
-
 _BUILDERS: dict[str, Callable[..., Module]] = {
-    getattr(build, "__name__"): _described(build)  # noqa: B009
+    getattr(build, "__name__"): build  # noqa: B009
     for build in (
         *(resnet20, resnet32, resnet44, resnet56, resnet110, resnet164, resnet1202),
         *(plain20, plain32, plain44, plain56, plain110, plain1202),
@@ -97,10 +78,9 @@ SIZES = {
     **{"wrn16_8": 10_956_240, "wrn28_10": 36_472_784, "wrn40_2": 2_242_256, "wrn40_4": 8_946_640},
 }
 _OF_ANY_DEPTH: dict[str, Callable[..., Module]] = {
-    getattr(build, "__name__"): _described(build)  # noqa: B009
+    getattr(build, "__name__"): build  # noqa: B009
     for build in (resnet, plain, preresnet, fixup_resnet)
 }
-globals().update(_BUILDERS | _OF_ANY_DEPTH)
 NAMES = tuple(_BUILDERS)
 
 
@@ -129,13 +109,27 @@ def build(name: str, **options: Any) -> Module:
     return model
 
 
+def with_classes(model: Module, num_classes: int) -> Module:
+    """The network with a new classifier, for so many classes: a linear layer with fresh weights in place of its last one."""
+    for name in ("fc", "classifier.1"):
+        *path, last = name.split(".")
+        owner = getattr(model, path[0], None) if path else model
+        head = getattr(owner, last, None)
+        if isinstance(head, Linear):
+            setattr(owner, last, Linear(head.in_features, num_classes))
+            return model
+    raise UsageError(f"{type(model).__name__} has no classifier called fc or classifier.1 to be replaced")
+
+
 def describe(model: Module, num_classes: int) -> dict[str, Any] | None:
     """What `build` needs to make a network like ``model`` again; None for one that no function of ours has made, or that was
     changed since. The classifier may be another one.
     """
-    if model.description is None or not model.description["name"]:
+    if model.description is None:
         return None
     described = {**model.description, "num_classes": num_classes}
+    if not set(described) <= OPTIONS:
+        return None
     generator = default_generator().bit_generator
     before = generator.state
     try:

@@ -18,6 +18,7 @@ from typing import Protocol
 from tinyres import functional as F
 from tinyres import nn
 from tinyres.errors import UsageError
+from tinyres.models.description import described
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor
 
@@ -172,6 +173,7 @@ def blocks_per_stage(depth: int, layers_per_block: int) -> int:
     return (depth - 2) // step
 
 
+@described
 def resnet(
     depth: int,
     shortcut: str = "A",
@@ -208,6 +210,7 @@ def resnet(
     return net
 
 
+@described
 def plain(depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
     """The plain counterpart of ``resnet(depth)`` with option A: the same layers and parameters, no shortcuts."""
     return CifarResNet(PlainBlock, 1, blocks_per_stage(depth, 2), num_classes, in_channels)
@@ -272,7 +275,7 @@ def _resnet(depth: int, a: int, b: int, c: int, block: str = "basic", source: st
 
     Raises `UsageError` for an option that does not exist.
     """
-    return build
+    return described(build)
 
 
 def _plain(depth: int, parameters: int) -> _BuildPlain:
@@ -292,7 +295,7 @@ def _plain(depth: int, parameters: int) -> _BuildPlain:
         ``num_classes``   the number of logits for each image
         ``in_channels``   3 for colour images, 1 for grey ones
     """
-    return build
+    return described(build)
 
 
 resnet20 = _resnet(20, 269_722, 272_474, 283_962)

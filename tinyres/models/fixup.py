@@ -18,6 +18,7 @@ import numpy as np
 from tinyres import functional as F
 from tinyres import nn
 from tinyres.models.cifar import SubsamplePad, blocks_per_stage, conv, stage
+from tinyres.models.description import described
 from tinyres.nn.module import Parameter
 from tinyres.tensor import Tensor
 
@@ -75,6 +76,7 @@ class FixupResNet(nn.Module):
         return self.fc(F.global_avg_pool2d(y) + self.bias2)
 
 
+@described
 def fixup_resnet(depth: int, num_classes: int = 10, in_channels: int = 3) -> FixupResNet:
     """A residual net of ``depth`` = 6n + 2 layers without batch norm: images (N, 3, 32, 32) -> logits (N, 10).
 
@@ -106,7 +108,7 @@ def _fixup(depth: int, parameters: int) -> _Build:
         ``num_classes``   the number of logits for each image
         ``in_channels``   3 for colour images, 1 for grey ones
     """
-    return build
+    return described(build)
 
 
 fixup_resnet20 = _fixup(20, 268_393)

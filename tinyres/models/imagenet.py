@@ -22,6 +22,7 @@ from tinyres import functional as F
 from tinyres import nn
 from tinyres.errors import UsageError
 from tinyres.models.cifar import BasicBlock, Bottleneck, PlainBlock, stage, zero_last_norms
+from tinyres.models.description import described
 from tinyres.tensor import Tensor
 
 # blocks per stage, and whether they are bottlenecks
@@ -95,7 +96,7 @@ def _resnet(depth: int, parameters: int, multiply_adds: int) -> _BuildResNet:
 
     Raises `UsageError` for an option that does not exist.
     """
-    return build
+    return described(build)
 
 
 def _plain(depth: int, parameters: int, multiply_adds: int) -> _BuildPlain:
@@ -116,7 +117,7 @@ def _plain(depth: int, parameters: int, multiply_adds: int) -> _BuildPlain:
         ``num_classes``   the number of logits for each image
         ``in_channels``   3 for colour images, 1 for grey ones
     """
-    return build
+    return described(build)
 
 
 resnet18 = _resnet(18, 11_689_512, 1_814_073_344)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from tinyres import functional as F
 from tinyres import nn
 from tinyres.errors import UsageError
+from tinyres.models.description import described
 from tinyres.tensor import Tensor
 
 Stages = Sequence[tuple[int, int, int, int]]
@@ -88,6 +89,7 @@ class MobileNetV2(nn.Module):
         return self.classifier(F.global_avg_pool2d(self.features(x)))
 
 
+@described
 def mobilenet_v2(
     num_classes: int = 1000, width_mult: float = 1.0, linear: bool = True, stages: Stages = STAGES
 ) -> MobileNetV2:
@@ -106,6 +108,7 @@ def mobilenet_v2(
     return MobileNetV2(stages, num_classes, width_mult, 2, linear)
 
 
+@described
 def mobilenet_v2_cifar(
     num_classes: int = 10, width_mult: float = 1.0, linear: bool = True, stages: Stages = CIFAR_STAGES
 ) -> MobileNetV2:

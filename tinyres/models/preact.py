@@ -17,6 +17,7 @@ from tinyres import functional as F
 from tinyres import nn
 from tinyres.errors import UsageError
 from tinyres.models.cifar import SubsamplePad, blocks_per_stage, conv, stage
+from tinyres.models.description import described
 from tinyres.tensor import Tensor
 
 
@@ -101,6 +102,7 @@ class PreactResNet(nn.Module):
         return self.fc(F.global_avg_pool2d(self.bn(y, relu=True)))
 
 
+@described
 def preresnet(
     depth: int, shortcut: str | None = None, block: str = "basic", num_classes: int = 10, in_channels: int = 3
 ) -> PreactResNet:
@@ -152,7 +154,7 @@ def _preresnet(depth: int, a: int, b: int, block: str = "basic") -> _Build:
 
     Raises `UsageError` for an option that does not exist.
     """
-    return build
+    return described(build)
 
 
 preresnet20 = _preresnet(20, 269_722, 272_282)
@@ -198,7 +200,7 @@ def _wide(depth: int, width: int, parameters: int) -> _BuildWide:
         ``num_classes``   the number of logits for each image
         ``in_channels``   3 for colour images, 1 for grey ones
     """
-    return build
+    return described(build)
 
 
 wrn16_8 = _wide(16, 8, 10_961_370)

@@ -83,6 +83,7 @@ class Module:
 
     training: bool
     description: dict[str, Any] | None = None  # of a network of `tinyres.models`: its name and options
+    normalisation: tuple[Any, Any] | None = None  # of a network from a file: mean and scale of the images that it was fed
 
     def __init__(self) -> None:
         self.training = True

@@ -21,13 +21,11 @@ import numpy as np
 from tinyres import models
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.files import parse_json, shown
+from tinyres.models.description import OPTIONS
 from tinyres.nn import Module
 from tinyres.weights import load_file, save_safetensors
 
 MOMENTUM = "momentum/"
-OPTIONS = {
-    *("name", "shortcut", "block", "num_classes", "in_channels", "linear", "survival", "zero_init_residual", "dropout")
-}
 WEIGHTS_PER_LAYER = 5_000  # no network has fewer: ResNet-8 has 9,700, and deeper ones have more
 
 
@@ -158,6 +156,7 @@ def _loaded(
         with np.errstate(over="raise"):
             model.load_state_dict(arrays)
             mean, scale = (_normaliser(texts["normalisation"][key]) for key in ("mean", "scale"))
+        model.normalisation = mean, scale
         result = texts.get("result") or texts.get("run", {}).get("settings") or {}
         data, source, classes = result.get("data"), result.get("source"), texts.get("classes")
         names = tuple(map(str, classes)) if isinstance(classes, list) else ()

@@ -9,7 +9,6 @@ import math
 import os
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -42,7 +41,8 @@ class Trainer:
     """Trains ``model`` on ``dataset``: ``Trainer("resnet20", tr.data.load("cifar10"), out="runs/first").fit()``.
 
     model: a network, or the name of one, or {"name": "resnet20", "shortcut": "B"}. Named networks are built here, after
-        ``manual_seed(seed)``. ``tinyres eval`` can use the files of all networks of `tinyres.models`.
+        ``manual_seed(seed)``. ``tinyres eval`` can use the files of all networks of `tinyres.models`. A network from
+        `load_network` keeps the normalisation of its images.
     recipe: a name in `RECIPES`.
     epochs, lr: by default the recipe's, with lr in proportion to the batch size.
     batch_size: by default 128, or all images if there are fewer.
@@ -93,7 +93,9 @@ class Trainer:
         _check("seed", seed, seed >= 0, "a whole number, 0 or more")
         _check("save_every", save_every, save_every >= 0, "seconds, 0 or more")
         _check("amp", amp, amp in (None, *AMP), "fp16 or bf16")
-        self.mean, self.scale = self.recipe.normalisation(self.dataset.train_images)
+        known = model.normalisation if isinstance(model, Module) else None  # that of the weights that it comes with
+        how_fed: tuple[np.ndarray, np.ndarray] = known or self.recipe.normalisation(self.dataset.train_images)
+        self.mean, self.scale = how_fed
         self.seed, self.save_every, self.options = seed, save_every, list(options)
         images, labels, crop_flip = self.dataset.train_images, self.dataset.train_labels, dispatch.current().crop_flip
         how = dict[str, Any](augment=augment, mean=self.mean, scale=self.scale, seed=seed, crop_flip=crop_flip)
@@ -124,7 +126,7 @@ class Trainer:
             "data": dataset.name,
             "training images": available,
             f"{self.held_out} images": len(self.dataset.test_labels),
-            "data crc32": _crc32(self.dataset),
+            "data crc32": self.dataset.crc32(),
             "recipe": recipe,
             "epochs": self.epochs,
             "batch size": batch_size,
@@ -319,6 +321,10 @@ class Trainer:
         if not isinstance(run, dict):
             raise CheckpointError(f"{path} is not the checkpoint of a run: it holds a network alone")
         check_same(run.get("settings"), self.settings, self.folder.path)
+        if texts.get("normalisation") != checkpoint.normalisation_text(self.mean, self.scale):
+            raise UsageError(
+                f"{path}: its run normalises images in another way; give the trainer the network that it began with"
+            )
         positions = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
         try:
             state = parse_state(run.get("state"), self.epochs, self.steps, set(State().line(self.held_out, 0, 0, 0)))
@@ -390,11 +396,3 @@ def _check(name: str, value: Any, good: bool, expected: str) -> None:
 
 def _finite(array: Any) -> bool:
     return bool(array_module(array).isfinite(array).all())
-
-
-def _crc32(data: Dataset) -> int:
-    """A checksum that tells data sets of the same name and size apart."""
-    value = 0
-    for array in (data.train_images, data.train_labels, data.test_images, data.test_labels):
-        value = zlib.crc32(np.ascontiguousarray(array).data, value)
-    return value
