@@ -107,6 +107,12 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
+def as_cell(value: Any) -> str:
+    """A value for a CSV file. What a spreadsheet would take for a formula is quoted by an apostrophe."""
+    text = str(value)
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
+
+
 def printable(text: str) -> str:
     """Text for a terminal, parts of which may come from a file. What no font shows is escaped: control characters could move
     the cursor, others turn the direction of writing. Lines stay lines.

@@ -12,7 +12,7 @@ import numpy as np
 from tinyres.cli.options import add_backend, check_file, use, whole
 from tinyres.cli.subjects import weights_in
 from tinyres.errors import UsageError
-from tinyres.files import printable, write_atomically
+from tinyres.files import as_cell, printable, write_atomically
 
 
 def add(commands: Any) -> None:
@@ -108,7 +108,7 @@ def found_in(places: list[str]) -> Any:
 
 
 def as_csv(found: list[dict[str, Any]]) -> str:
-    """A row per image. A cell that a spreadsheet would take for a formula is quoted by an apostrophe."""
+    """A row per image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     top = len(found[0]["classes"])
@@ -116,5 +116,5 @@ def as_csv(found: list[dict[str, Any]]) -> str:
     writer.writerow(["file", *(f"{what}{number}" for number in numbers for what in ("class", "probability"))])
     for one in found:
         cells = [one["file"], *(value for each in one["classes"] for value in (each["class"], f"{each['probability']:.6f}"))]
-        writer.writerow([f"'{cell}" if cell[:1] in tuple("=+-@\t\r") else cell for cell in cells])
+        writer.writerow(map(as_cell, cells))
     return text.getvalue()

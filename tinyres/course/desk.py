@@ -14,7 +14,7 @@ from tinyres.course.checking import SECONDS, check
 from tinyres.course.diagnose import ERROR, MISSING, PASSED, Verdict
 from tinyres.course.exercise import Exercise, exercises
 from tinyres.errors import UsageError
-from tinyres.files import read_json, write_atomically
+from tinyres.files import as_cell, read_json, write_atomically
 from tinyres.kernels.arrays import cores
 
 PROGRESS = "progress.json"
@@ -120,12 +120,12 @@ def rows(graded: list[tuple[str, dict[str, Verdict]]]) -> Iterator[dict[str, Any
 
 
 def as_csv(graded: list[tuple[str, dict[str, Verdict]]]) -> bytes:
-    """The rows as CSV, for a spreadsheet. A cell that one would take for a formula is quoted by an apostrophe."""
+    """The rows as CSV, for a spreadsheet."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ("learner", "exercise", "status", "mistake", "message"), lineterminator="\n")
     writer.writeheader()
     for row in rows(graded):
-        writer.writerow({key: f"'{value}" if value[:1] in tuple("=+-@\t\r") else value for key, value in row.items()})
+        writer.writerow({key: as_cell(value) for key, value in row.items()})
     return text.getvalue().encode()
 
 
