@@ -197,7 +197,7 @@ def test_load_takes_the_names_of_the_sets_and_lists_them_for_another(monkeypatch
     assert load("cifar10", unpacked).name == "cifar10"
     with pytest.raises(DataError, match="cifar100 not found"):
         load("cifar100", unpacked)
-    with pytest.raises(UsageError, match="'mnist'; there are cifar10, cifar100, shapes"):
+    with pytest.raises(UsageError, match="'mnist': there are cifar10, cifar100, shapes"):
         load("mnist")
 
 
