@@ -12,8 +12,9 @@ from PIL import Image
 import tinyres as tr
 from tinyres import nn
 from tinyres.cli import main
-from tinyres.errors import CheckpointError, UsageError
-from tinyres.train import Trainer, load_network, predict
+from tinyres.errors import CheckpointError, NonFiniteError, TinyresError, UsageError
+from tinyres.train import Trainer, evaluate, load_network, predict
+from tinyres.train.checkpoint import read, write
 from tinyres.train.progress import Silent
 
 TRAIN = ["train", "--epochs", "2", "--batch-size", "8", "--model", "resnet8", "--backend", "numpy", "--lr", "0.02"]
@@ -306,3 +307,33 @@ def test_a_run_is_not_resumed_with_another_normalisation(trained, tmp_path):
 def test_weights_and_a_network_by_name_exclude_each_other(trained, capsys):
     assert main(["train", "--data", "shapes", "--weights", str(trained / "run"), "--model", "resnet8"]) == 2
     assert "leave --model and --shortcut out" in capsys.readouterr().err
+
+
+# --- what is not as it should be -------------------------------------------------------------------------------------
+
+
+def test_an_error_within_an_evaluation_leaves_mode_and_recording_as_they_were(trained):
+    """While the error is still held: a traceback keeps everything in it alive."""
+    loaded = load_network(trained / "run" / "best.safetensors")
+    loaded.model.train()
+    images = tr.data.load(str(trained / "colours"), size=16).test_images
+    with pytest.raises(TinyresError) as held:
+        evaluate(loaded.model, images, np.full(len(images), 7), loaded.mean, loaded.scale)
+    assert loaded.model.training and tr.is_grad_enabled() and held.value is not None
+
+
+def test_a_loss_beyond_float32_is_named_though_the_logits_are_finite(trained):
+    model = load_network(trained / "run" / "best.safetensors").model
+    model.fc.weight.data[...], model.fc.bias.data[...] = 0, [3e38, -3e38, 0]
+    images = np.zeros((3, 3, 16, 16), np.uint8)
+    with pytest.raises(NonFiniteError, match="the loss is inf"):
+        evaluate(model, images, np.array([1, 1, 1]))
+
+
+@pytest.mark.parametrize("source", [{"path": 5}, {"path": ["x"], "size": 16, "split": 0.2, "seed": 0}, "x", {"size": 16}])
+def test_a_source_that_is_none_is_not_followed(source, trained, tmp_path, capsys):
+    contents = read(trained / "run" / "best.safetensors")
+    texts = {**contents.texts, "result": {**contents.texts["result"], "source": source, "data": "shapes"}}
+    write(tmp_path / "odd.safetensors", contents.arrays, {}, texts)
+    assert load_network(tmp_path / "odd.safetensors").source == {}
+    assert main(["eval", "odd.safetensors"]) == 2 and "tells 3 classes apart" in capsys.readouterr().err

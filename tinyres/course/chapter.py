@@ -31,6 +31,7 @@ SOURCE = re.compile(r"<!-- source (\S+) (\S+)( code)? -->\n")
 EXERCISES = re.compile(r"(<!-- exercises -->\n\n).*?(?=\n\n(?!- )|\Z)", re.S)
 IMAGE = re.compile(r"!\[([^\]]*)\]\((figures/[^)]+)\)")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")  # to another file
+COMMENT = re.compile(r"<!--.*?-->\n?")
 DETAILS = re.compile(r"^</?details>.*$\n*", re.M)
 PREDICT, OPENED = "**Predict.**", "<details><summary>What it prints</summary>"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
@@ -73,12 +74,22 @@ def blocks(text: str) -> list[Block]:
             found.append(Block("prose", prose))
         kind = "prose"
         if fence[1] == "python":
-            kind = "quote" if SOURCE.search(prose) and not prose.rsplit("-->", 1)[1].count("\n\n\n") else "code"
+            kind = "quote" if SOURCE.search(prose) else "code"
         elif fence[1] == "text" and not DETAILS.sub("", prose).strip() and [b.kind for b in found[-2:]] == ["code", "prose"]:
             kind = "output"
         found.append(Block(kind, fence[0], fence[3], fence[2].strip()))
         end = fence.end()
     return [*found, Block("prose", text[end:])]
+
+
+def output_of(parts: list[Block], i: int) -> int | None:
+    """The place of what block i prints, if that stands below it; there is prose between, be it an empty line."""
+    return i + 2 if i + 2 < len(parts) and parts[i + 2].kind == "output" else None
+
+
+def plain(prose: str) -> str:
+    """Prose for another place: without comments, folds, and links to other files."""
+    return LINK.sub(r"\1", COMMENT.sub("", DETAILS.sub("", prose)))
 
 
 # --- running -----------------------------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ def rewrite(text: str, where: str = "chapter") -> tuple[str, dict[str, str]]:
     parts, figures, added = blocks(text), {}, 0
     for i, _, printed, value in ran(text, where):
         i += added
-        at = i + 2 if i + 2 < len(parts) and parts[i + 2].kind == "output" else None
+        at = output_of(parts, i)
         fence = f"```text{' ' + parts[at].how if at and parts[at].how else ''}\n{trimmed(printed)}```"
         if at:
             parts[at] = replace(parts[at], text=fence)
@@ -120,8 +131,7 @@ def rewrite(text: str, where: str = "chapter") -> tuple[str, dict[str, str]]:
             added += len(new_ones)
         if hasattr(value, "_repr_svg_"):
             figures[image_after(parts, i)] = value._repr_svg_()
-    new = "".join(part.text for part in quoted(parts))
-    return EXERCISES.sub(lambda found: found[1] + exercises_of(new), new), figures
+    return renewed(parts), figures
 
 
 def trimmed(printed: str) -> str:
@@ -139,19 +149,16 @@ def image_after(parts: list[Block], i: int) -> str:
     raise UsageError(f"a drawing has no image behind it: {parts[i].body.strip().splitlines()[-1]}")
 
 
-def quoted(parts: list[Block]) -> Iterator[Block]:
-    """The blocks, with the quotes as the files have them."""
+def renewed(parts: list[Block]) -> str:
+    """The chapter with the quotes as the files have them, and its exercises."""
+    texts = [part.text for part in parts]
     for i, part in enumerate(parts):
-        if i + 1 < len(parts) and parts[i + 1].kind == "quote":
-            found = list(SOURCE.finditer(part.text))[-1]
-            first, last, _ = definition(found[1], found[2], bool(found[3]))
+        if part.kind == "quote" and (found := SOURCE.search(parts[i - 1].text)):
+            first, last, code = definition(found[1], found[2], bool(found[3]))
             link = f"[{found[1]}](../../{found[1]}), lines {first} to {last}:\n\n"
-            yield replace(part, text=part.text[: found.end()] + link)
-        elif part.kind == "quote":
-            found = list(SOURCE.finditer(parts[i - 1].text))[-1]
-            yield replace(part, text=f"```python\n{definition(found[1], found[2], bool(found[3]))[2]}```")
-        else:
-            yield part
+            texts[i - 1 : i + 1] = parts[i - 1].text[: found.end()] + link, f"```python\n{code}```"
+    text = "".join(texts)
+    return EXERCISES.sub(lambda found: found[1] + exercises_of(text), text)
 
 
 def definition(file: str, name: str, code: bool = False) -> tuple[int, int, str]:
@@ -190,18 +197,16 @@ def problems(text: str, folder: Path, where: str = "chapter") -> list[str]:
     """What in a chapter is not as it should be; ``folder`` has its figures."""
     parts, found = blocks(text), []
     for i, block, printed, value in ran(text, where):
-        output = parts[i + 2] if i + 2 < len(parts) and parts[i + 2].kind == "output" else None
+        at = output_of(parts, i)
         first = f"{block.body.strip().splitlines()[0][:60]!r}"
-        said = output.body if output else ""
-        if not agree(said, trimmed(printed), tolerance(output.how) if output else 0.0):
+        said, how = (parts[at].body, parts[at].how) if at else ("", "")
+        if not agree(said, trimmed(printed), tolerance(how)):
             found.append(f"the block {first} prints\n{printed}and the page says\n{said}")
         if hasattr(value, "_repr_svg_"):
             path = folder / image_after(parts, i)
             if not path.exists() or words_of(path.read_text("utf-8")) != words_of(value._repr_svg_()):
                 found.append(f"the drawing of {first} is not {path.name}")
-    fresh = "".join(part.text for part in quoted(parts))
-    fresh = EXERCISES.sub(lambda match: match[1] + exercises_of(fresh), fresh)
-    if fresh != text:
+    if renewed(parts) != text:
         found.append("quotes of the engine, or exercises, are not what they are now")
     return found
 
@@ -217,10 +222,10 @@ def agree(page: str, printed: str, share: float = 0.0) -> bool:
     ]:
         return False
     pairs = zip(NUMBER.findall(page), NUMBER.findall(printed), strict=True)
-    return all(abs(value(a) - value(b)) <= max(1.01 * last_place(a), share * abs(value(a))) for a, b in pairs)
+    return all(abs(size(a) - size(b)) <= max(1.01 * last_place(a), share * abs(size(a))) for a, b in pairs)
 
 
-def value(number: str) -> float:
+def size(number: str) -> float:
     return float(number.replace(",", ""))
 
 

@@ -79,7 +79,7 @@ def grade(
     folder: Path, seconds: float = SECONDS, step: Callable[[], object] = lambda: None
 ) -> list[tuple[str, dict[str, Verdict]]]:
     """The verdicts on all files of a class: [(name, {number: verdict})]. ``step`` is called after each file."""
-    known = exercises()
+    wanted = exercises()
 
     def one(job: tuple[Exercise, Path]) -> Verdict:
         exercise, path = job
@@ -93,11 +93,11 @@ def grade(
         return found
 
     who = students(folder)
-    jobs = [(exercise, place / exercise.file_name) for _, place in who for exercise in known.values()]
+    jobs = [(exercise, place / exercise.file_name) for _, place in who for exercise in wanted.values()]
     with ThreadPoolExecutor(cores()) as pool:
         found = list(pool.map(one, jobs))
-    size = len(known)
-    return [(name, dict(zip(known, found[i * size : (i + 1) * size], strict=True))) for i, (name, _) in enumerate(who)]
+    size = len(wanted)
+    return [(name, dict(zip(wanted, found[i * size : (i + 1) * size], strict=True))) for i, (name, _) in enumerate(who)]
 
 
 def files_of(folder: Path) -> int:

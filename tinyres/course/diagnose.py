@@ -48,14 +48,11 @@ def judge(exercise: Exercise, given: list[Any]) -> Verdict:
 
 
 def expanded(given: Any, right: Any) -> Any:
-    """A number or a row where an array of equal ones is meant (1 for ones)."""
-    if isinstance(given, tuple) and isinstance(right, tuple) and len(given) == len(right):
+    """A single number where an array of equal ones is meant (1 for ones)."""
+    if fits(given, right):
         return tuple(map(expanded, given, right))
-    if not isinstance(right, np.ndarray) or not isinstance(given, int | float | np.ndarray):
-        return given
-    array = np.asarray(given)
-    fits = array.ndim < right.ndim and array.shape == right.shape[right.ndim - array.ndim :]
-    return np.broadcast_to(array, right.shape) if fits and array.ndim == 0 else given
+    single = isinstance(given, int | float) or (isinstance(given, np.ndarray) and given.ndim == 0)
+    return np.full(right.shape, given) if single and isinstance(right, np.ndarray) else given
 
 
 def good_parts(exercise: Exercise, given: list[Any], right: list[Any]) -> list[int]:
@@ -124,7 +121,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, Exception) or isinstance(b, Exception):
         return kind(a) == kind(b)
     if isinstance(b, tuple) or isinstance(a, tuple):
-        return isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
+        return fits(a, b) and all(map(same, a, b))
     if isinstance(a, str | list | set) or isinstance(b, str | list | set):
         return type(a) is type(b) and a == b
     if a is None or b is None:
@@ -152,7 +149,7 @@ def parts(exercise: Exercise, given: list[Any], right: list[Any], k: int) -> str
     if not isinstance(right[k], tuple):
         return stop(f"Your answer is {difference(given[k], right[k], inputs(exercise, k))}")
     names = exercise.returns
-    if not isinstance(given[k], tuple) or len(given[k]) != len(names):
+    if not fits(given[k], right[k]):
         got = f"{len(given[k])} values" if isinstance(given[k], tuple) else "a single value"
         return f"{exercise.name} must return {len(names)} arrays, ({', '.join(names)}); it returned {got}."
     bad = next(i for i in range(len(names)) if not same(given[k][i], right[k][i]))
@@ -166,7 +163,8 @@ def stop(sentence: str) -> str:
 
 
 def fits(given: Any, right: Any) -> bool:
-    return isinstance(given, tuple) and len(given) == len(right)
+    """Whether both are tuples of as many parts."""
+    return isinstance(given, tuple) and isinstance(right, tuple) and len(given) == len(right)
 
 
 def inputs(exercise: Exercise, k: int) -> list[np.ndarray]:

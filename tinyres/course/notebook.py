@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tinyres.course.chapter import DETAILS, IMAGE, LINK, blocks
+from tinyres.course.chapter import IMAGE, blocks, plain
 from tinyres.errors import UsageError
 
 
@@ -18,8 +18,7 @@ def notebook(text: str) -> str:
 
     def close() -> None:
         nonlocal prose
-        words = IMAGE.sub("", re.sub(r"<!--.*?-->\n?", "", DETAILS.sub("", prose)))  # the code draws the figures
-        words = LINK.sub(r"\1", words)
+        words = IMAGE.sub("", plain(prose))  # the code draws the figures
         if words.strip():
             cells.append(nbformat.v4.new_markdown_cell(re.sub(r"\n{3,}", "\n\n", words).strip()))
         prose = ""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyres.explain.svg import Svg
+from tinyres.lab.figures import GREY, LOOK, PLAIN, SHORTCUTS
 
-COLOURS = ("#08519c", "#b35806", "#59626c", "#6baed6", "#fd8d3c")  # told apart by the colour-blind too
+COLOURS = (SHORTCUTS, PLAIN, GREY, "#6baed6", "#fd8d3c")  # told apart by the colour-blind too
 KNOWN = {"shortcut": 0, "resnet": 0, "branch": 1, "plain": 1, "lent": 2}  # the colours that these have everywhere here
 STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)))
 MARKS = ("o", "s", "^", "D", "v")
@@ -21,13 +22,10 @@ def figure(draw: Callable[[Any], None], title: str, wide: float = 7.0, high: flo
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "tinyres", "font.family": "sans-serif", "font.size": 10}
-    ):
+    with matplotlib.rc_context({**LOOK, "axes.grid": False}):
         made = Figure(figsize=(wide, high), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
         FigureCanvasSVG(made)
         axes = made.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
         file = io.StringIO()
         made.savefig(file, format="svg", metadata={"Date": None, "Title": title})
@@ -58,7 +56,7 @@ def lines(
             axes.set_yscale("log")
         axes.set(xlabel=x, ylabel=y)
         if len(curves) > 1:
-            axes.legend(frameon=False)
+            axes.legend()
 
     return figure(draw, title)
 
@@ -75,12 +73,12 @@ def bars(groups: Mapping[str, Mapping[str, float]], title: str, y: str = "", x: 
         axes.set_xticks(range(len(groups)), list(groups))
         axes.set(xlabel=x, ylabel=y)
         if len(kinds) > 1:
-            axes.legend(frameon=False)
+            axes.legend()
 
     return figure(draw, title)
 
 
-def images(arrays: Mapping[str, Any], title: str, numbers: bool = True) -> Svg:
+def images(arrays: Mapping[str, Any], title: str) -> Svg:
     """Small arrays side by side, each number a square: blue below zero, orange above it."""
     import numpy as np
 
@@ -95,8 +93,7 @@ def images(arrays: Mapping[str, Any], title: str, numbers: bool = True) -> Svg:
                 square = {"facecolor": ground, "alpha": 0.08 + 0.5 * share if number else 0.0}
                 axes.add_patch(rectangle(left + j, -i - 1, **square))
                 axes.add_patch(rectangle(left + j, -i - 1, facecolor="none", edgecolor="#c9ced4", linewidth=0.6))
-                if numbers:
-                    axes.text(left + j + 0.5, -i - 0.5, f"{number:.3g}", ha="center", va="center", fontsize=8)
+                axes.text(left + j + 0.5, -i - 0.5, f"{number:.3g}", ha="center", va="center", fontsize=8)
             axes.text(left + wide / 2, 0.35, name, ha="center", va="bottom")
             left += wide + 1
         axes.set_xlim(-0.2, left - 0.8)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 from pathlib import Path
 
-from tinyres.course.chapter import DETAILS, LINK, PREDICT, blocks, title
+from tinyres.course.chapter import PREDICT, blocks, plain, title
+from tinyres.explain.svg import data_uri
 
 KEPT = ("#", ">", "**", "- ", "1.", "|", "    ", "!")  # how a paragraph begins that stands on a slide; others are notes
 
@@ -75,7 +75,7 @@ def slides(text: str, folder: Path) -> str:
     def close() -> None:
         nonlocal notes
         if shown:
-            said = markdown.render(LINK.sub(r"\1", notes))
+            said = markdown.render(notes)
             aside = f"<aside>{said}</aside>" if said else ""
             made.append(f"<section>{heading}{''.join(shown)}{aside}</section>")
             shown.clear()
@@ -90,7 +90,7 @@ def slides(text: str, folder: Path) -> str:
         elif block.kind == "output":
             shown.append(f'<pre class="output hidden"><code>{html.escape(block.body)}</code></pre>')
         else:
-            for part in re.split(r"\n\n+", re.sub(r"<!--.*?-->\n?", "", DETAILS.sub("", block.text))):
+            for part in re.split(r"\n\n+", plain(block.text)):
                 if part.startswith(("# ", "## ")):
                     close()
                     level = 1 if part.startswith("# ") else 2
@@ -101,11 +101,12 @@ def slides(text: str, folder: Path) -> str:
                     if part.startswith(("!", ">", "**")):
                         close()
                     asked = part.startswith(PREDICT)  # the code that answers stays with it
-                    shown.append(markdown.render(LINK.sub(r"\1", part)))
+                    shown.append(markdown.render(part))
                 elif part.strip():
                     notes += f"{part}\n\n"
     close()
-    body = re.sub(r'src="(figures/[^"]+)"', lambda found: embedded(found, folder), "\n".join(made))
+    body = "\n".join(made)
+    body = re.sub(r'(?<=src=")figures/[^"]+', lambda found: data_uri((folder / found[0]).read_bytes()), body)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title(text))}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -113,8 +114,3 @@ def slides(text: str, folder: Path) -> str:
         "script-src 'unsafe-inline'; img-src data:\">\n"
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
-
-
-def embedded(found: re.Match[str], folder: Path) -> str:
-    picture = base64.b64encode((folder / found[1]).read_bytes()).decode()
-    return f'src="data:image/svg+xml;base64,{picture}"'

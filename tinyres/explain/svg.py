@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable
 from html import escape
@@ -15,6 +16,11 @@ class Svg(str):
 
     def _repr_svg_(self) -> str:
         return str(self)
+
+
+def data_uri(drawing: bytes) -> str:
+    """SVG as the address of an image, for pages that need no other file."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawing).decode()}"
 
 
 def tag(name: str, content: str = "", title: str = "", **attributes: object) -> str:

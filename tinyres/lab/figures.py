@@ -6,6 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 SHORTCUTS, PLAIN, GREY = "#08519c", "#b35806", "#59626c"  # with shortcuts, without, neither
+LOOK: Any = {  # as settings of Matplotlib; the same numbers give the same bytes
+    "svg.hashsalt": "tinyres",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
 SHADES = {
     SHORTCUTS: ("#08306b", "#2171b5", "#6baed6", "#9ecae1", "#4a90c2"),
     PLAIN: ("#7f3b08", "#b35806", "#e08214", "#fdb863", "#c77a2e"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyres.explain.svg import data_uri
 from tinyres.lab.experiment import FAILS, HOLDS, Lab
 from tinyres.lab.statistics import digits
 from tinyres.train.progress import duration
@@ -128,8 +128,7 @@ def html_report(results: Sequence[tuple[Lab, dict[str, Any], bytes]]) -> str:
     parts = [f'<div class="overview">{markdown.render(overview([(lab, result) for lab, result, _ in results]))}</div>']
     for lab, result, svg in results:
         body = markdown.render(page(lab, result, level=2))
-        picture = base64.b64encode(svg).decode()
-        body = body.replace('src="figure.svg"', f'src="data:image/svg+xml;base64,{picture}"')
+        body = body.replace('src="figure.svg"', f'src="{data_uri(svg)}"')
         parts.append(f'<section id="{lab.name}">{body}</section>')
     body = "\n".join(parts).replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
     for words, kind in ((HOLDS, "holds"), (FAILS, "fails")):

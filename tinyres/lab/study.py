@@ -19,6 +19,7 @@ from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import cores
 from tinyres.lab import find
 from tinyres.lab.experiment import SCALES, Config, Lab, Run, conclude
+from tinyres.lab.figures import LOOK
 from tinyres.lab.report import page
 from tinyres.lab.running import Done, Task, finite, key_of, run_all
 from tinyres.lab.statistics import mean, spread
@@ -112,19 +113,6 @@ def judged(lab: Lab, runs: Sequence[Run], config: Config) -> dict[str, Any]:
         signs += [check.sign for check in checks]
     table = {name: {"mean": mean(v), "sd": spread(v), "values": v} for name, v in numbers.items()}
     return {"title": lab.title, "verdict": conclude(signs), "claims": claims, "numbers": table}
-
-
-LOOK: Any = {
-    "svg.hashsalt": "tinyres",
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
 
 
 def drawn(lab: Lab, runs: Sequence[Run], config: Config) -> dict[str, bytes]:

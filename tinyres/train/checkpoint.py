@@ -158,7 +158,7 @@ def _loaded(
             mean, scale = (_normaliser(texts["normalisation"][key]) for key in ("mean", "scale"))
         model.normalisation = mean, scale
         result = texts.get("result") or texts.get("run", {}).get("settings") or {}
-        data, source, classes = result.get("data"), result.get("source"), texts.get("classes")
+        data, classes = result.get("data"), texts.get("classes")
         names = tuple(map(str, classes)) if isinstance(classes, list) else ()
         return Loaded(
             model,
@@ -166,7 +166,7 @@ def _loaded(
             scale,
             network,
             data if isinstance(data, str) else None,
-            source if isinstance(source, dict) else {},
+            _source(result.get("source")),
             names if len(names) == network.get("num_classes", len(names)) else (),
         )
     except (CheckpointError, UsageError) as error:
@@ -175,6 +175,13 @@ def _loaded(
         raise CheckpointError(f"{path} holds numbers that do not fit into float32") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} lacks the normalisation of its network, or it is damaged ({shown(error)})") from error
+
+
+def _source(value: Any) -> dict[str, Any]:
+    """What `data.load` takes, if that is what it is."""
+    types = {"path": str, "size": int, "split": float, "seed": int}
+    right = isinstance(value, dict) and {key: type(one) for key, one in value.items()} == types
+    return value if right else {}
 
 
 def _normaliser(value: Any) -> np.ndarray:

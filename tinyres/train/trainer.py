@@ -257,10 +257,10 @@ class Trainer:
         state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line])
         if self.folder:
             if self.best() is line:
-                data, lasting = self.dataset, {k: v for k, v in line.items() if "second" not in k}
-                result = {"data": data.name, **({"source": data.source} if data.source else {}), **lasting}
-                how = self.network, self.mean, self.scale, result, data.classes
-                checkpoint.save_network(self.folder.best, self.model, *how)
+                result = {k: v for k, v in self.settings.items() if k in ("data", "source")}
+                result |= {k: v for k, v in line.items() if "second" not in k}
+                how = self.mean, self.scale, result, self.dataset.classes
+                checkpoint.save_network(self.folder.best, self.model, self.network, *how)
             self._save()
             self.folder.write_metrics(state.lines)
             self._draw(now=False)
