@@ -273,6 +273,11 @@ def test_from_start_to_solution(desk_folder, capsys):
     assert command("solution", "3.1") == 0 and "return ds + J.T @ ds" in capsys.readouterr().out
 
 
+def test_another_folder_is_named_in_what_to_type_next(desk_folder, capsys):
+    assert command("start", "2.1", "--folder", "mine") == 0 and "check 2.1 --folder mine" in capsys.readouterr().out
+    assert command("check", "2.1", "--folder", "mine") == 1 and "hint 2.1 --folder mine" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -133,7 +133,7 @@ def check(arguments: argparse.Namespace) -> int:
     if not path.exists():
         raise UsageError(f"{path} does not exist; tinyres exercise start {exercise.number} writes it")
     found = checking.check(exercise, path, arguments.time_limit)
-    show(exercise, found)
+    show(exercise, found, option(arguments))
     if not arguments.file and found.status == PASSED:
         desk.note(folder, exercise.number, passed=True)
     if arguments.json:
@@ -142,8 +142,8 @@ def check(arguments: argparse.Namespace) -> int:
     return 0 if found.status == PASSED else 1
 
 
-def show(exercise: "Exercise", found: "Verdict") -> None:
-    """A verdict, on the terminal."""
+def show(exercise: "Exercise", found: "Verdict", folder: str) -> None:
+    """A verdict, on the terminal; ``folder`` is the option for that of the learner, if it needs one."""
     passed = found.status == "passed"
     print(f"{exercise.number} {exercise.title}: {'passed' if passed else 'not yet'}\n")
     say(printable(found.message), "  ")
@@ -155,7 +155,7 @@ def show(exercise: "Exercise", found: "Verdict") -> None:
         if len(lines) > 20:
             print("  | ...")
     if not passed:
-        print(f"\n  a hint: tinyres exercise hint {exercise.number}")
+        print(f"\n  a hint: tinyres exercise hint {exercise.number}{folder}")
 
 
 def say(words: str, indent: str) -> None:
