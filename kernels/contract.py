@@ -237,6 +237,23 @@ class Update(Protocol):
         not 0, nothing changes.
         """
 
+    def adamw(
+        self,
+        params: list[Array],
+        grads: list[Array],
+        means: list[Array],
+        squares: list[Array],
+        steps: list[int],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        """In place, over all parameters, with b1, b2 = betas and the parameter's t in ``steps``, which counts from 1:
+        p -= lr weight_decay p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
+        p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps). Gradients stay as they are.
+        """
+
     def unscale(self, grads: list[Array], scale: Array) -> Array:
         """In place, grads /= scale (float32, shape ()).  -> int32 of shape (): 1 if one is not finite, else 0."""
 

@@ -32,13 +32,14 @@ _ELEMENTWISE = {
     "global_avg_pool2d": 1,
     "linear_backward_bias": 1,
     "sgd": 6,
+    "adamw": 12,
     "unscale": 1,
 }
 
 
 def cost(kernel: str, args: tuple[Any, ...], result: Any) -> tuple[int, int]:
     """(FLOPs, bytes) of ``result = kernel(*args)``."""
-    in_place = {"accumulate": (0,), "sgd": (0, 2), "unscale": (0,)}.get(kernel, ())  # written, after they were read
+    in_place = {"accumulate": (0,), "sgd": (0, 2), "adamw": (0, 2, 3), "unscale": (0,)}.get(kernel, ())  # written, after they were read
     return _flops(kernel, args, result), _bytes(args) + _bytes(result) + _bytes([args[i] for i in in_place])
 
 

@@ -33,6 +33,28 @@ def sgd(
         p -= lr * g
 
 
+def adamw(
+    params: list[Array],
+    grads: list[Array],
+    means: list[Array],
+    squares: list[Array],
+    steps: list[int],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """m and v are running means of g and of g^2. They begin at 0, so after t steps their weights sum to 1 - beta^t only."""
+    beta1, beta2 = betas
+    for k, p in enumerate(params):
+        m, v, g, t = means[k], squares[k], grads[k], steps[k]
+        p -= lr * weight_decay * p
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g * g
+        mean, square = m / (1 - beta1**t), v / (1 - beta2**t)
+        p -= lr * mean / (np.sqrt(square) + eps)
+
+
 def unscale(grads: list[Array], scale: Array) -> Array:
     """grads /= scale; 1 if one of their elements is not finite, else 0."""
     found = 0

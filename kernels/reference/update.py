@@ -1,4 +1,6 @@
-"""Stochastic gradient descent with momentum and weight decay, and what mixed precision adds to it; all in place."""
+"""SGD and AdamW, and what mixed precision adds to it; all in place."""
+
+import math
 
 from tinyres.kernels.arrays import Array, array_module
 
@@ -24,6 +26,29 @@ def sgd(
             v += g
             g = g + momentum * v if nesterov else v
         p -= lr * g
+
+
+def adamw(
+    params: list[Array],
+    grads: list[Array],
+    means: list[Array],
+    squares: list[Array],
+    steps: list[int],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    beta1, beta2 = betas
+    for p, g, m, v, t in zip(params, grads, means, squares, steps, strict=True):
+        p *= 1 - lr * weight_decay
+        m += (1 - beta1) * (g - m)
+        v *= beta2
+        v += (1 - beta2) * g * g
+        root = array_module(v).sqrt(v)
+        root /= math.sqrt(1 - beta2**t)
+        root += eps
+        p -= lr / (1 - beta1**t) * m / root
 
 
 def unscale(grads: list[Array], scale: Array) -> Array:

@@ -1,7 +1,9 @@
-"""What updates the weights: SGD, learning-rate schedules, gradient clipping and weight averaging."""
+"""What updates the weights: SGD and AdamW, learning-rate schedules, gradient clipping and weight averaging."""
 
+from tinyres.optim.adamw import AdamW
 from tinyres.optim.ema import EMA
 from tinyres.optim.gradients import clip_grad_norm_, clip_grad_value_
+from tinyres.optim.optimizer import Optimizer, weight_decay_groups
 from tinyres.optim.scaler import GradScaler
 from tinyres.optim.schedules import (
     CosineAnnealingLR,
@@ -15,11 +17,12 @@ from tinyres.optim.schedules import (
     StepLR,
     Warmup,
 )
-from tinyres.optim.sgd import SGD, weight_decay_groups
+from tinyres.optim.sgd import SGD
 
 __all__ = [
     "EMA",
     "SGD",
+    "AdamW",
     "CosineAnnealingLR",
     "ExponentialLR",
     "GradScaler",
@@ -27,6 +30,7 @@ __all__ = [
     "LinearLR",
     "MultiStepLR",
     "OneCycleLR",
+    "Optimizer",
     "Schedule",
     "SequentialLR",
     "StepLR",

@@ -21,7 +21,7 @@ from tinyres.errors import CheckpointError, GraphError, UsageError
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.locks import unshared
-from tinyres.optim.sgd import SGD
+from tinyres.optim.optimizer import Optimizer
 from tinyres.tensor import Tensor
 
 
@@ -77,7 +77,7 @@ class GradScaler:
         self._scale, self._good_steps = move(self._scale, loss.device), move(self._good_steps, loss.device)
         return self._scale
 
-    def unscale_(self, optimizer: SGD) -> None:
+    def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the scale, in place. `step` does this; call it yourself to see or clip the true gradients.
 
         Raises `GraphError` if this was done already since the last `update`, or if no loss was scaled.
@@ -91,7 +91,7 @@ class GradScaler:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         self._found[id(optimizer)] = dispatch.current().unscale([p.grad for p in params if p.grad is not None], self._scale)
 
-    def step(self, optimizer: SGD) -> None:
+    def step(self, optimizer: Optimizer) -> None:
         """``optimizer.step()``, but nothing changes if a gradient is not finite. Unscales first, unless that was done.
 
         Raises `GraphError` if this was called already since the last `update`.

@@ -12,13 +12,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from tinyres.errors import UsageError
-from tinyres.optim.sgd import SGD, set_lr
+from tinyres.optim.optimizer import Optimizer, set_lr
 
 
 class Schedule:
     """Base: a schedule defines `lr_at`. Each group's learning rate at the start is its ``initial_lr``."""
 
-    def __init__(self, optimizer: SGD) -> None:
+    def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", float(group["lr"]))
@@ -60,7 +60,7 @@ class Schedule:
 class MultiStepLR(Schedule):
     """The base learning rate times ``gamma`` once for each milestone passed: the paper's 0.1 at 32k and 48k."""
 
-    def __init__(self, optimizer: SGD, milestones: Sequence[int], gamma: float = 0.1) -> None:
+    def __init__(self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1) -> None:
         self.milestones, self.gamma = sorted(milestones), gamma
         super().__init__(optimizer)
 
@@ -71,7 +71,7 @@ class MultiStepLR(Schedule):
 class StepLR(Schedule):
     """The base learning rate times ``gamma`` once for each ``step_size`` iterations passed."""
 
-    def __init__(self, optimizer: SGD, step_size: int, gamma: float = 0.1) -> None:
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         _check_positive(step_size=step_size)
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer)
@@ -83,14 +83,14 @@ class StepLR(Schedule):
 class ExponentialLR(StepLR):
     """The base learning rate times ``gamma`` once for each iteration."""
 
-    def __init__(self, optimizer: SGD, gamma: float) -> None:
+    def __init__(self, optimizer: Optimizer, gamma: float) -> None:
         super().__init__(optimizer, 1, gamma)
 
 
 class LambdaLR(Schedule):
     """The base learning rate times ``lr_lambda(step)``: a function, or a list of one for each group."""
 
-    def __init__(self, optimizer: SGD, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]) -> None:
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]) -> None:
         groups = len(optimizer.param_groups)
         self.functions = [lr_lambda] * groups if callable(lr_lambda) else list(lr_lambda)
         if len(self.functions) != groups or not all(map(callable, self.functions)):
@@ -104,7 +104,9 @@ class LambdaLR(Schedule):
 class LinearLR(Schedule):
     """From ``start_factor`` to ``end_factor`` times the base learning rate in ``total_iters`` equal steps, then constant."""
 
-    def __init__(self, optimizer: SGD, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5) -> None:
+    def __init__(
+        self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
+    ) -> None:
         _check_positive(total_iters=total_iters)
         self.start_factor, self.end_factor, self.total_iters = start_factor, end_factor, total_iters
         super().__init__(optimizer)
@@ -116,7 +118,7 @@ class LinearLR(Schedule):
 class CosineAnnealingLR(Schedule):
     """From the base learning rate to ``eta_min`` along half a cosine of ``T_max`` iterations; after that it rises again."""
 
-    def __init__(self, optimizer: SGD, T_max: int, eta_min: float = 0.0) -> None:
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         _check_positive(T_max=T_max)
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer)
@@ -129,14 +131,15 @@ class OneCycleLR(Schedule):
     """Up from max_lr / div_factor to ``max_lr`` in the first ``pct_start`` of ``total_steps`` iterations, then down to
     max_lr / div_factor / final_div_factor at the last one, constant from there (Smith and Topin, arXiv 1708.07120).
 
-    With ``cycle_momentum`` the momentum moves the other way, from ``max_momentum`` down to ``base_momentum`` and back.
+    With ``cycle_momentum`` the momentum moves the other way, from ``max_momentum`` down to ``base_momentum`` and back; of AdamW,
+    it is the first of the betas.
     ``max_lr``, ``base_momentum`` and ``max_momentum`` are numbers, or lists of one for each group. In place of
     ``total_steps``, ``epochs`` and ``steps_per_epoch`` may be given.
     """
 
     def __init__(
         self,
-        optimizer: SGD,
+        optimizer: Optimizer,
         max_lr: float | Sequence[float],
         total_steps: int | None = None,
         epochs: int | None = None,
@@ -177,7 +180,11 @@ class OneCycleLR(Schedule):
     def set_step(self, step: int) -> None:
         super().set_step(step)
         for values, group in zip(self.momenta, self.optimizer.param_groups, strict=False):
-            group["momentum"] = self._between(values, step)
+            moved = self._between(values, step)
+            if "betas" in group:
+                group["betas"] = moved, group["betas"][1]
+            else:
+                group["momentum"] = moved
 
     def _between(self, values: tuple[float, float, float], step: int) -> float:
         """``values`` are those at the first step, at the peak (which may lie between two steps) and at the last step."""
@@ -193,7 +200,7 @@ class OneCycleLR(Schedule):
 class SequentialLR(Schedule):
     """One schedule after the other: the next one begins at each of ``milestones``, with its own iteration 0."""
 
-    def __init__(self, optimizer: SGD, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
+    def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
         self.schedulers, self.milestones = list(schedulers), list(milestones)
         if len(self.milestones) != len(self.schedulers) - 1 or self.milestones != sorted(self.milestones):
             raise UsageError("SequentialLR needs one milestone fewer than schedules, in rising order")
@@ -239,7 +246,7 @@ class Warmup(Schedule):
         return self.schedule.lr_at(step, group) * _linear(self.factor, 1.0, grown)
 
 
-def _per_group(name: str, value: float | Sequence[float], optimizer: SGD) -> list[float]:
+def _per_group(name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:
     """A number for each group of an optimizer."""
     groups = len(optimizer.param_groups)
     values = list(value) if isinstance(value, Sequence) else [value] * groups

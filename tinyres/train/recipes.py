@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyres.data import normalisation
 from tinyres.nn import Conv2d, Linear, Module
-from tinyres.optim import SGD, MultiStepLR, OneCycleLR
+from tinyres.optim import MultiStepLR, OneCycleLR, Optimizer
 from tinyres.optim.schedules import Schedule, Warmup
 
 BATCH_SIZE = 128
@@ -31,7 +31,7 @@ class Recipe:
 
     name: str
     lr: float
-    make_schedule: Callable[[SGD, float, int, int], Schedule]
+    make_schedule: Callable[[Optimizer, float, int, int], Schedule]
     per: str  # what has a mean of its own: "pixel" or "channel"
     divide_std: bool
     epochs: Callable[[int], int]  # for CIFAR, from the steps per epoch
@@ -50,12 +50,12 @@ def depth_of(model: Module) -> int:
     return sum("shortcut" not in name for name in layers)
 
 
-def one_cycle(optimizer: SGD, lr: float, steps: int, depth: int) -> Schedule:
+def one_cycle(optimizer: Optimizer, lr: float, steps: int, depth: int) -> Schedule:
     """Up to ``lr`` in the first 30 % of the steps and down to nothing, each along half a cosine."""
     return OneCycleLR(optimizer, max_lr=lr, total_steps=steps, cycle_momentum=False)
 
 
-def he_steps(optimizer: SGD, lr: float, steps: int, depth: int) -> Schedule:
+def he_steps(optimizer: Optimizer, lr: float, steps: int, depth: int) -> Schedule:
     """``lr``, a tenth of it after half of the steps, a hundredth after three quarters: after 32k and 48k of 64k.
 
     Networks of 110 layers or more start with a tenth of ``lr``. The paper keeps that until the training error is under
