@@ -36,10 +36,12 @@ _ELEMENTWISE = {
     "unscale": 1,
 }
 
+_WRITTEN = {"accumulate": (0,), "sgd": (0, 2), "adamw": (0, 2, 3), "unscale": (0,)}  # in place, after they were read
+
 
 def cost(kernel: str, args: tuple[Any, ...], result: Any) -> tuple[int, int]:
     """(FLOPs, bytes) of ``result = kernel(*args)``."""
-    in_place = {"accumulate": (0,), "sgd": (0, 2), "adamw": (0, 2, 3), "unscale": (0,)}.get(kernel, ())  # written, after they were read
+    in_place = _WRITTEN.get(kernel, ())
     return _flops(kernel, args, result), _bytes(args) + _bytes(result) + _bytes([args[i] for i in in_place])
 
 

@@ -49,7 +49,7 @@ def finish(*arguments: str) -> str:
 
 def outcome(folder: Path) -> Any:
     """All that a run leaves, apart from its speed, in a form that compares by bits."""
-    arrays, momentum, texts = checkpoint.read(folder / "last.safetensors")
+    arrays, kept, texts = checkpoint.read(folder / "last.safetensors")
     best, _, about = checkpoint.read(folder / "best.safetensors")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert texts["run"]["state"].pop("lines") == lines
@@ -57,7 +57,7 @@ def outcome(folder: Path) -> Any:
     for line in lines:
         del line["seconds"], line["images_per_second"]
     texts["run"]["options"] = []
-    bits = [{name: array.tobytes() for name, array in group.items()} for group in (arrays, momentum, best)]
+    bits = [{name: array.tobytes() for name, array in group.items()} for group in (arrays, *kept.values(), best)]
     return bits, texts, about, lines
 
 

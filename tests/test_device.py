@@ -31,6 +31,10 @@ def images(n=4, size=8):
 LABELS = np.array([0, 3, 1, 2])
 
 
+def momenta(optimizer):
+    return [one["momentum_buffer"] for one in optimizer._state.values()]
+
+
 def test_tensors_are_in_host_memory_unless_told_otherwise():
     x = tr.tensor([1.0])
     assert x.device == "cpu" and x.cpu() is x and x.to("cpu") is x and x.to(np.float32) is x and x.to("float32") is x
@@ -172,7 +176,7 @@ def train(device, dtype="float32", steps=2):
 def test_a_training_step_stays_on_the_gpu_and_does_not_wait_for_it(gpu, dtype):
     losses, model, optimizer, scaler, ema = train("cuda", dtype)
     assert all(on_gpu(p.data) and on_gpu(p.grad) for p in model.parameters())
-    assert all(on_gpu(a) for a in (*(one["momentum_buffer"] for one in optimizer._state.values()), *ema._averages.values(), scaler._scale))
+    assert all(on_gpu(a) for a in (*momenta(optimizer), *ema._averages.values(), scaler._scale))
     assert optimizer.state_dict()["param_groups"][0]["lr"] == pytest.approx(0.01)
     on_host = train("cpu", dtype)
     np.testing.assert_allclose(losses, on_host[0], rtol=1e-4 if dtype == "float32" else 0.05)
@@ -195,7 +199,7 @@ def test_the_rest_of_the_engine_works_on_a_gpu_too(gpu):
         assert not np.array_equal(model.state_dict()["conv1.weight"], before["conv1.weight"])
     ema.load_state_dict(ema.state_dict())
     optimizer.load_state_dict(optimizer.state_dict())
-    assert all(map(on_gpu, (*ema._averages.values(), *(one["momentum_buffer"] for one in optimizer._state.values()))))
+    assert all(map(on_gpu, (*ema._averages.values(), *momenta(optimizer))))
     assert on_gpu(optimizer.param_groups[0]["lr"])
     y = F.dropout(tr.tensor(images(), device="cuda"), generator=np.random.default_rng(0))
     assert y.device == "cuda:0"
@@ -211,7 +215,7 @@ def test_momentum_follows_parameters_that_move(gpu):
     with tr.use_backend("numpy"):
         optimizer.step()
     ema.update()
-    assert all(map(on_gpu, (*(one["momentum_buffer"] for one in optimizer._state.values()), *ema._averages.values())))
+    assert all(map(on_gpu, (*momenta(optimizer), *ema._averages.values())))
 
 
 def test_kernels_for_the_cpu_leave_gpu_arrays_to_the_reference(gpu):

@@ -298,10 +298,10 @@ def test_a_checkpoint_with_mutated_texts_is_used_or_refused(tmp_path, monkeypatc
     with tr.use_backend("numpy"):
         trainer().fit()
         file = tmp_path / "run" / "last.safetensors"
-        arrays, momentum, texts = checkpoint.read(file)
+        arrays, state, texts = checkpoint.read(file)
         for _ in range(60):
             key = rng.choice(list(texts))
-            checkpoint.write(file, arrays, momentum, {})
+            checkpoint.write(file, arrays, state, {})
             wrong = {name: json.dumps(value) for name, value in {**texts, key: mutated(texts[key], rng)}.items()}
             everything = load_file(file)[0]
             save_safetensors(file, everything, wrong | {"crc32": checkpoint._crc32(everything, wrong)})

@@ -44,12 +44,12 @@ def resume(folder: Path) -> None:
 
 
 def test_what_was_written_is_read_to_the_bit(written: Path) -> None:
-    arrays, momentum, texts = checkpoint.read(written)
+    arrays, state, texts = checkpoint.read(written)
     assert {name: (array.dtype, array.tolist()) for name, array in arrays.items()} == {
         name: (array.dtype, array.tolist()) for name, array in ARRAYS.items()
     }
-    assert list(momentum) == ["a.weight"]
-    assert (momentum["a.weight"] == 1).all()
+    assert {kind: list(named) for kind, named in state.items()} == {"momentum": ["a.weight"]}
+    assert (state["momentum"]["a.weight"] == 1).all()
     assert texts == TEXTS
 
 
@@ -130,7 +130,7 @@ def test_resuming_from_a_damaged_checkpoint_is_one_clear_error(run_folder: Path,
 
 def changed(run_folder: Path, target: Path, *path: str, value: Any) -> Path:
     """A copy of the run's checkpoint in which one entry of its texts has another value; "" removes it."""
-    arrays, momentum, texts = checkpoint.read(run_folder / "last.safetensors")
+    arrays, state, texts = checkpoint.read(run_folder / "last.safetensors")
     place: Any = texts
     for key in path[:-1]:
         place = place[key]
@@ -139,7 +139,7 @@ def changed(run_folder: Path, target: Path, *path: str, value: Any) -> Path:
     else:
         place[path[-1]] = value
     target.mkdir()
-    checkpoint.write(target / "last.safetensors", arrays, momentum, texts)
+    checkpoint.write(target / "last.safetensors", arrays, state, texts)
     return target
 
 

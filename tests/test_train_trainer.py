@@ -80,13 +80,13 @@ def without_timing(line: dict[str, Any]) -> dict[str, Any]:
 
 def outcome(folder: Path) -> Any:
     """All that a run leaves, apart from its speed, in a form that compares by bits."""
-    arrays, momentum, texts = read(folder / "last.safetensors")
+    arrays, kept, texts = read(folder / "last.safetensors")
     state = texts["run"]["state"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert state["lines"] == lines
     state = {**state, "seconds": 0, "lines": [without_timing(line) for line in lines]}
     best, _, about = read(folder / "best.safetensors")
-    return bits(arrays), bits(momentum), state, bits(best), about
+    return bits(arrays), {kind: bits(named) for kind, named in kept.items()}, state, bits(best), about
 
 
 def bits(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:

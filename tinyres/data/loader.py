@@ -1,11 +1,13 @@
 """Batches of images for training and testing: shuffled, augmented, normalised, and prepared in the background."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from tinyres.data.mixing import mixup, one_hot, random_erasing
 from tinyres.errors import DataError, UsageError
 from tinyres.kernels.reference import augment as reference
 
@@ -48,6 +50,9 @@ class Loader:
     ``augment`` it is padded by 4 pixels of zeros on each side, cropped at random, and mirrored half of the time. Read a test
     set with ``shuffle=False, augment=False``.
 
+    With ``erasing``, a rectangle of an image is erased with this probability; with ``mixup``, the alpha of its distribution,
+    images are blended, and y has the probabilities of all classes, float32 (B, classes): see `tinyres.data.mixing`.
+
     Each loop begins a new epoch, also after one that was left early. The loader has a position: the (epoch, batch) of the
     next batch that it returns. After `load_state_dict` a loop runs from that position to the end of its epoch.
 
@@ -74,6 +79,9 @@ class Loader:
         seed: int = 0,
         drop_last: bool = False,
         prefetch: int = 2,
+        mixup: float = 0.0,
+        erasing: float = 0.0,
+        classes: int | None = None,
         crop_flip: Callable[..., np.ndarray] = reference.crop_flip,
     ) -> None:
         check_images(images)
@@ -85,6 +93,10 @@ class Loader:
                 f"Loader: got batch_size={batch_size}, prefetch={prefetch}, seed={seed}; "
                 "expected batch_size >= 1, prefetch >= 0, seed >= 0"
             )
+        if not (0 <= mixup < math.inf and 0 <= erasing <= 1):
+            raise UsageError(f"Loader: got mixup={mixup}, erasing={erasing}; expected mixup >= 0, erasing within 0 and 1")
+        self.mixup, self.erasing = mixup, erasing
+        self.classes = int(labels.max()) + 1 if classes is None else classes
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.augment, self.drop_last, self.prefetch = shuffle, augment, drop_last, prefetch
         self.mean, self.scale = (_fitting(name, v, images) for name, v in (("mean", mean), ("scale", scale)))
@@ -146,12 +158,15 @@ class Loader:
         chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
         count, pad = len(chosen), PAD if self.augment else 0
         offsets, flips = np.zeros((count, 2), np.int64), np.zeros(count, bool)
+        random = _generator(seed, epoch, batch)
         if self.augment:
-            random = _generator(seed, epoch, batch)
             offsets = random.integers(0, 2 * pad, (count, 2), endpoint=True)
             flips = random.integers(0, 2, count).astype(bool)
         x = self.crop_flip(self.images[chosen], offsets, flips, pad, self.mean, self.scale)
-        return x, self.labels[chosen].astype(np.int64)
+        y = self.labels[chosen].astype(np.int64)
+        if self.erasing:
+            x = random_erasing(x, self.erasing, random)
+        return mixup(x, one_hot(y, self.classes), self.mixup, random) if self.mixup else (x, y)
 
 
 def check_images(images: np.ndarray) -> None:

@@ -131,8 +131,8 @@ class OneCycleLR(Schedule):
     """Up from max_lr / div_factor to ``max_lr`` in the first ``pct_start`` of ``total_steps`` iterations, then down to
     max_lr / div_factor / final_div_factor at the last one, constant from there (Smith and Topin, arXiv 1708.07120).
 
-    With ``cycle_momentum`` the momentum moves the other way, from ``max_momentum`` down to ``base_momentum`` and back; of AdamW,
-    it is the first of the betas.
+    With ``cycle_momentum`` the momentum (of AdamW, the first of the betas) moves the other way, from ``max_momentum`` down
+    to ``base_momentum`` and back.
     ``max_lr``, ``base_momentum`` and ``max_momentum`` are numbers, or lists of one for each group. In place of
     ``total_steps``, ``epochs`` and ``steps_per_epoch`` may be given.
     """

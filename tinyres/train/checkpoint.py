@@ -6,7 +6,8 @@
     run             in a checkpoint: everything else that a resumed run needs
     crc32           over all of this, since the format itself does not notice a flipped bit
 
-The momentum of the parameter NAME is the array momentum/NAME; the other arrays are the network's own.
+The momentum of the parameter NAME is the array momentum/NAME, and so with the other names in `STATE`; the other arrays are
+the network's own.
 """
 
 import json
@@ -25,7 +26,8 @@ from tinyres.models.description import OPTIONS
 from tinyres.nn import Module
 from tinyres.weights import load_file, save_safetensors
 
-MOMENTUM = "momentum/"
+# What there is beside a network's own arrays: what an optimizer keeps for a parameter, and averaged weights.
+STATE = ("momentum", "step", "exp_avg", "exp_avg_sq", "ema")
 WEIGHTS_PER_LAYER = 5_000  # no network has fewer: ResNet-8 has 9,700, and deeper ones have more
 
 
@@ -33,13 +35,14 @@ class Contents(NamedTuple):
     """What a file of ours holds."""
 
     arrays: dict[str, np.ndarray]
-    momentum: dict[str, np.ndarray]  # by the name of the parameter
+    state: dict[str, dict[str, np.ndarray]]  # by a name in `STATE`, then by that of the parameter
     texts: dict[str, Any]
 
 
-def write(path: Path, arrays: dict[str, np.ndarray], momentum: dict[str, np.ndarray], texts: dict[str, Any]) -> None:
+def write(path: Path, arrays: dict[str, np.ndarray], state: dict[str, dict[str, np.ndarray]], texts: dict[str, Any]) -> None:
     """Writes all or nothing. If that fails, raises `CheckpointError` and leaves the old file as it was."""
-    everything = arrays | {MOMENTUM + name: array for name, array in momentum.items()}
+    extra = {f"{kind}/{name}": array for kind, named in state.items() for name, array in named.items()}
+    everything = arrays | extra
     metadata = {key: json.dumps(value, allow_nan=False) for key, value in texts.items()}
     save_safetensors(path, everything, metadata | {"crc32": _crc32(everything, metadata)})
 
@@ -56,8 +59,12 @@ def read(path: Path) -> Contents:
         texts = {key: parse_json(text) for key, text in metadata.items()}
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    momentum = {name.removeprefix(MOMENTUM): arrays.pop(name) for name in list(arrays) if name.startswith(MOMENTUM)}
-    return Contents(arrays, momentum, texts)
+    state: dict[str, dict[str, np.ndarray]] = {}
+    for full in list(arrays):
+        kind, slash, name = full.partition("/")
+        if slash and kind in STATE:
+            state.setdefault(kind, {})[name] = arrays.pop(full)
+    return Contents(arrays, state, texts)
 
 
 def _crc32(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
@@ -115,12 +122,14 @@ class Loaded(NamedTuple):
 
 
 def load_network(path: Path, model: Module | None = None) -> Loaded:
-    """The network in a checkpoint, in ``best.safetensors`` or in a file from ``tinyres import-weights``.
+    """The network in a checkpoint, in ``best.safetensors`` or in a file from ``tinyres import-weights``; with the averaged
+    weights, if the run keeps such (EMA).
 
     A file with a network of your own does not say how to build it: give ``model``, and it gets the weights. Raises
     `CheckpointError` for a file that cannot be read, does not say which network it holds, or does not fit ``model``.
     """
-    arrays, _, texts = read(path)
+    arrays, state, texts = read(path)
+    arrays |= state.get("ema", {})  # the averaged weights are what the run's errors are of
     network = texts.get("network")
     if model is not None:
         return _loaded(path, lambda: model, {"name": type(model).__name__}, arrays, texts)

@@ -5,7 +5,8 @@ best.safetensors    the network after the epoch with the lowest error, written b
                     a run that is killed between the two repeats the end of the epoch and writes the same bytes again
 metrics.jsonl       one line per epoch; a copy of what the checkpoint holds
 curves.png          the curves of these lines
-config.json         the settings, and command, versions and machine of each process that worked here
+config.json         the settings and the command's options, which `tinyres train --config` takes; and command, versions and
+                    machine of each process that worked here
 """
 
 import json
@@ -109,13 +110,16 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return ""
 
-    def write_config(self, settings: dict[str, Any]) -> None:
-        """Writes the settings, and adds this process to those that have worked here."""
+    def write_config(self, settings: dict[str, Any], options: list[str], changes: list[Any]) -> None:
+        """Writes the settings, the command's options and what was changed on resuming, and adds this process to those that
+        have worked here.
+        """
         try:
             processes = list(read_json(self.config)["processes"])
         except (OSError, ValueError, KeyError, TypeError):
             processes = []
-        config = {"settings": settings, "processes": [*processes, this_process()]}
+        config: dict[str, Any] = {"settings": settings, "options": options, "processes": [*processes, this_process()]}
+        config |= {"changes": changes} if changes else {}
         write_atomically(self.config, (json.dumps(config, indent=2) + "\n").encode())
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:

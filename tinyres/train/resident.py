@@ -23,7 +23,7 @@ from tinyres.kernels.arrays import array_module
 from tinyres.models import StochasticBlock
 from tinyres.nn import Dropout, Module
 from tinyres.nn.module import evaluating
-from tinyres.optim import SGD, GradScaler
+from tinyres.optim import GradScaler, Optimizer
 from tinyres.tensor import Tensor
 from tinyres.train.evaluation import Evaluation
 
@@ -136,7 +136,7 @@ class ResidentStep:
     def __init__(
         self,
         model: Module,
-        optimizer: SGD,
+        optimizer: Optimizer,
         images: np.ndarray,
         labels: np.ndarray,
         batch_size: int,
@@ -147,9 +147,10 @@ class ResidentStep:
         seed: int = 0,
         dtype: Any = np.float32,
         scaler: GradScaler | None = None,
+        label_smoothing: float = 0.0,
         capture: bool = True,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.label_smoothing = model, optimizer, label_smoothing
         self.parameters, self.arrays = list(model.parameters()), arrays_of(model)
         self.xp = xp = array_module(self.parameters[0].data)
         self.batches = Batches(xp, images, labels, batch_size, mean, scale, dtype)
@@ -200,14 +201,17 @@ class ResidentStep:
     def passes(self) -> None:
         """Forward and backward of the next step, without the update: to find out what went wrong in it."""
         self.batches.next(self.pad, self.seed)
-        F.cross_entropy(self.model(Tensor(self.batches.x)), self.batches.y).backward()
+        self._loss(self.model(Tensor(self.batches.x))).backward()
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, self.batches.y, label_smoothing=self.label_smoothing)
 
     def _step(self) -> None:
         kernels, batches = dispatch.current(), self.batches
         kernels.begin_step(self.lrs, batches.step, self.lr)
         batches.next(self.pad, self.seed)
         logits = self.model(Tensor(batches.x))
-        loss = F.cross_entropy(logits, batches.y)
+        loss = self._loss(logits)
         self.optimizer.zero_grad()
         if self.scaler.enabled:
             self.scaler.backward(loss)

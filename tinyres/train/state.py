@@ -1,6 +1,7 @@
 """How far a training run is: the part of a checkpoint that is not arrays."""
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -21,6 +22,7 @@ class State:
     lines: list = field(default_factory=list)  # those of metrics.jsonl
     generator: dict = field(default_factory=dict)  # of `tinyres.random`
     scaler: dict = field(default_factory=dict)  # of the loss, in float16
+    changes: list = field(default_factory=list)  # of settings, on resuming: {"epoch": 3, "step": 0, "lr": [0.1, 0.05]}
 
     def text(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,15 +71,18 @@ def parse_state(text: Any, epochs: int, steps: int, line_keys: set[str]) -> Stat
     return state
 
 
-def check_same(saved: Any, now: dict[str, Any], where: object) -> None:
-    """Raises `UsageError`, which names each difference, unless a run is resumed with the settings with which it began."""
+def changed(saved: Any, now: dict[str, Any], where: object, allowed: Collection[str] = ()) -> dict[str, Any]:
+    """Which of the ``allowed`` settings differ: {name: [what it was, what it is]}. Raises `UsageError`, which names each
+    difference, if a run is resumed with other settings than those with which it began, beyond these.
+    """
     if not isinstance(saved, dict):
         raise CheckpointError(f"{where}: its checkpoint has no settings")
     different = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
-    if different:
-        were = {key: shown(repr(saved.get(key))) for key in different}
-        listed = "; ".join(f"{shown(key)} was {were[key]} and is {now.get(key)!r} now" for key in different)
+    if refused := [key for key in different if key not in allowed]:
+        were = {key: shown(repr(saved.get(key))) for key in refused}
+        listed = "; ".join(f"{shown(key)} was {were[key]} and is {now.get(key)!r} now" for key in refused)
         raise UsageError(
             f"{where} cannot be resumed with other settings: {listed}. "
             "Use the settings of the run, or start another run in another folder"
         )
+    return {key: [saved.get(key), now.get(key)] for key in different}

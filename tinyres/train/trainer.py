@@ -5,36 +5,33 @@ momentum, position in the data, random state, the sums of the epoch so far) is i
 or not at all.
 """
 
-import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
-from tinyres import functional as F
 from tinyres import models, profiler
 from tinyres.data import Dataset, Loader
-from tinyres.errors import CheckpointError, NonFiniteError, UsageError
-from tinyres.guards import detect_anomaly
+from tinyres.errors import NonFiniteError, UsageError
 from tinyres.kernels import dispatch
-from tinyres.kernels.arrays import array_module
 from tinyres.nn import Module
-from tinyres.optim import SGD, GradScaler
-from tinyres.random import default_generator, manual_seed
-from tinyres.tensor import Tensor
-from tinyres.train import checkpoint, progress
-from tinyres.train.evaluation import Evaluation, count_wrong, evaluate
+from tinyres.optim import EMA, GradScaler
+from tinyres.random import manual_seed
+from tinyres.train import curves, progress, saving
+from tinyres.train.callbacks import Callback, as_callback
+from tinyres.train.checkpoint import save_network
+from tinyres.train.evaluation import Evaluation, evaluate
 from tinyres.train.folder import RunFolder
 from tinyres.train.interrupt import Interrupt
-from tinyres.train.recipes import BATCH_SIZE, MOMENTUM, RECIPES, WEIGHT_DECAY, depth_of
+from tinyres.train.options import AMP, check, check_options
+from tinyres.train.recipes import BATCH_SIZE, OPTIMIZERS, RECIPES, depth_of
 from tinyres.train.resident import LOOK, ResidentEvaluation, ResidentStep, Sums
-from tinyres.train.state import State, check_same, parse_state
-
-AMP = {"fp16": "float16", "bf16": "bfloat16"}
+from tinyres.train.state import State
+from tinyres.train.step import Step, StepFailed, culprit, finite
 
 
 class Trainer:
@@ -50,6 +47,14 @@ class Trainer:
     augment: whether to crop and mirror.
     validation: how many training images to hold out and use in place of the test set.
     out: the folder for checkpoints, metrics and curves; without one, nothing is saved.
+    optimizer: "sgd" or "adamw"; momentum (of AdamW, the first beta) and weight_decay: by default the recipe's.
+    label_smoothing: the part of a label that is spread over all classes, from 0 to 1.
+    mixup: the alpha of blending images and labels, 0 for none; erasing: the probability that a part of an image is erased
+        (see `tinyres.data.mixing`).
+    clip: the norm to which larger gradients are scaled down.
+    ema: the decay of an average of the weights (such as 0.999), which is tested and kept as the best network.
+    early_stop: the run ends when so many epochs in a row have not lowered the error on the held-out images.
+    callbacks: what is called while it trains: see `Callback`.
     save_every: seconds between checkpoints within an epoch.
     options: what a command wants to find again in the checkpoint.
     display: see `progress`; by default a bar on a terminal and lines elsewhere.
@@ -72,6 +77,16 @@ class Trainer:
         seed: int = 0,
         augment: bool = True,
         validation: int = 0,
+        optimizer: str = "sgd",
+        momentum: float | None = None,
+        weight_decay: float | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        erasing: float = 0.0,
+        clip: float | None = None,
+        ema: float | None = None,
+        early_stop: int | None = None,
+        callbacks: Sequence[Callback | Callable[["Trainer", dict[str, Any]], object]] = (),
         out: str | os.PathLike[str] | None = None,
         save_every: float = 60.0,
         options: Sequence[str] = (),
@@ -87,22 +102,23 @@ class Trainer:
         self.dataset = dataset.split_validation(validation) if validation else dataset
         available = len(self.dataset.train_labels)
         batch_size = min(BATCH_SIZE, available) if batch_size is None else batch_size
-        _check("batch_size", batch_size, 1 <= batch_size <= available, f"from 1 to the {available} training images")
-        self.lr = self.recipe.lr * batch_size / BATCH_SIZE if lr is None else lr
-        _check("lr", self.lr, 0 < self.lr < math.inf, "a number above 0")
-        _check("seed", seed, seed >= 0, "a whole number, 0 or more")
-        _check("save_every", save_every, save_every >= 0, "seconds, 0 or more")
-        _check("amp", amp, amp in (None, *AMP), "fp16 or bf16")
+        check("batch_size", batch_size, 1 <= batch_size <= available, f"from 1 to the {available} training images")
+        further: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip, "ema": ema}
+        further |= {"label_smoothing": label_smoothing or None, "mixup": mixup or None, "erasing": erasing or None}
+        further |= {"early_stop": early_stop}
+        check_options(optimizer=optimizer, lr=lr, seed=seed, save_every=save_every, amp=amp, epochs=epochs, **further)
+        self.lr = OPTIMIZERS[optimizer].lr(self.recipe, batch_size) if lr is None else lr
+        self.early_stop, self.callbacks = early_stop, list(map(as_callback, callbacks))
         known = model.normalisation if isinstance(model, Module) else None  # that of the weights that it comes with
         how_fed: tuple[np.ndarray, np.ndarray] = known or self.recipe.normalisation(self.dataset.train_images)
         self.mean, self.scale = how_fed
         self.seed, self.save_every, self.options = seed, save_every, list(options)
         images, labels, crop_flip = self.dataset.train_images, self.dataset.train_labels, dispatch.current().crop_flip
         how = dict[str, Any](augment=augment, mean=self.mean, scale=self.scale, seed=seed, crop_flip=crop_flip)
+        how |= {"mixup": mixup, "erasing": erasing, "classes": len(dataset.classes)}
         self.loader = Loader(images, labels, batch_size, drop_last=True, **how)
         self.steps = len(self.loader)
         self.epochs = self.recipe.default_epochs(dataset.name, self.steps) if epochs is None else epochs
-        _check("epochs", self.epochs, self.epochs >= 1, "1 or more")
 
         if isinstance(model, Module):
             self.model, self.network = model, models.describe(model, len(dataset.classes))
@@ -115,7 +131,7 @@ class Trainer:
         self.model.to(self.device)
         self.dtype = AMP[amp] if amp else "float32"
         self.profile = profiler.profile(self.model) if profile else None
-        self.optimizer = SGD(self.model.parameters(), self.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        self.optimizer = OPTIMIZERS[optimizer].make(self.model, self.lr, momentum, weight_decay)
         total, depth = self.epochs * self.steps, depth_of(self.model)
         self.schedule = self.recipe.make_schedule(self.optimizer, self.lr, total, depth)
         self.folder = None if out is None else RunFolder(out)
@@ -135,23 +151,40 @@ class Trainer:
             "augment": augment,
             "backend": dispatch.get_backend(),
         }
-        self.settings |= ({"amp": amp} if amp else {}) | ({"source": dataset.source} if dataset.source else {})
+        further |= {"amp": amp, "source": dataset.source or None, "optimizer": None if optimizer == "sgd" else optimizer}
+        self.settings |= {name.replace("_", " "): value for name, value in further.items() if value is not None}
         self.scaler = GradScaler(enabled=amp == "fp16")
+        self.ema = None if ema is None else EMA(self.model, ema)
+        how = {"device": self.device, "dtype": self.dtype, "label_smoothing": label_smoothing}
+        self.step = Step(self.model, self.optimizer, self.scaler, clip=clip, ema=self.ema, **how)
         self.resident: ResidentStep | None = None
         self.resident_test: ResidentEvaluation | None = None
         if dispatch.current().graph and not profile:
             data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=graph)
-            step = how | {"augment": augment, "seed": seed, "dtype": self.dtype, "scaler": self.scaler}
-            images, labels = data.train_images, data.train_labels
-            self.resident = ResidentStep(self.model, self.optimizer, images, labels, batch_size, **step)
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
+            each_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
+            if (
+                reason := self.step.plain
+                or (mixup and "mixup")
+                or (erasing and "random erasing")
+                or (each_step and "callbacks")
+            ):
+                self.display.message(f"note: the step is not captured as a CUDA graph: it has {reason}")
+            else:
+                how |= {"augment": augment, "seed": seed, "dtype": self.dtype, "scaler": self.scaler}
+                how["label_smoothing"] = label_smoothing
+                images, labels = data.train_images, data.train_labels
+                self.resident = ResidentStep(self.model, self.optimizer, images, labels, batch_size, **how)
         self._interrupt, self._said, self._saved, self._test_seconds = Interrupt(), set[str](), 0.0, 0.0
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
-    def fit(self, resume: bool = False) -> list[dict[str, Any]]:
+    def fit(self, resume: bool = False, change: Collection[str] = ()) -> list[dict[str, Any]]:
         """Trains to the end, with ``resume`` starting from the last checkpoint in ``out``; returns the lines of
         ``metrics.jsonl``.
+
+        A resumed run has the settings that it began with, but for those of "epochs", "lr" and "early stop" that ``change``
+        names: from there on, the run is one that had these from the start, and its checkpoint has the change on record.
 
         Ctrl-C saves after the current step and raises KeyboardInterrupt. At the first NaN or infinity, raises
         `NonFiniteError` and leaves the last checkpoint as it was. Raises `CheckpointError` for a checkpoint that cannot be
@@ -160,18 +193,48 @@ class Trainer:
         folder = self.folder.claimed(resume) if self.folder else nullcontext()
         with folder, self._interrupt, self.display, warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's about overflow: here it is an error with a name
-            self._open(resume)
+            self._open(resume, change)
             if not self.model.training:  # (a part of it that is frozen by eval() stays so)
                 self.model.train()
-            while self.state.epoch < self.epochs:
+            self._stopped = False
+            self._call("on_fit_start")
+            while self.state.epoch < self.epochs and not self._ended():
                 if self.state.step < self.steps:
                     self._train_epoch()
                 self._finish_epoch()
+                self._call("on_epoch_end", self.state.lines[-1])
             self._draw(now=True)
+            self._call("on_fit_end")
         return self.state.lines
 
+    def stop(self) -> None:
+        """Ends the run after the current epoch; for callbacks."""
+        self._stopped = True
+
+    def _ended(self) -> bool:
+        """Whether the run is to end before its last epoch."""
+        best, epoch = self.best(), self.state.epoch
+        if best and self.early_stop and epoch - best["epoch"] >= self.early_stop:
+            self.display.message(f"stopped early: {self.early_stop} epochs without a lower {self.held_out} error")
+            return True
+        return self._stopped
+
+    def _call(self, what: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, what)(self, *arguments)
+
+    def plot(self) -> Any:
+        """The curves of the run so far, as a matplotlib figure: a notebook shows it; ``figure.savefig("curves.svg")``."""
+        if not self.state.lines:
+            raise UsageError("there is nothing to plot before the end of the first epoch; call fit() first")
+        return curves.draw_run(self._title(), curves.Curve("", self.state.lines, self.held_out))
+
     def evaluate(self) -> Evaluation:
-        """Loss and error on the held-out images."""
+        """Loss and error on the held-out images; with ``ema``, of the averaged weights."""
+        with self.ema.applied() if self.ema else nullcontext():
+            return self._evaluate()
+
+    def _evaluate(self) -> Evaluation:
         data, test = self.dataset, self.resident_test
         if test and dispatch.current().graph and next(self.model.parameters()).device == self.device:
             return test.run(self._tested)
@@ -197,7 +260,7 @@ class Trainer:
             steps, state.seconds = 2 * steps if seconds < LOOK else steps, state.seconds + seconds
             state.images = state.step * self.loader.batch_size
             if bad:
-                self._name_the_culprit(resident.passes)
+                raise self._advised(culprit(resident.passes))
             self.display.step(self._where(), state.step, self.steps, self.state.numbers(), self._seconds_left())
             self._stop_or_save()
 
@@ -209,35 +272,19 @@ class Trainer:
         self.loader.load_state_dict({"seed": self.seed, "epoch": state.epoch, "batch": state.step})
         began = time.perf_counter()
         for images, labels in self.loader:
-            with self.profile or nullcontext():
-                self._train_step(images, labels)
+            try:
+                with self.profile or nullcontext():
+                    self.schedule.set_step(state.epoch * self.steps + state.step)
+                    loss, wrong = self.step.run(images, labels)
+            except StepFailed as failed:
+                raise self._advised(culprit(failed.passes)) from None
+            state.step, state.images = state.step + 1, state.images + len(labels)
+            state.wrong, state.loss = state.wrong + wrong, state.loss + loss * len(labels)
             now = time.perf_counter()
             state.seconds, began = state.seconds + now - began - self.display.compiled(), now
+            self._call("on_step_end")
             self.display.step(self._where(), state.step, self.steps, self.state.numbers(), self._seconds_left())
             self._stop_or_save()
-
-    def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Forward, backward, update. There is no update if the loss or a gradient is not finite."""
-        state, random = self.state, default_generator().bit_generator.state
-        self.schedule.set_step(state.epoch * self.steps + state.step)
-        x, y = Tensor(images).to(self.device).to(self.dtype), Tensor(labels).to(self.device)
-        logits = self.model(x)
-        loss = F.cross_entropy(logits, y)
-        self.optimizer.zero_grad()
-        self.scaler.backward(loss)
-        self.scaler.unscale_(self.optimizer)
-        gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
-        if not (math.isfinite(loss.item()) and (self.scaler.enabled or all(map(_finite, gradients)))):
-            default_generator().bit_generator.state = random
-            self._name_the_culprit(lambda: F.cross_entropy(self.model(x), y).backward())
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scaler.get_scale() < 1:  # not for its size: no gradient was finite at any scale
-            self._name_the_culprit(lambda: self.scaler.backward(F.cross_entropy(self.model(x), y)))
-        state.step += 1
-        state.images += len(labels)
-        state.wrong += count_wrong(logits, labels)
-        state.loss += loss.item() * len(labels)
 
     def _finish_epoch(self) -> None:
         """Tests, and writes the results of the epoch: first the best network, then the checkpoint that refers to it."""
@@ -246,7 +293,7 @@ class Trainer:
         try:
             held_out = self.evaluate()
         except NonFiniteError as error:
-            raise NonFiniteError(self._advice(f"testing failed: {error}"), error.op) from error
+            raise self._advised(error, "testing failed: ") from error
         self._test_seconds = time.perf_counter() - began
         for what, resident in (("step", self.resident), ("test", self.resident_test)):
             if resident and resident.reason and resident.reason not in self._said:
@@ -254,13 +301,14 @@ class Trainer:
                 self.display.message(f"the {what} is not captured as a CUDA graph: {resident.reason}")
         lr = self.schedule.lr_at((state.epoch + 1) * self.steps - 1)  # the last step's
         line = state.line(self.held_out, held_out.loss, held_out.error, lr)
-        state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line])
+        state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line], changes=state.changes)
         if self.folder:
             if self.best() is line:
                 result = {k: v for k, v in self.settings.items() if k in ("data", "source")}
                 result |= {k: v for k, v in line.items() if "second" not in k}
                 how = self.mean, self.scale, result, self.dataset.classes
-                checkpoint.save_network(self.folder.best, self.model, self.network, *how)
+                with self.ema.applied() if self.ema else nullcontext():
+                    save_network(self.folder.best, self.model, self.network, *how)
             self._save()
             self.folder.write_metrics(state.lines)
             self._draw(now=False)
@@ -272,7 +320,7 @@ class Trainer:
 
     # --- saving and resuming ------------------------------------------------------------------------------------------
 
-    def _open(self, resume: bool) -> None:
+    def _open(self, resume: bool, change: Collection[str]) -> None:
         if not self.folder:
             if resume:
                 raise UsageError("to resume, a run needs its folder: out=...")
@@ -280,7 +328,9 @@ class Trainer:
                 raise UsageError(f"all {self.epochs} epochs are done; to go on with the model, give it to a new Trainer")
             return
         if resume and self.folder.last.exists():
-            self._restore()
+            changes = saving.restore(self, change)
+            for name, (before, now) in changes.items():
+                self.display.message(f"{self.folder.path}: {name} {now} from here on, instead of {before}")
             difference = self.folder.other_process()
             if difference:
                 self.display.message(
@@ -295,54 +345,23 @@ class Trainer:
             if resume:
                 self.display.message(f"{self.folder.path}: no checkpoint yet, so the run starts from the beginning")
             self._save()
-        self.folder.write_config(self.settings)
+        self.folder.write_config(self.settings, self.options, self.state.changes)
 
     def _save(self) -> None:
         """Writes the checkpoint, unless a weight is not finite: then the last good checkpoint stays."""
         if not self.folder:
             return
         self._check_weights()
-        state = self.optimizer.state_dict()["state"]
-        names = [name for name, _ in self.model.named_parameters()]
-        momentum = {names[i]: one["momentum_buffer"] for i, one in state.items()}
-        self.state.generator = default_generator().bit_generator.state  # type: ignore[assignment]
-        self.state.scaler = self.scaler.state_dict()
-        run = {"settings": self.settings, "options": self.options, "state": self.state.text()}
-        normalisation = checkpoint.normalisation_text(self.mean, self.scale)
-        texts = {"network": self.network, "normalisation": normalisation, "run": run, "classes": self.dataset.classes}
-        checkpoint.write(self.folder.last, self.model.state_dict(), momentum, texts)
+        saving.save(self)
         self._saved = time.monotonic()
 
-    def _restore(self) -> None:
-        assert self.folder
-        path = self.folder.last
-        arrays, momentum, texts = checkpoint.read(path)
-        run = texts.get("run")
-        if not isinstance(run, dict):
-            raise CheckpointError(f"{path} is not the checkpoint of a run: it holds a network alone")
-        check_same(run.get("settings"), self.settings, self.folder.path)
-        if texts.get("normalisation") != checkpoint.normalisation_text(self.mean, self.scale):
-            raise UsageError(
-                f"{path}: its run normalises images in another way; give the trainer the network that it began with"
-            )
-        positions = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
-        try:
-            state = parse_state(run.get("state"), self.epochs, self.steps, set(State().line(self.held_out, 0, 0, 0)))
-            buffers = {positions[name]: {"momentum_buffer": array} for name, array in momentum.items()}
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": buffers})
-            self.model.load_state_dict(arrays)
-            default_generator().bit_generator.state = state.generator
-            if state.scaler:
-                self.scaler.load_state_dict(state.scaler)
-        except (CheckpointError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"{path} does not fit this run, or it is damaged: {error}") from error
-        self.state = state
+    def _title(self) -> str:
+        network = self.network["name"] if self.network else type(self.model).__name__
+        return f"{network} on {self.dataset.name}, {self.recipe.name}, {self.epochs} epochs"
 
     def _draw(self, now: bool) -> None:
         if self.folder:
-            network = self.network["name"] if self.network else type(self.model).__name__
-            title = f"{network} on {self.dataset.name}, {self.recipe.name}, {self.epochs} epochs"
-            self.folder.draw(title, self.state.lines, self.held_out, self.display.message, now)
+            self.folder.draw(self._title(), self.state.lines, self.held_out, self.display.message, now)
 
     # --- stopping -----------------------------------------------------------------------------------------------------
 
@@ -361,24 +380,16 @@ class Trainer:
 
     # --- what went wrong ----------------------------------------------------------------------------------------------
 
-    def _name_the_culprit(self, passes: Callable[[], object]) -> None:
-        """Runs the passes of a step again, with every result checked."""
-        try:
-            with detect_anomaly():
-                passes()
-        except NonFiniteError as error:
-            raise NonFiniteError(self._advice(str(error)), error.op) from error
-        raise NonFiniteError(self._advice("the loss or a gradient is not finite"), "CrossEntropy")
-
     def _check_weights(self) -> None:
         for name, array in self.model.state_dict().items():
-            if not _finite(array):
-                raise NonFiniteError(self._advice(f"the update made a NaN or an infinity in {name}"), "SGD")
+            if not finite(array):
+                rule = type(self.optimizer).__name__
+                raise self._advised(NonFiniteError(f"the update made a NaN or an infinity in {name}", rule))
 
-    def _advice(self, what: str) -> str:
+    def _advised(self, error: NonFiniteError, what: str = "") -> NonFiniteError:
         kept = f"; {self.folder.last} is the last good checkpoint" if self.folder else ""
-        where = f"{self._where()}, step {self.state.step + 1}"
-        return f"{where}: {what.rstrip('.')}. Try a lower learning rate than {self.lr:g}{kept}"
+        where, said = f"{self._where()}, step {self.state.step + 1}", f"{what}{error}".rstrip(".")
+        return NonFiniteError(f"{where}: {said}. Try a lower learning rate than {self.lr:g}{kept}", error.op)
 
     # --- what is shown ------------------------------------------------------------------------------------------------
 
@@ -387,12 +398,3 @@ class Trainer:
 
     def _seconds_left(self) -> float:
         return self.state.seconds_left(self.epochs, self.steps, self._test_seconds)
-
-
-def _check(name: str, value: Any, good: bool, expected: str) -> None:
-    if not good:
-        raise UsageError(f"{name} is {value!r}; expected {expected}")
-
-
-def _finite(array: Any) -> bool:
-    return bool(array_module(array).isfinite(array).all())
