@@ -21,7 +21,7 @@ TEXTS = {"network": None, "run": {"lr": 0.1, "big": 2**100, "none": None}}
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    checkpoint.write(tmp_path / "c.safetensors", ARRAYS, MOMENTUM, TEXTS)
+    checkpoint.write(tmp_path / "c.safetensors", ARRAYS, {"momentum": MOMENTUM}, TEXTS)
     return tmp_path / "c.safetensors"
 
 

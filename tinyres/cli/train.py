@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import tinyres
+from tinyres.cli import config, seeds
 from tinyres.cli.options import add_backend, add_data, add_data_dir, add_shortcut, load_data, network, number, use, whole
 from tinyres.cli.subjects import weights_in
 from tinyres.data import Dataset
-from tinyres.errors import CheckpointError, UsageError
+from tinyres.errors import UsageError
 from tinyres.files import printable
 from tinyres.nn import Module
 
@@ -37,7 +38,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in its folder, with its own options; only --save-every and --data-dir may change",
+        help="continue the run in its folder, with its own options; --save-every and --data-dir may change, and --epochs, --lr "
+        "and --early-stop too, which is put on record",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="options from a .toml or .yaml file (epochs = 20, ...) or a run's config.json; those given here go first",
     )
     parser.add_argument(
         "--profile",
@@ -65,7 +72,22 @@ def options(parser: Any) -> None:
     )
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="(default: 128, or all images if fewer)")
     parser.add_argument("--lr", type=number(0, excluded=True), metavar="X", help="the recipe's highest learning rate")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), help="(default: sgd; adamw has a hundredth of its lr)")
+    parser.add_argument("--momentum", type=number(0), metavar="X", help="(default: 0.9; of AdamW, the first of its betas)")
+    parser.add_argument("--weight-decay", type=number(0), metavar="X", help="(default: 1e-4; of AdamW 0.05)")
+    parser.add_argument("--label-smoothing", type=number(0), metavar="X", help="the part of a label that all classes share")
+    parser.add_argument("--clip", type=number(0, excluded=True), metavar="X", help="the largest norm of the gradients")
+    parser.add_argument(
+        "--ema", type=number(0), metavar="X", help="test and keep an average of the weights, with this decay: 0.999"
+    )
+    parser.add_argument("--mixup", type=number(0), metavar="X", help="blend images and labels: the alpha, such as 0.2")
+    parser.add_argument("--random-erasing", type=number(0), metavar="X", help="erase a part of an image: how often, 0 to 1")
+    parser.add_argument("--early-stop", type=whole(1), metavar="N", help="end after N epochs without a lower error")
     parser.add_argument("--seed", type=whole(0), metavar="N", help="for weights, order and augmentation (default: 0)")
+    parser.add_argument(
+        "--seeds", type=whole(1), metavar="N", help="train with N seeds, each in a folder; show mean and deviation"
+    )
+    parser.add_argument("--log", choices=("tensorboard",), help="write events for TensorBoard, beside metrics.jsonl")
     parser.add_argument("--no-augment", action="store_true", default=None, help="neither crop nor mirror the images")
     parser.add_argument(
         "--validation",
@@ -90,18 +112,40 @@ def options(parser: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     given = {key: value for key, value in vars(arguments).items() if value is not None}
-    if given.get("data", "cifar10") not in tinyres.data.NAMES and os.path.exists(given["data"]):
-        given["data"] = os.path.abspath(given["data"])  # --resume finds it from anywhere
+    if "config" in given:
+        given = {**config.from_file(given.pop("config"), options), **given}
+    if given.get("data", "cifar10") not in tinyres.data.NAMES:
+        absolute(given, "data")  # --resume finds it from anywhere
+    absolute(given, "weights")
     data = Path(given.get("data", "cifar10")).stem
     net = f"from-{Path(given['weights']).stem}" if given.get("weights") else given.get("model", "resnet20")
     out = Path(given.get("out") or f"runs/{data}-{net}")
     if arguments.resume:
-        given = {**remembered(out / "last.safetensors"), **given}
-    trainer = make_trainer(given, out)
+        given = {**seeds.remembered(out, options), **given}
     try:
-        trainer.fit(resume=arguments.resume)
+        if "seeds" in given:
+            seeds.train_all(given, out, train)
+        else:
+            train(given, out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; everything so far is in {out}. Continue with:\n{resume_command(out)}") from None
+
+
+def absolute(given: dict[str, Any], name: str) -> None:
+    """Makes a path that was given, and that is there, one that is found from anywhere."""
+    if name in given and os.path.exists(given[name]):
+        given[name] = os.path.abspath(given[name])
+
+
+def train(given: dict[str, Any], out: Path) -> Any:
+    """Trains one network, or continues its run. Returns the Trainer."""
+    change = []
+    if given["resume"]:
+        before = config.remembered(out / "last.safetensors", options)
+        change = [name for name in ("epochs", "lr", "early_stop") if name in given]
+        given = {**before, **given}
+    trainer = make_trainer(given, out)
+    trainer.fit(resume=given["resume"], change=change)
     if trainer.profile:
         print(f"{trainer.profile.table('kernel')}\n\n{trainer.profile.table('layer', 'pass')}\n")
     best = trainer.best()
@@ -115,15 +159,27 @@ def run(arguments: argparse.Namespace) -> None:
             f"note: that epoch was chosen by its test error, which flatters it; the last one has "
             f"{trainer.state.lines[-1]['test_error']:.2f} %.\nWith --validation N the test set plays no part in the choice"
         )
+    return trainer
 
 
 def make_trainer(given: dict[str, Any], out: Path) -> Any:
     """The Trainer that these options describe. Prints what it will do."""
-    from tinyres.train import Trainer
+    from tinyres.train import TensorBoard, Trainer
 
     use(given.get("backend"))
     dataset = load_data(given, "cifar10")
-    names = ("recipe", "epochs", "batch_size", "lr", "seed", "validation", "save_every", "amp")
+    names: tuple[str, ...] = ("recipe", "epochs", "batch_size", "lr", "seed", "validation", "save_every", "amp")
+    names += (
+        "optimizer",
+        "momentum",
+        "weight_decay",
+        "label_smoothing",
+        "clip",
+        "ema",
+        "mixup",
+        "random_erasing",
+        "early_stop",
+    )
     described = network(given.get("model", "resnet20"), given.get("shortcut"))
     model = started(given, out, dataset) if given.get("weights") else described
     trainer = Trainer(
@@ -133,7 +189,8 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
         graph="no_graph" not in given,
         out=out,
         profile=given.get("profile", False),
-        options=command_line({**given, "backend": tinyres.get_backend()}),
+        callbacks=[TensorBoard()] if given.get("log") else [],
+        options=config.words_of({**given, "backend": tinyres.get_backend()}),
         **{name: given[name] for name in names if name in given},
     )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -176,39 +233,6 @@ def started(given: dict[str, Any], out: Path, data: Dataset) -> Module:
     tinyres.manual_seed(given.get("seed", 0))
     print(f"note: a new classifier for the {len(data.classes)} classes of {data.name}")
     return models.with_classes(loaded.model, len(data.classes))
-
-
-# --- what a checkpoint remembers of the command ----------------------------------------------------------------------
-
-
-def command_line(given: dict[str, Any]) -> list[str]:
-    """The options as they would be typed."""
-    words = []
-    for key, value in given.items():
-        if key not in ("command", "run", "out", "resume", "profile"):
-            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    return words
-
-
-def remembered(checkpoint: Path) -> dict[str, Any]:
-    """The options of the run that wrote this checkpoint; none if there is no checkpoint yet."""
-    from tinyres.train.checkpoint import read
-
-    if not checkpoint.exists():
-        return {}
-    run = read(checkpoint).texts.get("run")
-    words = run.get("options") if isinstance(run, dict) else None
-    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
-    options(parser)
-    try:
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise UsageError("it has no list of them")
-        found, unknown = parser.parse_known_args(words)
-        if unknown:
-            raise UsageError(f"there is no {unknown[0]}")
-    except (argparse.ArgumentError, UsageError) as error:
-        raise CheckpointError(f"{checkpoint} does not tell the options of its run: {error}") from error
-    return {key: value for key, value in vars(found).items() if value is not None}
 
 
 def resume_command(out: Path) -> str:

@@ -50,8 +50,9 @@ class Loader:
     ``augment`` it is padded by 4 pixels of zeros on each side, cropped at random, and mirrored half of the time. Read a test
     set with ``shuffle=False, augment=False``.
 
-    With ``erasing``, a rectangle of an image is erased with this probability; with ``mixup``, the alpha of its distribution,
-    images are blended, and y has the probabilities of all classes, float32 (B, classes): see `tinyres.data.mixing`.
+    With ``random_erasing``, a rectangle of an image is erased with this probability; with ``mixup``, the alpha of its
+    distribution, images are blended, and y has the probabilities of all classes, float32 (B, classes): see
+    `tinyres.data.mixing`.
 
     Each loop begins a new epoch, also after one that was left early. The loader has a position: the (epoch, batch) of the
     next batch that it returns. After `load_state_dict` a loop runs from that position to the end of its epoch.
@@ -80,7 +81,7 @@ class Loader:
         drop_last: bool = False,
         prefetch: int = 2,
         mixup: float = 0.0,
-        erasing: float = 0.0,
+        random_erasing: float = 0.0,
         classes: int | None = None,
         crop_flip: Callable[..., np.ndarray] = reference.crop_flip,
     ) -> None:
@@ -93,9 +94,11 @@ class Loader:
                 f"Loader: got batch_size={batch_size}, prefetch={prefetch}, seed={seed}; "
                 "expected batch_size >= 1, prefetch >= 0, seed >= 0"
             )
-        if not (0 <= mixup < math.inf and 0 <= erasing <= 1):
-            raise UsageError(f"Loader: got mixup={mixup}, erasing={erasing}; expected mixup >= 0, erasing within 0 and 1")
-        self.mixup, self.erasing = mixup, erasing
+        if not (0 <= mixup < math.inf and 0 <= random_erasing <= 1):
+            raise UsageError(
+                f"Loader: got mixup={mixup}, random_erasing={random_erasing}; expected mixup >= 0, random_erasing in 0 .. 1"
+            )
+        self.mixup, self.random_erasing = mixup, random_erasing
         self.classes = int(labels.max()) + 1 if classes is None else classes
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.augment, self.drop_last, self.prefetch = shuffle, augment, drop_last, prefetch
@@ -164,8 +167,8 @@ class Loader:
             flips = random.integers(0, 2, count).astype(bool)
         x = self.crop_flip(self.images[chosen], offsets, flips, pad, self.mean, self.scale)
         y = self.labels[chosen].astype(np.int64)
-        if self.erasing:
-            x = random_erasing(x, self.erasing, random)
+        if self.random_erasing:
+            x = random_erasing(x, self.random_erasing, random)
         return mixup(x, one_hot(y, self.classes), self.mixup, random) if self.mixup else (x, y)
 
 

@@ -19,7 +19,7 @@ RULES = {
     "weight_decay": (lambda v: 0 <= v < math.inf, "a number, 0 or more"),
     "label_smoothing": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "mixup": (lambda v: 0 <= v < math.inf, "a number, 0 or more"),
-    "erasing": (lambda v: 0 <= v <= 1, "a probability, from 0 to 1"),
+    "random_erasing": (lambda v: 0 <= v <= 1, "a probability, from 0 to 1"),
     "clip": (lambda v: 0 < v < math.inf, "a number above 0"),
     "ema": (lambda v: 0 <= v < 1, "a decay from 0 to below 1"),
     "early_stop": (lambda v: v >= 1, "epochs, 1 or more"),

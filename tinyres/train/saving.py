@@ -11,7 +11,7 @@ from tinyres.train.state import State, changed, parse_state
 if TYPE_CHECKING:
     from tinyres.train.trainer import Trainer
 
-CHANGEABLE = ("epochs", "lr", "early stop")  # on resuming, by name
+CHANGEABLE = ("epochs", "lr", "early_stop")  # on resuming, by name
 NAMES = {"momentum_buffer": "momentum"}  # of an optimizer's arrays, in a file; the others have their own
 
 
@@ -49,7 +49,8 @@ def restore(trainer: "Trainer", change: Collection[str]) -> dict[str, Any]:
     run = texts.get("run")
     if not isinstance(run, dict):
         raise CheckpointError(f"{path} is not the checkpoint of a run: it holds a network alone")
-    changes = changed(run.get("settings"), trainer.settings, trainer.folder.path, change)
+    allowed = [name.replace("_", " ") for name in change]  # as settings spell them
+    changes = changed(run.get("settings"), trainer.settings, trainer.folder.path, allowed)
     if texts.get("normalisation") != checkpoint.normalisation_text(trainer.mean, trainer.scale):
         raise UsageError(
             f"{path}: its run normalises images in another way; give the trainer the network that it began with"

@@ -49,8 +49,7 @@ class Trainer:
     out: the folder for checkpoints, metrics and curves; without one, nothing is saved.
     optimizer: "sgd" or "adamw"; momentum (of AdamW, the first beta) and weight_decay: by default the recipe's.
     label_smoothing: the part of a label that is spread over all classes, from 0 to 1.
-    mixup: the alpha of blending images and labels, 0 for none; erasing: the probability that a part of an image is erased
-        (see `tinyres.data.mixing`).
+    mixup, random_erasing: the alpha of blending images, the probability of erasing a part (see `tinyres.data.mixing`).
     clip: the norm to which larger gradients are scaled down.
     ema: the decay of an average of the weights (such as 0.999), which is tested and kept as the best network.
     early_stop: the run ends when so many epochs in a row have not lowered the error on the held-out images.
@@ -82,7 +81,7 @@ class Trainer:
         weight_decay: float | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
-        erasing: float = 0.0,
+        random_erasing: float = 0.0,
         clip: float | None = None,
         ema: float | None = None,
         early_stop: int | None = None,
@@ -104,8 +103,8 @@ class Trainer:
         batch_size = min(BATCH_SIZE, available) if batch_size is None else batch_size
         check("batch_size", batch_size, 1 <= batch_size <= available, f"from 1 to the {available} training images")
         further: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "clip": clip, "ema": ema}
-        further |= {"label_smoothing": label_smoothing or None, "mixup": mixup or None, "erasing": erasing or None}
-        further |= {"early_stop": early_stop}
+        further |= {"label_smoothing": label_smoothing or None, "early_stop": early_stop}
+        further |= {"mixup": mixup or None, "random_erasing": random_erasing or None}
         check_options(optimizer=optimizer, lr=lr, seed=seed, save_every=save_every, amp=amp, epochs=epochs, **further)
         self.lr = OPTIMIZERS[optimizer].lr(self.recipe, batch_size) if lr is None else lr
         self.early_stop, self.callbacks = early_stop, list(map(as_callback, callbacks))
@@ -115,7 +114,7 @@ class Trainer:
         self.seed, self.save_every, self.options = seed, save_every, list(options)
         images, labels, crop_flip = self.dataset.train_images, self.dataset.train_labels, dispatch.current().crop_flip
         how = dict[str, Any](augment=augment, mean=self.mean, scale=self.scale, seed=seed, crop_flip=crop_flip)
-        how |= {"mixup": mixup, "erasing": erasing, "classes": len(dataset.classes)}
+        how |= {"mixup": mixup, "random_erasing": random_erasing, "classes": len(dataset.classes)}
         self.loader = Loader(images, labels, batch_size, drop_last=True, **how)
         self.steps = len(self.loader)
         self.epochs = self.recipe.default_epochs(dataset.name, self.steps) if epochs is None else epochs
@@ -163,12 +162,8 @@ class Trainer:
             data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=graph)
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
             each_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
-            if (
-                reason := self.step.plain
-                or (mixup and "mixup")
-                or (erasing and "random erasing")
-                or (each_step and "callbacks")
-            ):
+            other = "mixup" if mixup else "random erasing" if random_erasing else "a callback" if each_step else ""
+            if reason := self.step.plain or other:
                 self.display.message(f"note: the step is not captured as a CUDA graph: it has {reason}")
             else:
                 how |= {"augment": augment, "seed": seed, "dtype": self.dtype, "scaler": self.scaler}
@@ -183,7 +178,7 @@ class Trainer:
         """Trains to the end, with ``resume`` starting from the last checkpoint in ``out``; returns the lines of
         ``metrics.jsonl``.
 
-        A resumed run has the settings that it began with, but for those of "epochs", "lr" and "early stop" that ``change``
+        A resumed run has the settings that it began with, but for those of "epochs", "lr" and "early_stop" that ``change``
         names: from there on, the run is one that had these from the start, and its checkpoint has the change on record.
 
         Ctrl-C saves after the current step and raises KeyboardInterrupt. At the first NaN or infinity, raises
