@@ -17,16 +17,14 @@ OURS = {"lr", "momentum", "weight_decay", "nesterov", "dampening", "maximize", "
 
 
 @functools.cache
-def sgd_info():
+def optimizer_info(kind):
     """PyTorch's list of inputs. Its test tools import expecttest, which they do not need here, and freeze flags."""
     if "expecttest" not in sys.modules:
         sys.modules["expecttest"] = types.ModuleType("expecttest")
         sys.modules["expecttest"].TestCase = unittest.TestCase
-    import torch
-
     with unittest.mock.patch("torch.backends.disable_global_flags"):
         from torch.testing._internal.common_optimizers import optim_db
-    return next(info for info in optim_db if info.optim_cls is torch.optim.SGD)
+    return next(info for info in optim_db if info.optim_cls is kind)
 
 
 def pairs(dtype=np.float64):
@@ -55,7 +53,7 @@ def test_every_input_of_pytorch_s_own_tests_gives_its_updates_or_is_refused_by_n
     import torch
 
     equal = refused = 0
-    for given in sgd_info().optim_inputs_func("cpu"):
+    for given in optimizer_info(torch.optim.SGD).optim_inputs_func("cpu"):
         options = {name: value for name, value in given.kwargs.items() if name not in ("capturable",)}
         assert set(options) <= OURS, given.desc
         mine, theirs = pairs()
@@ -84,7 +82,7 @@ def test_what_pytorch_refuses_is_refused():
             return {key: ours(value) if key == "params" else value for key, value in given.items()}
         return given if isinstance(given, str) else type(given)(ours(one) for one in given)
 
-    inputs = sgd_info().optim_error_inputs_func("cpu", torch.float64)
+    inputs = optimizer_info(torch.optim.SGD).optim_error_inputs_func("cpu", torch.float64)
     for given in inputs:
         wrong = given.optimizer_error_input
         if "groups should be with/without names" in given.error_regex:

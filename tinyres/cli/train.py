@@ -38,8 +38,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in its folder, with its own options; --save-every and --data-dir may change, and --epochs, --lr "
-        "and --early-stop too, which is put on record",
+        help="continue the run in its folder, with its own options; --save-every and --data-dir may change, and --epochs, "
+        "--lr and --early-stop too, which is put on record",
     )
     parser.add_argument(
         "--config",
@@ -169,17 +169,8 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
     use(given.get("backend"))
     dataset = load_data(given, "cifar10")
     names: tuple[str, ...] = ("recipe", "epochs", "batch_size", "lr", "seed", "validation", "save_every", "amp")
-    names += (
-        "optimizer",
-        "momentum",
-        "weight_decay",
-        "label_smoothing",
-        "clip",
-        "ema",
-        "mixup",
-        "random_erasing",
-        "early_stop",
-    )
+    names += ("early_stop", "optimizer", "momentum", "weight_decay", "label_smoothing", "clip")
+    names += ("ema", "mixup", "random_erasing")
     described = network(given.get("model", "resnet20"), given.get("shortcut"))
     model = started(given, out, dataset) if given.get("weights") else described
     trainer = Trainer(

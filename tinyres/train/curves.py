@@ -61,6 +61,9 @@ def draw_runs(title: str, curves: Sequence[Curve], log: bool = False) -> Any:
     for axes in (left, right):
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:.3g}")
+            axes.grid(alpha=0.15, which="minor")
         else:
             axes.set_ylim(bottom=0)
         axes.plot([], [], color="0.4", label=f"solid: {kinds}; faint: training", alpha=0)
