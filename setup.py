@@ -40,13 +40,16 @@ setup(
         "rich>=13",
         "matplotlib>=3.8.4",
         "markdown-it-py>=2.2",  # the pages of the labs in HTML
+        "tomli>=2; python_version < '3.11'",  # tinyres train --config FILE.toml
     ],
     extras_require={
         # CuPy 14 knows bfloat16; its "ctk" are CUDA's compiler, headers and libraries, so that a driver is all one needs
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
         "images": ["pillow>=10"],  # own images (matplotlib brings it, too)
-        "notebook": ["nbformat>=5.9", "notebook>=7"],  # tinyres course N --notebook, and what opens it
+        "notebook": ["nbformat>=5.9", "notebook>=7", "ipywidgets>=8"],  # tinyres course N --notebook; a live bar
+        "tensorboard": ["tensorboardX>=2.6"],  # tinyres train --log tensorboard
+        "yaml": ["pyyaml>=6"],  # tinyres train --config FILE.yaml
         "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],  # the site: sphinx-build docs site
         "cluster": ["distributed>=2024.5"],  # tinyres lab --scheduler
         "test": [
@@ -58,6 +61,9 @@ setup(
             "nbformat>=5.9",
             "nbclient>=0.10",
             "ipykernel>=6",
+            "ipywidgets>=8",
+            "tensorboardX>=2.6",
+            "pyyaml>=6",
             "distributed>=2024.5",
         ],
     },

@@ -266,8 +266,6 @@ def test_a_run_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("--lr 0.5", "lr was 0.025 and is 0.5 now"),
-        ("--epochs 2", "epochs was 1 and is 2 now"),
         ("--seed 1", "seed was 0 and is 1 now"),
         ("--limit-train 9", "training images was 24 and is 9 now"),
         ("--no-augment", "augment was True and is False now"),

@@ -16,6 +16,7 @@ from tinyres.benchmarks import peers
 from tinyres.cli import COMMANDS, main, parser
 from tinyres.kernels.arrays import compile_listeners
 from tinyres.train import Trainer, progress
+from tinyres.train.step import Step
 
 ROOT = Path(__file__).parent.parent
 SHAPES = tr.data.shapes(n_train=16, n_test=6)
@@ -207,7 +208,7 @@ def test_a_short_run_is_told_that_it_is_short(capsys):
 
 
 def test_the_compilation_of_kernels_is_said_and_counts_in_no_rate(monkeypatch):
-    said, step = [], Trainer._train_step
+    said, step = [], Step.run
 
     class Display(progress.Silent):
         def message(self, text):
@@ -217,15 +218,15 @@ def test_the_compilation_of_kernels_is_said_and_counts_in_no_rate(monkeypatch):
         time.sleep(0.3)
         for listener in compile_listeners:
             listener(0.3)
-        step(self, *given)
+        return step(self, *given)
 
-    monkeypatch.setattr(Trainer, "_train_step", slow)
+    monkeypatch.setattr(Step, "run", slow)
     began = time.perf_counter()
     (line,) = Trainer("resnet8", SHAPES, epochs=1, batch_size=4, display=Display()).fit()
     assert time.perf_counter() - began > 1.2 > 4 * 0.3 - 0.01 and compile_listeners == []
     assert sum("compiling kernels" in text for text in said) == 1
     taken = line["seconds"]
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Step, "run", step)
     (fast,) = Trainer("resnet8", SHAPES, epochs=1, batch_size=4, display=progress.Silent()).fit()
     assert taken < fast["seconds"] + 1.0 and line["images_per_second"] == pytest.approx(16 / taken, rel=0.1)
 

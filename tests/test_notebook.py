@@ -80,3 +80,18 @@ def test_the_bits_are_those_of_the_training_cells_alone(outputs):
 def test_a_shown_tensor_is_its_repr(outputs):
     (shown,) = [outputs for (code, _), outputs in outputs if code == "net(tr.tensor(x))"]
     assert shown[0].output_type == "execute_result" and "tensor([[" in shown[0].data["text/plain"]
+
+
+def test_training_shows_a_live_bar_in_a_notebook_and_its_curves():
+    pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
+    code = """
+import tinyres as tr
+with tr.use_backend("numpy"):
+    trainer = tr.train.Trainer("resnet8", tr.data.shapes(n_train=32, n_test=8), epochs=1, batch_size=16)
+    lines = trainer.fit()
+"""
+    training, figure = run([(code, None), ("trainer.plot()", None)])
+    shown = [output["data"] for output in training if output.output_type == "display_data"]
+    assert any("application/vnd.jupyter.widget-view+json" in data for data in shown)
+    assert any("epoch 1/1  loss" in data.get("text/plain", "") for data in shown)
+    assert "image/png" in figure[-1]["data"]

@@ -31,17 +31,18 @@ def run(arguments: argparse.Namespace) -> None:
     from tinyres.train.curves import Curve, draw_run, draw_runs, write_figure
 
     check_file("--out", arguments.out, (".png", ".svg"))
-    files = [(label, file) for label, run in zip(labels(arguments.runs), arguments.runs, strict=True) for file in found(run)]
+    given = [(label, found(run)) for label, run in zip(labels(arguments.runs), arguments.runs, strict=True)]
+    files = [(label, file) for label, files in given for file in files]
+    names = [label if len(files) == 1 else f"{label}/{file.parent.name}" for label, files in given for file in files]
     curves = [Curve(label, *read(file)) for label, file in files]
     title = arguments.title or "training runs"
     alone = len(curves) == 1 and not arguments.log
     figure = draw_run(arguments.title or curves[0].label, curves[0]) if alone else draw_runs(title, curves, arguments.log)
     write_figure(Path(arguments.out), figure)
     rows = []
-    for (label, file), curve in zip(files, curves, strict=True):
+    for name, curve in zip(names, curves, strict=True):
         key = f"{curve.held_out}_error"
         best = min(curve.lines, key=lambda line: line[key])
-        name = label if file.parent.name == label or len(files) == len(arguments.runs) else f"{label}/{file.parent.name}"
         numbers = f"{curve.lines[-1][key]:.2f}", f"{best[key]:.2f}", str(best["epoch"])
         rows.append([name, curve.held_out, str(len(curve.lines)), *numbers])
     print_table("error in per cent", ("run", "images", "epochs", "last", "best", "in epoch"), rows, left=2)
@@ -49,14 +50,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def labels(runs: list[str]) -> list[str]:
-    """Short names: the folders', or as much of the paths as tells them apart."""
-    paths = [Path(run).resolve() for run in runs]
-    paths = [path.parent if path.is_file() else path for path in paths]
-    for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            return names
-    return list(map(str, paths))
+    """Short names: the folders', or as much of a path as no other one ends with."""
+    paths = [path.parent if (path := Path(run).resolve()).is_file() else path for run in runs]
+    names = []
+    for path in paths:
+        others = [other.parts for other in paths if other != path]
+        parts = next(i for i in range(1, len(path.parts) + 1) if all(o[-i:] != path.parts[-i:] for o in others))
+        names.append("/".join(path.parts[-parts:]))
+    return names
 
 
 def found(run: str) -> list[Path]:

@@ -1,9 +1,11 @@
 """``tinyres train``: trains a network and keeps everything in one folder."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def options(parser: Any) -> None:
     )
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="(default: 128, or all images if fewer)")
     parser.add_argument("--lr", type=number(0, excluded=True), metavar="X", help="the recipe's highest learning rate")
-    parser.add_argument("--optimizer", choices=("sgd", "adamw"), help="(default: sgd; adamw has a hundredth of its lr)")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), help="(default: sgd; adamw has a fortieth of its lr)")
     parser.add_argument("--momentum", type=number(0), metavar="X", help="(default: 0.9; of AdamW, the first of its betas)")
     parser.add_argument("--weight-decay", type=number(0), metavar="X", help="(default: 1e-4; of AdamW 0.05)")
     parser.add_argument("--label-smoothing", type=number(0), metavar="X", help="the part of a label that all classes share")
@@ -122,11 +124,18 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(given.get("out") or f"runs/{data}-{net}")
     if arguments.resume:
         given = {**seeds.remembered(out, options), **given}
-    try:
-        if "seeds" in given:
+    if "seeds" in given:
+        with resumable(out):
             seeds.train_all(given, out, train)
-        else:
-            train(given, out)
+    else:
+        train(given, out)
+
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """What Ctrl-C ends is continued by a command, which is shown."""
+    try:
+        yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; everything so far is in {out}. Continue with:\n{resume_command(out)}") from None
 
@@ -145,7 +154,8 @@ def train(given: dict[str, Any], out: Path) -> Any:
         change = [name for name in ("epochs", "lr", "early_stop") if name in given]
         given = {**before, **given}
     trainer = make_trainer(given, out)
-    trainer.fit(resume=given["resume"], change=change)
+    with resumable(out):
+        trainer.fit(resume=given["resume"], change=change)
     if trainer.profile:
         print(f"{trainer.profile.table('kernel')}\n\n{trainer.profile.table('layer', 'pass')}\n")
     best = trainer.best()

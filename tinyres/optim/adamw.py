@@ -25,8 +25,8 @@ from tinyres.tensor import Tensor
 class AdamW(Optimizer):
     """``params`` are tensors, or groups: dicts with "params" and the options that differ from the arguments.
 
-    >>> optim.AdamW(model.parameters(), lr=0.004, weight_decay=0.05)
-    >>> optim.AdamW(optim.weight_decay_groups(model, 0.05), lr=0.004)
+    >>> optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.05)
+    >>> optim.AdamW(optim.weight_decay_groups(model, 0.05), lr=0.01)
 
     Arguments stand where PyTorch has them. ``amsgrad``, ``maximize``, ``capturable`` and ``differentiable`` must be off;
     ``foreach`` and ``fused`` change nothing, since a group is one kernel call anyway.

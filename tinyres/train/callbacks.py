@@ -3,45 +3,42 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinyres.errors import UsageError
-
-if TYPE_CHECKING:
-    from tinyres.train.trainer import Trainer
 
 Line = dict[str, Any]
 
 
 class Callback:
-    """Base: overwrite what you need. All attributes of the trainer may be read; `Trainer.stop` ends the run.
+    """Base: overwrite what you need. All attributes of the `Trainer` may be read; `Trainer.stop` ends the run.
 
     The methods are called in the order in which the callbacks were given. What one raises ends the run, with the checkpoint
     of the last epoch in place.
     """
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
+    def on_fit_start(self, trainer: Any) -> None:
         """Before the first step, when a resumed run is where it was."""
 
-    def on_step_end(self, trainer: "Trainer") -> None:
+    def on_step_end(self, trainer: Any) -> None:
         """After each step; ``trainer.state`` has the step's number and the sums of the epoch. A step of the CUDA backends is
         then not captured as a graph.
         """
 
-    def on_epoch_end(self, trainer: "Trainer", line: Line) -> None:
+    def on_epoch_end(self, trainer: Any, line: Line) -> None:
         """After each epoch, tested and saved; ``line`` is that of ``metrics.jsonl``."""
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
+    def on_fit_end(self, trainer: Any) -> None:
         """After the last epoch. Not called if the run was interrupted."""
 
 
 class _EachEpoch(Callback):
     """A function as a callback."""
 
-    def __init__(self, function: Callable[["Trainer", Line], object]) -> None:
+    def __init__(self, function: Callable[[Any, Line], object]) -> None:
         self.function = function
 
-    def on_epoch_end(self, trainer: "Trainer", line: Line) -> None:
+    def on_epoch_end(self, trainer: Any, line: Line) -> None:
         self.function(trainer, line)
 
 
@@ -73,7 +70,7 @@ class TensorBoard(Callback):
         self.folder, self.open = folder, tensorboardX.SummaryWriter
         self.writer: Any = None
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
+    def on_fit_start(self, trainer: Any) -> None:
         folder = self.folder or (trainer.folder.path / "tensorboard" if trainer.folder else None)
         if folder is None:
             raise UsageError("TensorBoard needs a folder: TensorBoard('logs'), or a run with out=...")
@@ -83,10 +80,10 @@ class TensorBoard(Callback):
         for line in trainer.state.lines:
             self._write(line)
 
-    def on_epoch_end(self, trainer: "Trainer", line: Line) -> None:
+    def on_epoch_end(self, trainer: Any, line: Line) -> None:
         self._write(line)
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
+    def on_fit_end(self, trainer: Any) -> None:
         self.writer.close()
 
     def _write(self, line: Line) -> None:

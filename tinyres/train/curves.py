@@ -95,7 +95,15 @@ def _panels(title: str) -> tuple[Any, Any, Any]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9.6, 4.0), dpi=120, layout="constrained")
+    class Shown(Figure):
+        """A figure that a notebook shows, also without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            data = io.BytesIO()
+            self.savefig(data, format="png")
+            return data.getvalue()
+
+    figure = Shown(figsize=(9.6, 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     left, right = figure.subplots(1, 2)

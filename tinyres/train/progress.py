@@ -1,9 +1,10 @@
-"""What a run shows while it runs: a live bar on a terminal, plain lines elsewhere (a file, a pipe, a CI log)."""
+"""What a run shows while it runs: a live bar on a terminal or in a notebook, plain lines in a file, a pipe or a log."""
 
 import contextlib
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from tinyres.files import printable
@@ -114,12 +115,14 @@ class Bar(Silent):
 
 
 def for_terminal() -> Silent:
-    """The bar if rich is installed and standard output is a terminal that can move its cursor; lines if not."""
-    if sys.stdout.isatty():
+    """The bar on a terminal that can move its cursor and in a notebook with ipywidgets; lines elsewhere."""
+    notebook = "IPython" in sys.modules
+    if sys.stdout.isatty() or notebook:
         try:
             from rich.console import Console
         except ImportError:
             return Lines()
-        if not Console().is_dumb_terminal:
+        console = Console()
+        if find_spec("ipywidgets") if console.is_jupyter else sys.stdout.isatty() and not console.is_dumb_terminal:
             return Bar()
     return Lines()

@@ -1,21 +1,18 @@
-"""A run's checkpoint: everything that a step depends on, written whole or not at all, and read back."""
+"""The checkpoint of a `Trainer`: everything that a step depends on, written whole or not at all, and read back."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.random import default_generator
 from tinyres.train import checkpoint
 from tinyres.train.state import State, changed, parse_state
 
-if TYPE_CHECKING:
-    from tinyres.train.trainer import Trainer
-
 CHANGEABLE = ("epochs", "lr", "early_stop")  # on resuming, by name
 NAMES = {"momentum_buffer": "momentum"}  # of an optimizer's arrays, in a file; the others have their own
 
 
-def save(trainer: "Trainer") -> None:
+def save(trainer: Any) -> None:
     """Writes the checkpoint of a run that has a folder."""
     assert trainer.folder
     names, state = [name for name, _ in trainer.model.named_parameters()], dict[str, dict[str, Any]]()
@@ -35,7 +32,7 @@ def save(trainer: "Trainer") -> None:
     checkpoint.write(trainer.folder.last, trainer.model.state_dict(), state, texts)
 
 
-def restore(trainer: "Trainer", change: Collection[str]) -> dict[str, Any]:
+def restore(trainer: Any, change: Collection[str]) -> dict[str, Any]:
     """Puts the trainer where its checkpoint was; settings named in ``change``, of those that `CHANGEABLE` lists, may differ.
 
     Returns the changes, {name: [before, now]}, which are on record in the trainer's state. Raises `CheckpointError` for a
