@@ -80,9 +80,10 @@ def test_a_captured_step_trains_the_arrays_that_the_model_has_then():
     np.testing.assert_array_equal(weights(captured), weights(eager))
 
 
-def test_steps_equal_those_of_the_reference():
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_steps_equal_those_of_the_reference(smoothing):
     images, labels = data()
-    step = make(images, labels, batch=6)
+    step = make(images, labels, batch=6, label_smoothing=smoothing)
     tr.manual_seed(0)
     twin = tr.models.resnet(8)
     optimizer = tr.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -93,7 +94,8 @@ def test_steps_equal_those_of_the_reference():
         x = tr.tensor(step.batches.x.copy())  # what the step was fed
         with tr.use_backend("numpy"):
             optimizer.param_groups[0]["lr"] = lr
-            loss = F.cross_entropy(twin(x), labels[:6] if lr == lrs[0] else step.batches.y.copy())
+            y = labels[:6] if lr == lrs[0] else step.batches.y.copy()
+            loss = F.cross_entropy(twin(x), y, label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -353,3 +355,34 @@ def test_mixed_precision_is_part_of_a_runs_settings(tmp_path):
     with pytest.raises(tr.errors.UsageError, match="amp is 'fp8'; expected fp16 or bf16"):
         trainer(None, amp="fp8")
     assert dispatch.get_backend() == BACKEND
+
+
+@pytest.mark.parametrize(
+    "options, has",
+    [
+        ({"optimizer": "adamw"}, "AdamW, clipping or EMA"),
+        ({"clip": 1.0}, "AdamW, clipping or EMA"),
+        ({"ema": 0.9}, "AdamW, clipping or EMA"),
+        ({"mixup": 0.2}, "mixup"),
+        ({"random_erasing": 0.5}, "random erasing"),
+        ({"label_smoothing": 0.1}, ""),
+    ],
+)
+def test_what_only_the_plain_step_has_is_said_and_done(options, has):
+    said = []
+
+    class Display(Silent):
+        def message(self, text):
+            said.append(text)
+
+    run = trainer(None, display=Display(), **options)
+    assert [text for text in said if "captured" in text] == (
+        [f"note: the step is not captured as a CUDA graph: it has {has}"] if has else []
+    )
+    assert (run.resident is None) == bool(has)
+    with tr.use_backend("numpy"):
+        twin = trainer(None, display=Silent(), **options)
+        twin.fit()
+    run.fit()
+    if has:  # (the resident step draws its crops in another way)
+        np.testing.assert_allclose(run.state.lines[0]["train_loss"], twin.state.lines[0]["train_loss"], rtol=1e-4)
