@@ -68,6 +68,7 @@ for dtype in sys.argv[1:]:
     kernels.cross_entropy_mean_backward(new(), new(3, 5), labels, 0.1)
     scale, whole = np.ones((), np.float32), np.zeros((), np.int32)
     kernels.sgd([c], [c], [c], scale, 0.9, 1e-4, True, whole)
+    kernels.adamw([c], [c], [c], [c], [1], 0.1, (0.9, 0.999), 1e-8, 1e-2)
     kernels.unscale([c], scale)
     kernels.update_scale(scale, whole, whole, 2.0, 0.5, 10)
     normal = np.ones((4, 1, 1), np.float32)

@@ -92,6 +92,10 @@ def test_the_update_takes_arrays_of_any_layout_and_the_rate_from_an_array_and_ca
         np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+def test_adamw_writes_parameters_and_means_and_leaves_gradients_alone():
+    k.check_adamw(numba_cuda, (1, 11))
+
+
 @pytest.mark.parametrize("poison", [None, np.inf, np.nan])
 def test_loss_scaling_finds_what_is_not_finite_and_moves_the_scale(poison):
     grads = [k.draw(3), k.draw(2, 3, 2, 2).transpose(0, 2, 3, 1), k.draw(9)]

@@ -174,6 +174,16 @@ mutant(
     update(0.9, True),
 )
 mutant("update: no weight decay", "update.cu", "if (o.decay != 0) g += o.decay * p;", "", update(0.0, False))
+ADAMW = of(kernels.check_adamw, (33, 1025))
+mutant(
+    "adamw: one element too many",
+    "update.cu",
+    "i < count; i += blockDim.x) {\n        const ACC g",
+    "i <= count; i += blockDim.x) {\n        const ACC g",
+    ADAMW,
+)
+mutant("adamw: the mean of squares as it is", "update.cu", "(sqrt(square) / ACC(root) +", "(sqrt(square) +", ADAMW)
+mutant("adamw: the mean is not kept", "update.cu", "        m[i] = mean;\n", "", ADAMW)
 mutant(
     "update: an infinity counts as finite",
     "update.cu",

@@ -98,6 +98,22 @@ def test_a_nan_reaches_its_own_parameter_alone():
     assert [int(np.isnan(a).sum()) for a in p.arrays] == [0, 0, 0, 1, *[0] * 6] and np.isnan(p.arrays[3][30])
 
 
+def test_adamw_is_the_reference_s_also_where_parameters_are_at_different_steps():
+    memory = [Memory(seed, "f4") for seed in (1, 2, 3, 4)]
+    memory[3].whole[...] = np.abs(memory[3].whole)
+    exact = [[a.astype(float) for a in group.arrays] for group in memory]
+    for steps in ([1] * len(SHAPES), [2 + i % 3 for i in range(len(SHAPES))]):
+        options = steps, 0.1, (0.9, 0.99), 1e-3, 0.2
+        update.adamw(*(group.arrays for group in memory), *options)
+        reference.adamw(*exact, *options)
+    for group, want in zip(memory, exact, strict=True):
+        group.check()
+        for a, b in zip(group.arrays, want, strict=True):
+            close(a, b)
+    with pytest.raises(ValueError, match=r"adamw: .* same shapes"):
+        update.adamw(*([np.ones(n, "f4")] for n in (2, 2, 2, 3)), *options)
+
+
 def laid(a, *axes):
     return a.transpose(axes).copy().transpose(np.argsort(axes))
 

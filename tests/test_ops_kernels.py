@@ -301,6 +301,27 @@ def test_the_update_writes_parameters_and_buffers_and_leaves_gradients_alone(bac
             check_update(dispatch.current(), momentum, nesterov, sizes)
 
 
+def check_adamw(kernels, sizes):
+    """Parameters that are at different steps, written in place; gradients stay as they are."""
+    columns = [[draw(n) for n in sizes] for _ in range(4)]
+    columns[3] = [abs(a) for a in columns[3]]
+    steps, (beta1, beta2) = [2 + 3 * i for i in range(len(sizes))], (0.8, 0.99)
+    old = [[a.astype(float) for a in column] for column in columns]
+    kernels.adamw(*columns, steps, 0.1, (beta1, beta2), 1e-2, 0.5)
+    for i, (p, g, m, v) in enumerate(zip(*old, strict=True)):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        step = m / (1 - beta1 ** steps[i]) / (np.sqrt(v / (1 - beta2 ** steps[i])) + 1e-2)
+        for column, want in zip(columns, (p - 0.1 * 0.5 * p - 0.1 * step, g, m, v), strict=True):
+            close(column[i], want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adamw_writes_parameters_and_means_and_leaves_gradients_alone(backend):
+    with running(backend):
+        for sizes in ((1,), (33, 1025), (128, 3, 1)):
+            check_adamw(dispatch.current(), sizes)
+
+
 def test_the_reference_has_every_kernel_of_the_contract_with_its_arguments():
     assert set(contract.NAMES) == set(contract.kernels_of("tinyres.kernels.reference"))
     for name in contract.NAMES:

@@ -1,5 +1,6 @@
 """The update of all parameters in one launch, and the scaling of gradients in mixed precision: `src/update.cu`."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,19 +27,41 @@ def sgd(
     skip: Array | None = None,
 ) -> None:
     columns = [params, grads, buffers] if momentum else [params, grads]
-    if any([a.shape for a in column] != [p.shape for p in params] for column in columns):
-        raise ValueError("sgd: parameters, gradients and momentum buffers must have the same shapes, one by one.")
+    _check("sgd", columns)
     if not params:
         return
     real = c_type(*(a for column in columns for a in column), allowed=EXACT)
-    orders = [_order(p) for p in params]
-    params = [_written(p, order) for p, order in zip(params, orders, strict=True)]
-    grads = [_read(g, order) for g, order in zip(grads, orders, strict=True)]
-    buffers = [_written(v, order) for v, order in zip(buffers, orders, strict=True)] if momentum else []
+    params, grads, buffers = _ordered(params, grads, buffers if momentum else [])
     on_device = hasattr(lr, "dtype") and not isinstance(lr, np.generic) and array_module(lr) is array_module(params[0])
     rates = (lr, 0.0) if on_device else (None, float(lr))
     for p, g, v, lines in _launches(params, grads, buffers):
         kernel("update", "sgd", REAL=real)(len(lines), BLOCK, p, g, v, lines, *rates, momentum, weight_decay, nesterov, skip)
+
+
+def adamw(
+    params: list[Array],
+    grads: list[Array],
+    means: list[Array],
+    squares: list[Array],
+    steps: list[int],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    columns = [params, grads, means, squares]
+    _check("adamw", columns)
+    if not params:
+        return
+    real = c_type(*(a for column in columns for a in column), allowed=EXACT)
+    columns = _ordered(*columns)
+    beta1, beta2 = betas
+    for t in sorted(set(steps)):  # nearly always one: a launch per count of steps
+        those = [[a for a, step in zip(column, steps, strict=True) if step == t] for column in columns]
+        rate, root = lr / (1 - beta1**t), math.sqrt(1 - beta2**t)
+        for p, g, m, v, lines in _launches(*those):
+            options = rate, root, 1 - lr * weight_decay, beta1, beta2, eps
+            kernel("update", "adamw", REAL=real)(len(lines), BLOCK, p, g, m, v, lines, *options)
 
 
 def unscale(grads: list[Array], scale: Array) -> Array:
@@ -56,6 +79,11 @@ def update_scale(scale: Array, good_steps: Array, found: Array, growth: float, b
     kernel("update", "update_scale", REAL="float")(1, 32, scale, good_steps, found, growth, backoff, interval)
 
 
+def _check(name: str, columns: list[list[Array]]) -> None:
+    if any([a.shape for a in column] != [p.shape for p in columns[0]] for column in columns):
+        raise ValueError(f"{name}: parameters, gradients and what goes with them must have the same shapes, one by one.")
+
+
 # --- how arrays lie in memory: an elementwise kernel may go through them in any order, but through all in the same --------
 
 
@@ -64,6 +92,15 @@ def _order(a: Array) -> list[int]:
     if a.flags.c_contiguous:
         return list(range(a.ndim))
     return sorted(range(a.ndim), key=lambda axis: -a.strides[axis])
+
+
+def _ordered(params: list[Array], grads: list[Array], *buffers: list[Array]) -> list[list[Array]]:
+    """The columns with each parameter's arrays contiguous, their axes in the parameter's order; only gradients are copied
+    where they lie otherwise.
+    """
+    orders = [_order(p) for p in params]
+    columns = [[_written(a, order) for a, order in zip(c, orders, strict=True)] if c else [] for c in (params, *buffers)]
+    return [columns[0], [_read(g, order) for g, order in zip(grads, orders, strict=True)], *columns[1:]]
 
 
 def _written(a: Array, order: list[int]) -> Array:
@@ -84,42 +121,43 @@ def _read(a: Array, order: list[int]) -> Array:
 # --- the list of the work ----------------------------------------------------------------------------------------------
 
 
-def _launches(params: list[Array], grads: list[Array], buffers: list[Array]) -> list[tuple[Any, Any, Any, Any]]:
-    """The (p, grad, v, lines) that kernels are launched with: one list with addresses for all parameters.
+def _launches(params: list[Array], grads: list[Array], *buffers: list[Array]) -> list[tuple[Any, ...]]:
+    """The arguments that kernels are launched with, (p, grad, each buffer, lines): one list with addresses for all
+    parameters. An empty column is not used.
 
     The emulation cannot guard arrays that it sees only as numbers. Where it checks, each parameter is launched by itself
     instead, with its arrays, and a list of the distances from their beginnings.
     """
+    columns = (params, grads, *buffers)
+    used, none = tuple(map(bool, columns)), (None,) * len(columns)
     if emulator.checked() and isinstance(grads[0], np.ndarray):
-        launches = []
+        launches: list[tuple[Any, ...]] = []
         for i, g in enumerate(grads):
-            p, v = params[i] if params else None, buffers[i] if buffers else None
-            lines = _lines([(0, 0, 0, g.size)], g.itemsize, (p is not None, True, v is not None))
+            lines = _lines([(*(0 for _ in columns), g.size)], g.itemsize, used)
             if len(lines):
-                launches.append((p, g, v, lines))
+                launches.append((*(column[i] if column else None for column in columns), lines))
         return launches
-    columns = (params, grads, buffers)
     work = tuple(
         (*(address(column[i]) if column else 0 for column in columns), g.size) for i, g in enumerate(grads) if g.size
     )
     if not work:
         return []
-    itemsize, used = grads[0].itemsize, (bool(params), True, bool(buffers))
+    itemsize = grads[0].itemsize
     if isinstance(grads[0], np.ndarray):
-        return [(None, None, None, _lines(work, itemsize, used))]
-    return [(None, None, None, _on_device(array_module(grads[0]), work, itemsize, used))]
+        return [(*none, _lines(work, itemsize, used))]
+    return [(*none, _on_device(array_module(grads[0]), work, itemsize, used))]
 
 
-def _lines(work: Any, itemsize: int, used: tuple[bool, bool, bool]) -> np.ndarray:
-    """The list of `src/update.cu`, (pieces, 4), for arrays given by (addresses of p, grad and v, elements)."""
+def _lines(work: Any, itemsize: int, used: tuple[bool, ...]) -> np.ndarray:
+    """The list of `src/update.cu`, (pieces, columns + 1), for arrays given by (address in each column, elements)."""
     parts = []
     for *starts, size in work:
         firsts = np.arange(0, size, PIECE)
-        lines = np.zeros((len(firsts), 4), np.uint64)
+        lines = np.zeros((len(firsts), len(starts) + 1), np.uint64)
         for column, start in enumerate(starts):
             if used[column]:
                 lines[:, column] = start + firsts * itemsize
-        lines[:, 3] = np.minimum(size - firsts, PIECE)
+        lines[:, -1] = np.minimum(size - firsts, PIECE)
         parts.append(lines)
     return np.concatenate(parts)
 
@@ -128,7 +166,7 @@ _recent: dict[Any, Any] = {}  # lists by what they were made from, the oldest fi
 _captured: dict[Any, Any] = {}  # those that a graph reads: they must stay where they are
 
 
-def _on_device(xp: Any, work: Any, itemsize: int, used: tuple[bool, bool, bool]) -> Any:
+def _on_device(xp: Any, work: Any, itemsize: int, used: tuple[bool, ...]) -> Any:
     """The list on the device: one that is there already, or a new one.
 
     While a graph is captured, what the current stream is given is recorded and not done. So a new list is sent on another

@@ -1,4 +1,4 @@
-"""The update: stochastic gradient descent with momentum and weight decay, and what mixed precision adds to it; in place.
+"""The update: SGD with momentum and weight decay, AdamW, and what mixed precision adds to it; in place.
 
 What changes from step to step (learning rate, scale, whether to skip) lies in arrays on the device, where the kernels read
 it: nothing is read back by the host.
@@ -32,6 +32,18 @@ def sgd_kernel(p, g, v, lr, momentum, weight_decay, nesterov, skip):
             else:
                 d = v[i]
         p[i] -= REAL(lr[0]) * d
+
+
+@Kernel
+def adamw_kernel(p, g, m, v, rate, root, kept, beta1, beta2, eps):
+    """m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p = kept p - rate m / (sqrt(v) / root + eps).
+
+    A thread a parameter: 28 bytes. rate = lr / (1 - beta1^t) and root = sqrt(1 - beta2^t) in step t, kept = 1 - lr decay.
+    """
+    for i in range(cuda.grid(1), p.size, cuda.gridsize(1)):
+        m[i] += REAL(1 - beta1) * (g[i] - m[i])
+        v[i] = REAL(beta2) * v[i] + REAL(1 - beta2) * g[i] * g[i]
+        p[i] = REAL(kept) * p[i] - REAL(rate) * m[i] / (math.sqrt(v[i]) / REAL(root) + REAL(eps))
 
 
 @Kernel
@@ -73,6 +85,28 @@ def sgd(
             gradient = xp.ascontiguousarray(g).reshape(-1)
             sgd_kernel[blocks(p.size), BLOCK](
                 written[0], gradient, written[-1], rate, momentum, weight_decay, nesterov, skip
+            )
+
+
+def adamw(
+    params: list[Array],
+    grads: list[Array],
+    means: list[Array],
+    squares: list[Array],
+    steps: list[int],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    check(*params, *grads, *means, *squares)
+    xp, (beta1, beta2) = array_module(params[0]), betas
+    for p, g, m, v, t in zip(params, grads, means, squares, steps, strict=True):
+        rate, root = lr / (1 - beta1**t), math.sqrt(1 - beta2**t)
+        with flat(p, m, v) as written:
+            gradient = xp.ascontiguousarray(g).reshape(-1)
+            adamw_kernel[blocks(p.size), BLOCK](
+                written[0], gradient, *written[1:], rate, root, 1 - lr * weight_decay, beta1, beta2, eps
             )
 
 

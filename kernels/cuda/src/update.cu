@@ -1,4 +1,4 @@
-// Stochastic gradient descent over all parameters in one launch, and what mixed precision adds to it:
+// Stochastic gradient descent over all parameters in one launch, AdamW, and what mixed precision adds to it:
 //
 //     g = grad + decay p;   v = momentum v + g;   p -= lr v,  or with Nesterov's momentum  p -= lr (g + momentum v)
 //
@@ -9,6 +9,8 @@
 // and how many elements it has. The list lies in device memory and is written once, since the arrays stay where they are.
 // ``p``, ``grad`` and ``v`` are added to the addresses in it: they are null, and the list holds whole addresses, or they are
 // one parameter's arrays, and the list holds distances in bytes (for launches whose arrays are watched over).
+//
+// AdamW's list has a column more, since it has two arrays for a parameter.
 //
 // lr, skip: read from device memory, so that a captured graph goes on as they change.
 #include "common.cuh"
@@ -58,6 +60,26 @@ extern "C" __global__ void __launch_bounds__(256) sgd(
     }
     REAL none = 0;
     for (int i = packs * PACK + threadIdx.x; i < count; i += blockDim.x) update(o, p[i], grad[i], o.buffered ? v[i] : none);
+}
+
+// With the constants of step t, rate = lr / (1 - beta1^t), root = sqrt(1 - beta2^t) and kept = 1 - lr decay:
+//
+//     m = beta1 m + (1 - beta1) grad;   v = beta2 v + (1 - beta2) grad^2;   p = kept p - rate m / (sqrt(v) / root + eps)
+//
+// 7 elements moved for each of p.
+extern "C" __global__ void __launch_bounds__(256) adamw(
+    REAL* p_base, const REAL* grad_base, REAL* m_base, REAL* v_base, const uint64_t* __restrict__ lines, double rate, double root,
+    double kept, double beta1, double beta2, double eps) {
+    const uint64_t* line = lines + (LINE + 1) * (long long)blockIdx.x;
+    REAL *p = at(p_base, line[0]), *m = at(m_base, line[2]), *v = at(v_base, line[3]);
+    const REAL* grad = at(grad_base, line[1]);
+    const int count = int(line[LINE]);
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        const ACC g = grad[i], mean = m[i] + ACC(1 - beta1) * (g - m[i]), square = ACC(beta2) * v[i] + ACC(1 - beta2) * g * g;
+        m[i] = mean;
+        v[i] = square;
+        p[i] = ACC(kept) * p[i] - ACC(rate) * mean / (sqrt(square) / ACC(root) + ACC(eps));
+    }
 }
 
 // grad /= scale, over a list as above (of its columns, only grad's and the count are used); found = 1 if a quotient is not
