@@ -48,16 +48,20 @@ def test_an_example_prints_what_it_promises(name):
     check(run(str(path)), promised(path.read_text("utf-8")), *EXAMPLES[name])
 
 
+RUN = ("README.md", "docs/training.md")  # pages whose Python runs, block by block
+
+
 def snippets() -> list[tuple[str, str]]:
-    """The Python blocks of the README, each with the block behind it: what it prints."""
-    return re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    """The Python blocks of these pages, each with the block behind it: what it prints."""
+    texts = [(ROOT / page).read_text("utf-8") for page in RUN]
+    return [two for text in texts for two in re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)]
 
 
-def test_every_python_block_of_the_readme_is_followed_by_what_it_prints():
-    assert len(snippets()) == (ROOT / "README.md").read_text("utf-8").count("```python") == 2
+def test_every_python_block_is_followed_by_what_it_prints():
+    assert len(snippets()) == sum((ROOT / page).read_text("utf-8").count("```python") for page in RUN) == 3
 
 
-@pytest.mark.parametrize(("index", "relative"), [(0, 0), (1, 0.25)], ids=["lesson", "training"])
+@pytest.mark.parametrize(("index", "relative"), [(0, 0), (1, 0.25), (2, 0)], ids=["lesson", "training", "callbacks"])
 def test_a_snippet_of_the_readme_prints_what_it_promises(index, relative):
     code, expected = snippets()[index]
     check(run("-c", code), expected, relative)
