@@ -4,10 +4,24 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.editable_wheel import editable_wheel
 
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "tinyres" / "__init__.py").read_text("utf-8"))
 assert version
+
+OWN = find_packages(include=["tinyres", "tinyres.*"])
+
+
+class Editable(editable_wheel):
+    """``pip install -e .`` puts the path of the checkout into a .pth file, which type checkers read; an import hook, which
+    the folders beside the package would need, they cannot see. ``tinyres/__init__.py`` finds those folders itself.
+    """
+
+    def finalize_options(self) -> None:
+        self.distribution.package_dir, self.distribution.packages = {"": "."}, OWN
+        super().finalize_options()
+
 
 setup(
     name="tinyres",
@@ -19,11 +33,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=[
-        *find_packages(include=["tinyres", "tinyres.*"]),
+        *OWN,
         *(f"tinyres.{folder}" for folder in ("kernels", "benchmarks")),
         *(f"tinyres.kernels.{name}" for name in find_packages("kernels")),
         "tinyres.course.pages",
     ],
+    cmdclass={"editable_wheel": Editable},
     package_dir={"tinyres.kernels": "kernels", "tinyres.benchmarks": "benchmarks", "tinyres.course.pages": "docs/course"},
     package_data={
         "tinyres": ["py.typed"],
