@@ -11,9 +11,10 @@ from tinyres.errors import UsageError
 
 @dataclass
 class Dataset:
-    """Training and test images with their labels.
+    """Training and test images with their labels, under a ``name``.
 
-    Images are uint8 (N, 3, H, W), red plane first, 0 to 255; labels are int64 (N,), indices into ``classes``.
+    ``train_images`` and ``test_images`` are uint8 (N, 3, H, W), red plane first, 0 to 255; ``train_labels`` and
+    ``test_labels`` are int64 (N,), indices into ``classes``.
     ``notes`` holds what a reader of results must know, such as checksums that are not the published ones: print it once.
     ``source`` says how to load it again, where the name alone does not: see `data.load`.
     """

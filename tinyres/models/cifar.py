@@ -29,7 +29,10 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
 
 
 class PlainBlock(nn.Module):
-    """z = relu(F(x)) with F(x) = bn(conv(relu(bn(conv(x))))): two 3x3 convolutions and no shortcut."""
+    """z = relu(F(x)) with F(x) = bn(conv(relu(bn(conv(x))))): two 3x3 convolutions and no shortcut.
+
+    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride)
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -44,7 +47,11 @@ class PlainBlock(nn.Module):
 
 
 class BasicBlock(PlainBlock):
-    """z = relu(F(x) + x): the same two convolutions, and the shortcut around them (figure 2)."""
+    """z = relu(F(x) + x): the same two convolutions, and the shortcut around them (figure 2).
+
+    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). ``option``, "A", "B" or "C", is the kind of shortcut:
+    see `resnet`.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
         super().__init__(in_channels, channels, stride)
@@ -78,7 +85,10 @@ class StochasticBlock(BasicBlock):
 
 
 class Bottleneck(nn.Module):
-    """z = relu(F(x) + x), where F narrows to ``channels``, convolves 3x3 and widens fourfold: figure 5, right."""
+    """z = relu(F(x) + x), where F narrows to ``channels``, convolves 3x3 and widens fourfold: figure 5, right.
+
+    (N, in_channels, H, W) -> (N, 4 channels, H / stride, W / stride). ``option`` as for `BasicBlock`.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
         super().__init__()

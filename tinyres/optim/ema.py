@@ -17,7 +17,8 @@ from tinyres.tensor import Tensor
 
 
 class EMA:
-    """average = decay * average + (1 - decay) * weights at each ``update()``, starting from the present weights.
+    """average = decay * average + (1 - decay) * weights at each ``update()``, starting from the present weights
+    of ``model``. Raises `UsageError` for a ``decay`` outside [0, 1).
 
     Buffers are copied at each update: the running statistics of batch norm are averages already.
     """

@@ -29,6 +29,9 @@ class GradScaler:
     """Names, places and meanings are those of ``torch.amp.GradScaler``; a number in the first place is ``init_scale``, as
     ``torch.cuda.amp.GradScaler`` has it. ``device`` changes nothing: it works where the loss is. With ``enabled=False`` it
     leaves everything as it is.
+
+    The scale starts at ``init_scale``. It is multiplied by ``backoff_factor`` when a gradient overflows, and by
+    ``growth_factor`` after ``growth_interval`` steps in a row without that. Raises `UsageError` for values out of range.
     """
 
     def __init__(

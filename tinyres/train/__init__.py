@@ -6,3 +6,7 @@ from tinyres.train.recipes import RECIPES, Recipe
 from tinyres.train.trainer import Trainer
 
 __all__ = ["RECIPES", "Evaluation", "Recipe", "Trainer", "evaluate", "load_network", "predict", "save_network"]
+
+
+def __dir__() -> list[str]:
+    return __all__
