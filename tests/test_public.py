@@ -2,9 +2,15 @@
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
+import os
 import re
+import shutil
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +104,18 @@ def test_help_of_an_operation_has_formula_and_shapes(name):
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if ".functional." in name])
 def test_help_of_a_function_names_errors_and_its_operation(name):
     assert re.search(r"Raises\s+`\w+Error`", doc_of(PUBLIC[name]))
+
+
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_type_checkers_know_the_package_and_find_what_is_wrong(checker, tmp_path):
+    """As installed by pip, if it was; CI installs it as the README says."""
+    if not importlib.util.find_spec(checker):
+        pytest.skip(f"{checker} is not installed")
+    script = shutil.copy(Path(__file__).parent / "typed_script.py", tmp_path)
+    options = ["--hide-error-context", "--no-color-output"] if checker == "mypy" else ["--pythonpath", sys.executable]
+    installed = any(found.metadata["Name"] == "tinyres" for found in importlib.metadata.distributions())
+    environment = os.environ | ({} if installed else {"MYPYPATH": str(Path(tr.__file__).parents[1])})
+    command = [sys.executable, "-m", checker, *options, script]
+    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    wrong = [i for i, line in enumerate(Path(script).read_text("utf-8").splitlines(), 1) if line.endswith("# wrong")]
+    assert sorted({int(line) for line in re.findall(r"typed_script\.py:(\d+):.*error", said)}) == wrong, said
