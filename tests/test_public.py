@@ -1,20 +1,28 @@
 """What a user meets at the prompt: names to complete, help, types, and what an object shows of itself."""
 
 import ast
+import base64
+import dataclasses
 import importlib
 import importlib.metadata
 import inspect
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import tinyres as tr
+import tinyres.functional as F
+from tinyres import markup
 
 PARTS = ["autograd", "data", "errors", "explain", "functional", "lab", "models", "nn", "ops", "optim", "train", "weights"]
 MODULES = [tr, *(importlib.import_module(f"tinyres.{part}") for part in [*PARTS, "nn.init"])]
@@ -119,3 +127,86 @@ def test_type_checkers_know_the_package_and_find_what_is_wrong(checker, tmp_path
     said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
     wrong = [i for i, line in enumerate(Path(script).read_text("utf-8").splitlines(), 1) if line.endswith("# wrong")]
     assert sorted({int(line) for line in re.findall(r"typed_script\.py:(\d+):.*error", said)}) == wrong, said
+
+
+@pytest.fixture(scope="module")
+def objects():
+    """Objects of which a careless repr shows thousands of lines or numbers, with what the first line says of them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 3, 60, 80), np.uint8)
+    names = tuple(f"<b>class {i}" for i in range(14))
+    data = tr.data.Dataset("<b>", images, np.arange(30) % 14, images[:7], np.zeros(7, np.int64), names)
+    model = tr.models.resnet(32)
+    with tr.use_backend("numpy"):
+        summary = tr.nn.summary(model)
+        with tr.profile(model) as profile:
+            F.cross_entropy(model(tr.tensor(images[:2].astype(np.float32))), np.array([1, 2])).sum().backward()
+    optimizer = tr.optim.SGD([{"params": [p], "lr": 0.5} for p in model.parameters()], lr=0.1)
+    loader = tr.data.Loader(images, data.train_labels, 4, augment=False)
+    scaler = tr.optim.GradScaler()
+    return {
+        "Dataset('<b>': 30 training and 7 test images of 3x60x80, 14 classes)": data,
+        "Summary(CifarResNet: 78 calls of layers, 464,154 parameters, 68,862,592 multiply-adds)": summary,
+        "profile of CifarResNet, ": profile,
+        "profile of all that ran, 0 s:": tr.profile(),
+        "SGD of 95 tensors": optimizer,
+        "StepLR(iteration 0: lr 0.5, 0.5, 0.5, 0.5, 0.5 and 90 more groups)": tr.optim.StepLR(optimizer, 5),
+        "Loader(30 images of 3x60x80 in 8 batches of 4, shuffled; next is batch 0 of epoch 0)": loader,
+        "EMA(of 157 tensors of CifarResNet, decay=0.9)": tr.optim.EMA(model, 0.9),
+        "GradScaler(scale 65536)": scaler,
+    }
+
+
+def test_what_is_shown_at_the_prompt_fits_a_screen(objects):
+    for first, value in objects.items():
+        lines = repr(value).splitlines()
+        assert lines[0].startswith(first)
+        assert len(lines) <= 24 and max(map(len, lines)) <= 100, repr(value)
+
+
+def named(objects, start):
+    return next(value for first, value in objects.items() if first.startswith(start))
+
+
+def test_a_long_profile_keeps_the_longest_kernels_and_the_rest(objects):
+    profile = named(objects, "profile of Cifar")
+    shown, table = repr(profile).splitlines(), profile.table().splitlines()
+    left_out = len(profile.by("kernel")) - (len(shown) - 4)
+    assert shown[1:-2] == table[: len(shown) - 3] and shown[-1] == table[-1]
+    assert shown[-2] == f"... and {left_out} kernels more: see table() and by()"
+
+
+def test_a_notebook_shows_the_images_of_each_class(objects):
+    data = named(objects, "Dataset")
+    small = dataclasses.replace(data, train_images=data.train_images[:, :, :20, :30])
+    html = small._repr_html_()
+    assert "<b>" not in html and "&lt;b&gt;class 9 (2)" in html and "&lt;b&gt;class 10" not in html
+    assert "and 4 more classes" in html
+    pictures = [Image.open(io.BytesIO(base64.b64decode(found))) for found in re.findall(r"base64,([^\"]+)", html)]
+    assert len(pictures) == 10
+    expected = np.concatenate([small.train_images[i] for i in (1, 15, 29)], axis=2).transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.asarray(pictures[1]), expected)
+    large = Image.open(io.BytesIO(base64.b64decode(re.findall(r"base64,([^\"]+)", data._repr_html_())[1])))
+    assert large.size == (3 * 80 * 48 // 60, 48)
+
+
+def cells_of(html):
+    rows = re.findall("<tr>(.*?)</tr>", html)
+    return [tuple(unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)) for row in rows]
+
+
+def test_a_notebook_shows_tables(objects):
+    summary, profile = named(objects, "Summary"), named(objects, "profile of Cifar")
+    _, *rows, total = cells_of(summary._repr_html_())
+    assert rows == [row.cells() for row in summary.rows] and total[-2:] == ("464,154", "68,862,592")
+    _, *rows, rest = cells_of(profile._repr_html_())
+    assert [name for name, *_ in rows] == [name for (name,) in profile.by("kernel")] and rest[0] == "in no kernel"
+    assert all(
+        " ".join(row).split() == line.split() for row, line in zip(rows, profile.table().splitlines()[1:-1], strict=True)
+    )
+    assert "nothing was measured" in tr.profile()._repr_html_()
+
+
+def test_texts_in_tables_are_escaped():
+    html = markup.table(("<a>",), [("<script>",)], ("&",))
+    assert "<a>" not in html and "<script>" not in html and "&amp;" in html

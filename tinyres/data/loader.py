@@ -96,6 +96,13 @@ class Loader:
         if len(self) == 0:
             raise UsageError(f"Loader: drop_last leaves no batch of {batch_size} from {len(images)} images")
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[1:]))
+        does = [*["shuffled"] * self.shuffle, *["augmented"] * self.augment] or ["in order"]
+        batches = f"{len(self):,} batches of {self.batch_size}, {' and '.join(does)}"
+        where = f"next is batch {self.batch} of epoch {self.epoch}"
+        return f"Loader({len(self.images):,} images of {size} in {batches}; {where})"
+
     def __len__(self) -> int:
         """Batches per epoch."""
         whole, rest = divmod(len(self.images), self.batch_size)

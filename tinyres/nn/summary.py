@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyres import markup
 from tinyres.errors import UsageError
 from tinyres.guards import no_grad
 from tinyres.kernels.arrays import array_module
@@ -65,6 +66,13 @@ class Summary:
             text.append("  ".join(left + right))
         rule = "-" * max(map(len, text))
         return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
+
+    def __repr__(self) -> str:
+        sums = f"{self.parameters:,} parameters, {self.multiply_adds:,} multiply-adds"
+        return f"Summary({self.model}: {len(self.rows)} calls of layers, {sums})"
+
+    def _repr_html_(self) -> str:
+        return markup.table(COLUMNS, [row.cells() for row in self.rows], self._totals(), left=4)
 
     def __rich__(self) -> Any:
         from rich.table import Table

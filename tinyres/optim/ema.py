@@ -30,6 +30,9 @@ class EMA:
         self._tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self._averages = {name: tensor.data.copy() for name, tensor in self._tensors.items()}
 
+    def __repr__(self) -> str:
+        return f"EMA(of {len(self._averages)} tensors of {type(self.model).__name__}, decay={self.decay})"
+
     def update(self) -> None:
         """Add the model's present weights to the average: call this after each optimizer step."""
         for name, tensor in self._tensors.items():

@@ -63,6 +63,10 @@ class GradScaler:
         self._found: dict[int, Any] = {}  # by id of the optimizer: 1 if a gradient was not finite, since the last update
         self._stepped: set[int] = set()
 
+    def __repr__(self) -> str:
+        scale = self._start[0] if self._scale is None else float(self._scale)
+        return f"GradScaler(scale {scale:g})" if self.enabled else "GradScaler(enabled=False)"
+
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale: what to call ``backward()`` on."""
         return loss * Tensor(self._scale_beside(loss)) if self.enabled else loss

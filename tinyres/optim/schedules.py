@@ -27,6 +27,11 @@ class Schedule:
         _check_positive(lr=self.base_lr())
         self.set_step(0)
 
+    def __repr__(self) -> str:
+        lrs = self.get_last_lr()
+        more = f" and {len(lrs) - 5} more groups" if len(lrs) > 5 else ""
+        return f"{type(self).__name__}(iteration {self.last_step}: lr {', '.join(f'{lr:.6g}' for lr in lrs[:5])}{more})"
+
     def base_lr(self, group: int = 0) -> float:
         """The learning rate that a group began with."""
         own = self.optimizer.param_groups[group]

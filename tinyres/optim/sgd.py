@@ -166,8 +166,9 @@ class SGD:
 
     def __repr__(self) -> str:
         lines = [f"SGD of {len(self._parameters())} tensors"]
-        for i, group in enumerate(self.param_groups):
+        for i, group in enumerate(self.param_groups[:10]):
             lines.append(f"group {i}: " + ", ".join(f"{option} {group[option]}" for option in OPTIONS))
+        lines += [f"and {len(self.param_groups) - 10} groups more"] * (len(self.param_groups) > 10)
         return "\n  ".join(lines)
 
 
