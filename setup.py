@@ -65,7 +65,7 @@ setup(
         "ml_dtypes>=0.5",  # bfloat16 for NumPy
         "threadpoolctl>=3.1",  # one BLAS thread each, while the kernels' own threads run
         "numba>=0.60",
-        "safetensors>=0.4",
+        "safetensors>=0.4.1",
         "rich>=13",
         "matplotlib>=3.8.4",
         "markdown-it-py>=2.2",  # the pages of the labs in HTML
