@@ -13,7 +13,8 @@ def complete(parser: argparse.ArgumentParser) -> None:
         import argcomplete
     except ImportError:
         raise SystemExit(1) from None
-    argcomplete.autocomplete(parser, default_completer=words, always_complete_options="long")
+    # (argcomplete asks for a class of its own by its types, and calls it)
+    argcomplete.autocomplete(parser, default_completer=words, always_complete_options="long")  # type: ignore[arg-type]
 
 
 def words(prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **others: Any) -> Iterable[str]:
