@@ -102,11 +102,22 @@ def test_help_of_a_class_explains_its_arguments(name):
         assert [n for n in names if not re.search(rf"\b{n}\b", text)] == []
 
 
+def test_help_of_a_network_has_its_shapes():
+    nets = {name: value for name, value in PUBLIC.items() if name.startswith("tinyres.models.")}
+    assert [name for name, value in nets.items() if "->" not in doc_of(value)] == ["tinyres.models.build"]
+
+
 @pytest.mark.parametrize("name", OPERATIONS | LAYERS)
 def test_help_of_an_operation_has_formula_and_shapes(name):
     text = doc_of(PUBLIC[name])
     assert "->" in text or name.startswith("tinyres.ops.")
     assert re.search(r"=|max\(|mean of|means of", text)
+
+
+def test_help_of_an_optimizer_has_its_update_rule():
+    optimizers = [value for name, value in PUBLIC.items() if hasattr(value, "zero_grad") and ".optim." in name]
+    assert tr.optim.SGD in optimizers
+    assert [value for value in optimizers if not re.search(r"\bp = ", doc_of(value))] == []
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if ".functional." in name])

@@ -67,7 +67,7 @@ class StochasticBlock(BasicBlock):
 
     Block l of L keeps it with probability p_l = 1 - l / L (1 - p_L), drawn for the whole batch from `tr.default_generator`;
     a branch that is left out costs nothing. In evaluation each branch counts as it did on the average:
-    z = relu(p_l F(x) + x).
+    z = relu(p_l F(x) + x). (N, in_channels, H, W) -> (N, channels, H / stride, W / stride)
     """
 
     survival = 1.0  # p_l
@@ -194,6 +194,7 @@ def resnet(
     survival: float | None = None,
 ) -> CifarResNet:
     """A residual net of ``depth`` layers: 6n + 2 with "basic" blocks, 9n + 2 with "bottleneck" blocks.
+    (N, in_channels, 32, 32) -> logits (N, num_classes)
 
     ``shortcut`` is the paper's option "A" (without parameters: the paper uses it on CIFAR), "B" or "C".
     ``zero_init_residual``: each branch's last batch norm begins with weight 0, so that each block begins as its shortcut
@@ -222,7 +223,9 @@ def resnet(
 
 @described
 def plain(depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """The plain counterpart of ``resnet(depth)`` with option A: the same layers and parameters, no shortcuts."""
+    """The plain counterpart of ``resnet(depth)`` with option A: the same layers and parameters, no shortcuts.
+    (N, in_channels, 32, 32) -> logits (N, num_classes). Raises `UsageError` for a depth that does not exist.
+    """
     return CifarResNet(PlainBlock, 1, blocks_per_stage(depth, 2), num_classes, in_channels)
 
 

@@ -45,7 +45,7 @@ class PreactBlock(nn.Module):
 class WideBlock(PreactBlock):
     """A `PreactBlock` with dropout between its convolutions (Zagoruyko and Komodakis 2016, section 2.4).
 
-    ``in_channels``, ``channels``, ``stride`` and ``option`` are those of `PreactBlock`.
+    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). ``option`` as for `PreactBlock`.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str, dropout: float) -> None:
@@ -115,6 +115,7 @@ def preresnet(
     depth: int, shortcut: str | None = None, block: str = "basic", num_classes: int = 10, in_channels: int = 3
 ) -> PreactResNet:
     """A pre-activation net of ``depth`` layers: 6n + 2 with "basic" blocks, 9n + 2 with "bottleneck" blocks.
+    (N, in_channels, 32, 32) -> logits (N, num_classes)
 
     ``shortcut`` is "A", without parameters, or "B", a 1x1 convolution where shapes change; None: "A" for basic blocks, "B"
     for bottlenecks, as in the authors' code. Raises `UsageError` for a depth or an option that does not exist.
