@@ -77,7 +77,7 @@ setup(
         "images": ["pillow>=10"],  # own images (matplotlib brings it, too)
         "notebook": ["nbformat>=5.9", "notebook>=7"],  # tinyres course N --notebook, and what opens it
         "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],  # the site: sphinx-build docs site
-        "completion": ["argcomplete>=3.1"],  # in the shell; see the README
+        "completion": ["argcomplete>=3.3"],  # in the shell; see the README
         "cluster": ["distributed>=2024.5"],  # tinyres lab --scheduler
         "test": [
             "pytest>=8",
@@ -89,7 +89,7 @@ setup(
             "nbclient>=0.10",
             "ipykernel>=6",
             "distributed>=2024.5",
-            "argcomplete>=3.1",
+            "argcomplete>=3.3",
         ],
     },
     entry_points={"console_scripts": ["tinyres = tinyres.cli:main"]},

@@ -221,3 +221,12 @@ def test_a_notebook_shows_tables(objects):
 def test_texts_in_tables_are_escaped():
     html = markup.table(("<a>",), [("<script>",)], ("&",))
     assert "<a>" not in html and "<script>" not in html and "&amp;" in html
+
+
+def test_the_oldest_packages_that_are_tried_are_those_that_setup_allows():
+    tests = Path(__file__).parent
+    required = (tests.parent / "setup.py").read_text("utf-8").split("install_requires=[")[1].split("],")[0]
+    allowed = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', required))
+    tried = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (tests / "oldest.txt").read_text("utf-8"), re.M))
+    assert len(allowed) == required.count(">=") and allowed.keys() == tried.keys()
+    assert [name for name in allowed if not f"{tried[name]}.".startswith(f"{allowed[name]}.")] == []
