@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 from typing_extensions import assert_type
 
 import tinyres as tr
@@ -27,6 +28,8 @@ assert_type(schedule.get_last_lr(), list[float])
 
 x = tr.tensor([[1.0, 2.0]], requires_grad=True)
 assert_type(x, tr.Tensor)
+assert_type(x.data, np.ndarray)
+assert_type(x.grad, np.ndarray | None)
 loss = F.cross_entropy(F.relu(x), tr.tensor([0]))
 assert_type(loss, tr.Tensor)
 assert_type(loss.shape, tuple[int, ...])
@@ -48,6 +51,7 @@ print(tr.nonsense)  # wrong
 print(tr.nn.Conv3d)  # wrong
 print(tr.data.nothing)  # wrong
 print(F.nothing)  # wrong
+print(F.relu("3"))  # wrong
 print(x.nothing)  # wrong
 print(data.nothing)  # wrong
 tr.models.resnet20(shortcuts="B")  # wrong

@@ -15,12 +15,12 @@ import numpy as np
 
 from tinyres import guards, ops
 from tinyres.errors import GraphError, ShapeError, UsageError
-from tinyres.kernels.arrays import Array, array_module, ceil_div, is_floating, is_half
+from tinyres.kernels.arrays import array_module, ceil_div, is_floating, is_half
 from tinyres.ops import loss
 from tinyres.ops.check import fail, pair, refuse
 from tinyres.ops.shape import integers
 from tinyres.random import default_generator
-from tinyres.tensor import Tensor, tensor
+from tinyres.tensor import Array, Tensor, tensor
 
 __all__ = ["adaptive_avg_pool2d", "add_relu", "avg_pool2d", "batch_norm", "batch_norm_add_relu", "conv2d", "cross_entropy"]
 __all__ += ["dropout", "global_avg_pool2d", "linear", "log_softmax", "max_pool2d", "pad", "relu", "relu6", "subsample_pad"]
@@ -232,7 +232,7 @@ def max_pool2d(
         refuse("max_pool2d", "windows have no gaps here", dilation=dilation)
     if return_indices:
         refuse("max_pool2d", "the places of the maxima stay inside", return_indices=return_indices)
-    x = _reaching("max_pool2d", x, kernel_size, stride, padding, -np.inf) if ceil_mode else x
+    x = _reaching("max_pool2d", _t(x), kernel_size, stride, padding, -np.inf) if ceil_mode else x
     return ops.MaxPool2d.apply(x, kernel_size=kernel_size, stride=stride or None, padding=padding)
 
 

@@ -4,16 +4,17 @@ import math
 import numbers
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from tinyres import autograd, guards, locks, ops
 from tinyres.device import device_of, move, place, to_dtype
 from tinyres.errors import GraphError, ShapeError
-from tinyres.kernels.arrays import Array, array_module, convert, is_floating, native
+from tinyres.kernels.arrays import array_module, convert, is_floating, native
 from tinyres.ops.shape import axes_of
 
+Array: TypeAlias = np.ndarray  # or CuPy's. (That of tinyres.kernels no type checker finds in a checkout.)
 Axes = int | tuple[int, ...] | None
 Number = float | int  # (within the class, `float` is a method)
 
@@ -54,7 +55,7 @@ class Tensor:
     __array_ufunc__ = None
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
-        self.data = data if data.dtype.isnative else native(data)
+        self.data: Array = data if data.dtype.isnative else native(data)
         self.grad: Array | None = None
         self.node: autograd.Node | None = None
         self.requires_grad = requires_grad
