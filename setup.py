@@ -4,10 +4,24 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.editable_wheel import editable_wheel
 
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "tinyres" / "__init__.py").read_text("utf-8"))
 assert version
+
+OWN = find_packages(include=["tinyres", "tinyres.*"])
+
+
+class Editable(editable_wheel):
+    """``pip install -e .`` puts the path of the checkout into a .pth file, which type checkers read; an import hook, which
+    the folders beside the package would need, they cannot see. ``tinyres/__init__.py`` finds those folders itself.
+    """
+
+    def finalize_options(self) -> None:
+        self.distribution.package_dir, self.distribution.packages = {"": "."}, OWN
+        super().finalize_options()
+
 
 setup(
     name="tinyres",
@@ -15,15 +29,30 @@ setup(
     description="Residual networks from scratch: hand-written backward passes and kernels for CPU and GPU",
     long_description=(here / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
-    license="MIT",
+    author="The tinyres authors",
+    maintainer="The tinyres authors",
+    license_expression="MIT",
     license_files=["LICENSE"],
+    keywords="autograd backpropagation resnet residual-networks cifar deep-learning education numpy numba cuda",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        *(f"Programming Language :: Python :: 3{minor}" for minor in ("", " :: Only", ".10", ".11", ".12", ".13")),
+        "Topic :: Education",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=[
-        *find_packages(include=["tinyres", "tinyres.*"]),
+        *OWN,
         *(f"tinyres.{folder}" for folder in ("kernels", "benchmarks")),
         *(f"tinyres.kernels.{name}" for name in find_packages("kernels")),
         "tinyres.course.pages",
     ],
+    cmdclass={"editable_wheel": Editable},
     package_dir={"tinyres.kernels": "kernels", "tinyres.benchmarks": "benchmarks", "tinyres.course.pages": "docs/course"},
     package_data={
         "tinyres": ["py.typed"],
@@ -36,7 +65,7 @@ setup(
         "ml_dtypes>=0.5",  # bfloat16 for NumPy
         "threadpoolctl>=3.1",  # one BLAS thread each, while the kernels' own threads run
         "numba>=0.60",
-        "safetensors>=0.4",
+        "safetensors>=0.4.1",
         "rich>=13",
         "matplotlib>=3.8.4",
         "markdown-it-py>=2.2",  # the pages of the labs in HTML
@@ -51,6 +80,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6"],  # tinyres train --log tensorboard
         "yaml": ["pyyaml>=6"],  # tinyres train --config FILE.yaml
         "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],  # the site: sphinx-build docs site
+        "completion": ["argcomplete>=3.3"],  # in the shell; see the README
         "cluster": ["distributed>=2024.5"],  # tinyres lab --scheduler
         "test": [
             "pytest>=8",
@@ -65,6 +95,7 @@ setup(
             "tensorboardX>=2.6",
             "pyyaml>=6",
             "distributed>=2024.5",
+            "argcomplete>=3.3",
         ],
     },
     entry_points={"console_scripts": ["tinyres = tinyres.cli:main"]},

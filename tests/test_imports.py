@@ -12,7 +12,7 @@ import tinyres
 
 # from the bottom up; a part imports from its own row and from those before it
 LAYERS = [
-    {"errors", "files", "kernels", "random"},
+    {"errors", "files", "kernels", "markup", "random"},
     {"device"},
     {"guards", "locks"},
     {"autograd"},

@@ -116,7 +116,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch, tmp_pat
         (file_of({"a": entry("F32", [2], 0, 8)}, bytes(9)), "damaged safetensors"),
         (file_of({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, bytes(12)), "damaged safetensors"),
         (file_of({"a": entry("F32", [3], 0, 8)}, bytes(8)), "damaged safetensors"),
-        (file_of({"a": entry("F32", [2**40, 2**40], 0, 8)}, bytes(8)), "damaged safetensors.*overflow"),
+        (file_of({"a": entry("F32", [2**40, 2**40], 0, 8)}, bytes(8)), "damaged safetensors.*[oO]verflow"),
         (file_of({"a": entry("F32", [-2], 0, 8)}, bytes(8)), "damaged safetensors"),
         (file_of({"a": entry("F31", [2], 0, 8)}, bytes(8)), "damaged safetensors"),
         (file_of({"a": entry("F8_E4M3", [8], 0, 8)}, bytes(8)), "'a' has elements of type F8_E4M3; known are F64"),

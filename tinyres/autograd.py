@@ -190,3 +190,10 @@ def accumulate_grad(tensor: Any, gradient: Array, owned: bool = False) -> None:
         tensor.grad = gradient if owned else array_module(gradient).array(gradient)
     else:
         tensor.grad += gradient
+
+
+__all__ = ["Function", "Node", "backward"]
+
+
+def __dir__() -> list[str]:
+    return __all__

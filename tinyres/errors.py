@@ -2,6 +2,17 @@
 
 from tinyres.files import printable
 
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DeviceError",
+    "GraphError",
+    "NonFiniteError",
+    "ShapeError",
+    "TinyresError",
+    "UsageError",
+]
+
 
 class TinyresError(Exception):
     """Base of all errors here. The message says what is wrong and what to do; names in it may come from a file."""
@@ -40,3 +51,7 @@ class UsageError(TinyresError, ValueError):
 
 class DeviceError(TinyresError, RuntimeError):
     """Arrays live on different devices, or a device is not available."""
+
+
+def __dir__() -> list[str]:
+    return __all__

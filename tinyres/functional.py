@@ -15,12 +15,15 @@ import numpy as np
 
 from tinyres import guards, ops
 from tinyres.errors import GraphError, ShapeError, UsageError
-from tinyres.kernels.arrays import Array, array_module, ceil_div, is_floating, is_half
+from tinyres.kernels.arrays import array_module, ceil_div, is_floating, is_half
 from tinyres.ops import loss
 from tinyres.ops.check import fail, pair, refuse
 from tinyres.ops.shape import integers
 from tinyres.random import default_generator
-from tinyres.tensor import Tensor, tensor
+from tinyres.tensor import Array, Tensor, tensor
+
+__all__ = ["adaptive_avg_pool2d", "add_relu", "avg_pool2d", "batch_norm", "batch_norm_add_relu", "conv2d", "cross_entropy"]
+__all__ += ["dropout", "global_avg_pool2d", "linear", "log_softmax", "max_pool2d", "pad", "relu", "relu6", "subsample_pad"]
 
 Size = int | tuple[int, int]
 TensorLike: TypeAlias = Tensor | Array  # an array may stand for a tensor
@@ -59,24 +62,33 @@ def _in_place(x: Tensor, y: Tensor, inplace: bool) -> Tensor:
 
 
 def relu(x: TensorLike, inplace: bool = False) -> Tensor:
-    """max(x, 0). With ``inplace``, x becomes that, as in PyTorch, but no memory is saved."""
+    """y = max(x, 0), any shape -> the same. With ``inplace``, x becomes y, as in PyTorch, but no memory is saved.
+
+    Raises `GraphError` for ``inplace`` of a leaf that requires a gradient.
+    """
     x = _t(x)
     return _in_place(x, ops.ReLU.apply(x), inplace)
 
 
 def relu6(x: TensorLike, inplace: bool = False) -> Tensor:
-    """min(max(x, 0), 6). ``inplace`` as for `relu`."""
+    """y = min(max(x, 0), 6), any shape -> the same. ``inplace`` as for `relu`. Raises `GraphError` as that."""
     x = _t(x)
     return _in_place(x, ops.ReLU6.apply(x), inplace)
 
 
 def add_relu(x: TensorLike, y: TensorLike) -> Tensor:
-    """max(x + y, 0) in one pass: the join that ends a residual block."""
+    """z = max(x + y, 0) in one pass, any shape, twice -> the same: the join that ends a residual block.
+
+    Raises `ShapeError` for shapes or dtypes that differ.
+    """
     return ops.AddReLU.apply(_t(x), _t(y))
 
 
 def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
-    """x weight^T + bias: (..., I) * (O, I) + (O,) -> (..., O)"""
+    """y = x weight^T + bias: (..., I) * (O, I) + (O,) -> (..., O).
+
+    Raises `ShapeError` for shapes or dtypes that do not fit together.
+    """
     x, parameters = _t(x), [_t(weight), *([] if bias is None else [_t(bias)])]
     if x.ndim == 2 or not x.ndim or not x.shape[-1]:
         return ops.Linear.apply(x, *parameters)
@@ -86,7 +98,9 @@ def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) ->
 
 def pad(x: TensorLike, pad: tuple[int, ...], mode: str = "constant", value: float | None = None) -> Tensor:
     """x with margins of ``value`` (0 unless given): ``pad`` is (left, right) of the last axis, then of the one before it
-    (top, bottom), and so on.
+    (top, bottom), and so on: (..., H, W) -> (..., top + H + bottom, left + W + right) for pad=(left, right, top, bottom).
+
+    Raises `ShapeError` for sizes that are negative or do not come in pairs, `UsageError` for a ``mode`` that is not here.
     """
     x, sizes = _t(x), integers(pad)
     if mode != "constant":
@@ -109,9 +123,12 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Tensor:
-    """(N, C, H, W) * (F, C / groups, KH, KW) -> (N, F, OH, OW):  see `ops.Conv2d`.
+    """y[n, f] = bias[f] + sum over c of weight[f, c] correlated with x[n, c]: see `ops.Conv2d` for the whole formula.
+
+    (N, C, H, W) * (F, C / groups, KH, KW) -> (N, F, OH, OW),  OH = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1
 
     ``padding`` "valid" is 0; "same", with stride 1, gives y the size of x: a margin that is odd is wider below and right.
+    Raises `ShapeError` for arrays or sizes that do not fit together, `UsageError` for another text as ``padding``.
     """
     inputs = [_t(x), _t(weight)] if bias is None else [_t(x), _t(weight), _t(bias)]
     if not isinstance(padding, str):
@@ -140,9 +157,12 @@ def batch_norm(
     *,
     relu: bool = False,
 ) -> Tensor:
-    """x (N, C, ...), normalised per channel: see `ops.BatchNorm`. With ``relu``, then max(., 0) in the same pass.
+    """y = weight (x - mean) / sqrt(var + eps) + bias for each channel, (N, C, ...) -> the same: see `ops.BatchNorm`. With
+    ``relu``, then max(y, 0) in the same pass.
 
-    In training the running statistics (C,) are updated in place; they may be None there.
+    In ``training`` mean and var are the batch's, and the running statistics (C,) move towards them by ``momentum``, in
+    place; they may be None there. Else they are the running ones. ``weight`` and ``bias`` (C,) are 1 and 0 unless given.
+    Raises `ShapeError` for shapes or dtypes that do not fit, and for running statistics that are missing.
     """
     parameters, statistics = _channel_arrays(x, running_mean, running_var, weight, bias, training)
     return ops.BatchNorm.apply(_t(x), *parameters, **statistics, training=training, momentum=momentum, eps=eps, relu=relu)
@@ -159,10 +179,10 @@ def batch_norm_add_relu(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """max(batch_norm(x) + residual, 0), the join that ends a residual block: see `ops.BatchNormAddReLU`.
+    """z = max(batch_norm(x) + residual, 0), the join that ends a residual block: see `ops.BatchNormAddReLU`.
 
-    x and residual are (N, C, ...). In training the running statistics (C,) are updated in place; they may be None
-    there.
+    (N, C, ...), twice -> the same. The other arguments are those of `batch_norm`. Raises `ShapeError` for shapes or dtypes
+    that do not fit, and for running statistics that are missing.
     """
     parameters, statistics = _channel_arrays(x, running_mean, running_var, weight, bias, training)
     return ops.BatchNormAddReLU.apply(
@@ -202,14 +222,17 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
-    """The maximum of each window; ``stride`` is ``kernel_size`` unless given. With ``ceil_mode``, windows may reach beyond
-    the margin below and right, as long as they begin before it.
+    """The maximum of each window: (N, C, H, W) -> (N, C, OH, OW),  OH = (H + 2 padding - kernel_size) // stride + 1
+
+    ``stride`` is ``kernel_size`` unless given. With ``ceil_mode``, windows may reach beyond the margin below and right, as
+    long as they begin before it. Raises `ShapeError` for windows that do not fit, `UsageError` for ``dilation`` and
+    ``return_indices``, which are not here.
     """
     if pair("max_pool2d", "dilation", dilation, 1) != (1, 1):
         refuse("max_pool2d", "windows have no gaps here", dilation=dilation)
     if return_indices:
         refuse("max_pool2d", "the places of the maxima stay inside", return_indices=return_indices)
-    x = _reaching("max_pool2d", x, kernel_size, stride, padding, -np.inf) if ceil_mode else x
+    x = _reaching("max_pool2d", _t(x), kernel_size, stride, padding, -np.inf) if ceil_mode else x
     return ops.MaxPool2d.apply(x, kernel_size=kernel_size, stride=stride or None, padding=padding)
 
 
@@ -223,9 +246,11 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The mean of each window, padding counted as zeros; ``stride`` is ``kernel_size`` unless given. ``ceil_mode`` as for
-    `max_pool2d`, where what lies beyond the margin does not count. Without ``count_include_pad``, the sum is divided by the
-    number of pixels of x in the window, and with ``divisor_override`` by that.
+    """The mean of each window, padding counted as zeros: (N, C, H, W) -> (N, C, OH, OW), with the OH of `max_pool2d`.
+
+    ``stride`` is ``kernel_size`` unless given. ``ceil_mode`` as for `max_pool2d`, where what lies beyond the margin does not
+    count. Without ``count_include_pad``, the sum is divided by the number of pixels of x in the window, and with
+    ``divisor_override`` by that. Raises `ShapeError` for windows that do not fit, `UsageError` for a divisor of 0.
     """
     inside = _t(x)
     x = _reaching("avg_pool2d", inside, kernel_size, stride, padding, 0.0) if ceil_mode else inside
@@ -265,7 +290,8 @@ def _reaching(op: str, x: Tensor, kernel_size: Size, stride: Size | None, paddin
 def adaptive_avg_pool2d(x: TensorLike, output_size: int | tuple[int | None, int | None]) -> Tensor:
     """The means of OH x OW windows that cover the map: row i is from floor(i H / OH) to ceil((i + 1) H / OH), columns alike.
 
-    ``output_size`` is (OH, OW), or one number for both; None keeps the size of x.
+    (N, C, H, W) -> (N, C, OH, OW). ``output_size`` is (OH, OW), or one number for both; None keeps the size of x. Raises
+    `ShapeError` for an x or sizes that are otherwise.
     """
     x = _t(x)
     asked = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,) * 2
@@ -283,12 +309,16 @@ def adaptive_avg_pool2d(x: TensorLike, output_size: int | tuple[int | None, int 
 
 
 def global_avg_pool2d(x: TensorLike) -> Tensor:
-    """The mean of each map: (N, C, H, W) -> (N, C)"""
+    """The mean of each map: (N, C, H, W) -> (N, C). Raises `ShapeError` for an x of other axes."""
     return ops.GlobalAvgPool2d.apply(_t(x))
 
 
 def subsample_pad(x: TensorLike, out_channels: int, stride: int = 2) -> Tensor:
-    """Every ``stride``-th pixel, between zero channels: the shortcut without parameters (option A)."""
+    """Every ``stride``-th pixel, between zero channels: the shortcut without parameters (He et al. 2015, option A).
+
+    y[:, before : before + C] = x[:, :, ::stride, ::stride] with before = (out_channels - C) // 2, else 0:
+    (N, C, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). Raises `ShapeError` for fewer channels than C.
+    """
     return ops.SubsamplePad.apply(_t(x), out_channels=out_channels, stride=stride)
 
 
@@ -300,8 +330,10 @@ def dropout(
     *,
     generator: np.random.Generator | None = None,
 ) -> Tensor:
-    """In training, each element is 0 with probability ``p`` and else divided by 1 - p; otherwise x itself. ``inplace`` as
-    for `relu`.
+    """In ``training``, y = 0 with probability ``p`` and else x / (1 - p), any shape -> the same; otherwise x itself.
+
+    ``inplace`` as for `relu`. ``generator`` is by default `default_generator`'s. Raises `ShapeError` for a ``p`` outside
+    [0, 1], `GraphError` as `relu`.
     """
     x = _t(x)
     if not training or not p:
@@ -310,7 +342,10 @@ def dropout(
 
 
 def log_softmax(x: TensorLike, dim: int = -1, *, dtype: Any = None) -> Tensor:
-    """x - log(sum of exp(x)) along ``dim``, of x in ``dtype`` if that is given."""
+    """y = x - log(sum of exp(x)) along ``dim``, any shape -> the same; of x in ``dtype`` if that is given.
+
+    Raises `ShapeError` for a ``dim`` that x does not have.
+    """
     x = _t(x) if dtype is None else _t(x).to(dtype)
     return ops.LogSoftmax.apply(x, dim=dim) if x.ndim else ops.LogSoftmax.apply(x.reshape(1), dim=dim).reshape(())
 
@@ -324,11 +359,15 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The cross-entropy of ``logits`` (N, K) with integer ``labels`` (N,), averaged, summed, or one per row ("none").
+    """loss[n] = -log softmax(logits)[n, labels[n]], for ``logits`` (N, K) and integer ``labels`` (N,) -> a number
+
+    that is the "mean" or "sum" over the rows; with ``reduction="none"``, (N,). With ``label_smoothing`` each class has its
+    share of the label: see `ops.CrossEntropy`.
 
     Logits may also be (N, K, ...) with labels (N, ...), or one row (K,) with one label. Labels that are floats in the shape
     of the logits are the probabilities of all classes. ``weight`` (K,) is a factor for each class: the mean is then a
-    weighted one. Rows whose label is ``ignore_index`` count for nothing.
+    weighted one. Rows whose label is ``ignore_index`` count for nothing. Raises `ShapeError` for shapes, labels or options
+    that do not fit, `UsageError` for an ``ignore_index`` beside probabilities.
     """
     x, y = _t(logits), _array(labels)
     soft = hasattr(y, "dtype") and y.shape == x.shape and is_floating(y.dtype)
@@ -347,3 +386,7 @@ def cross_entropy(
         target = Tensor(hot)
     losses = ops.SoftCrossEntropy.apply(x, target, weight=factor, label_smoothing=label_smoothing)
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.sum() / terms
+
+
+def __dir__() -> list[str]:
+    return __all__

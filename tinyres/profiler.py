@@ -13,9 +13,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from tinyres import markup
 from tinyres.kernels import dispatch
 from tinyres.kernels.contract import NAMES
 from tinyres.kernels.costs import cost
+
+NOTHING = "nothing was measured: no kernel ran inside the profile"
+MOST_LINES = 20  # of a repr
 
 
 class Record:
@@ -108,19 +112,38 @@ class profile:
                 sums[tuple({"layer": layer, "kernel": kernel, "pass": which}[w] for w in what)] += record
         return dict(sorted(sums.items(), key=lambda item: -item[1].seconds))
 
+    def _cells(self, *what: str) -> list[tuple[str, ...]]:
+        """The rows of the table as texts; the last is the time in no kernel."""
+        lines, rest = [], self.seconds
+        for key, r in self.by(*(what or ("kernel",))).items():
+            rates = (f"{amount / max(r.seconds, 1e-12) / 1e9:.1f}" for amount in (r.flops, r.bytes))
+            lines.append(("  ".join(key), f"{1e3 * r.seconds:.2f}", f"{r.seconds / self.seconds:.1%}", f"{r.calls}", *rates))
+            rest -= r.seconds
+        return [*lines, ("in no kernel", f"{1e3 * rest:.2f}", f"{rest / self.seconds:.1%}", "", "", "")]
+
     def table(self, *what: str) -> str:
         """A table as text: milliseconds, share of the block, calls, GFLOP/s and GB/s; at the end, the time in no kernel."""
-        rows = {"  ".join(key): record for key, record in self.by(*(what or ("kernel",))).items()}
         if not self.seconds:
-            return "nothing was measured: no kernel ran inside the profile"
-        width = max(map(len, [*rows, "in no kernel"]))
+            return NOTHING
+        rows = self._cells(*what)
+        width = max(len(name) for name, *_ in rows)
         lines = [f"{'':{width}}       ms  share  calls  GFLOP/s   GB/s"]
-        for name, r in rows.items():
-            rate = max(r.seconds, 1e-12) * 1e9
-            lines.append(
-                f"{name:{width}} {1e3 * r.seconds:8.2f} {r.seconds / self.seconds:6.1%} {r.calls:6d} "
-                f"{r.flops / rate:8.1f} {r.bytes / rate:6.1f}"
-            )
-        rest = self.seconds - sum(r.seconds for r in rows.values())
-        lines.append(f"{'in no kernel':{width}} {1e3 * rest:8.2f} {rest / self.seconds:6.1%}")
+        for name, ms, share, calls, flops, moved in rows:
+            lines.append(f"{name:{width}} {ms:>8} {share:>6} {calls:>6} {flops:>8} {moved:>6}".rstrip())
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        lines = [f"profile of {self._of()}, {self.seconds:.3g} s:", *self.table().splitlines()]
+        if len(lines) > MOST_LINES:
+            lines[MOST_LINES - 2 : -1] = [f"... and {len(lines) - MOST_LINES + 1} kernels more: see table() and by()"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        if not self.seconds:
+            return f"<p>{NOTHING}</p>"
+        *rows, rest = self._cells()
+        heads = (f"{self._of()}, by kernel", "ms", "share", "calls", "GFLOP/s", "GB/s")
+        return markup.table(heads, rows, rest)
+
+    def _of(self) -> str:
+        return type(self.model).__name__ if self.model is not None else "all that ran"

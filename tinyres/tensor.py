@@ -4,16 +4,17 @@ import math
 import numbers
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from tinyres import autograd, guards, locks, ops
 from tinyres.device import device_of, move, place, to_dtype
 from tinyres.errors import GraphError, ShapeError
-from tinyres.kernels.arrays import Array, array_module, convert, is_floating, native
+from tinyres.kernels.arrays import array_module, convert, is_floating, native
 from tinyres.ops.shape import axes_of
 
+Array: TypeAlias = np.ndarray  # or CuPy's. (That of tinyres.kernels no type checker finds in a checkout.)
 Axes = int | tuple[int, ...] | None
 Number = float | int  # (within the class, `float` is a method)
 
@@ -45,15 +46,16 @@ class Tensor:
     """An array that operations can be recorded on.
 
     ``data`` is the array (NumPy or CuPy), ``grad`` the derivative of the last loss by it (an array of the same shape and
-    dtype, or None). ``Tensor(array)`` shares the array, unless its byte order is another than the machine's; `tensor`
-    copies. While a graph needs the array for its backward pass, it is read-only.
+    dtype, or None). With ``requires_grad`` operations on it are recorded. ``Tensor(array)`` shares the array, unless its
+    byte order is another than the machine's; `tensor` copies. While a graph needs the array for its backward pass, it is
+    read-only. Raises `ShapeError` if it requires a gradient and holds no floats, `GraphError` for a graph that is not there.
     """
 
     __array_priority__ = 1000  # an array on the left of an operator leaves the work to the tensor
     __array_ufunc__ = None
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
-        self.data = data if data.dtype.isnative else native(data)
+        self.data: Array = data if data.dtype.isnative else native(data)
         self.grad: Array | None = None
         self.node: autograd.Node | None = None
         self.requires_grad = requires_grad
@@ -345,7 +347,8 @@ def tensor(data: Any, *, dtype: Any = None, requires_grad: bool = False, device:
     """A new leaf that holds a copy of ``data`` (a number, a list, an array or a tensor), on ``device`` or where it is.
 
     A list or number of floats becomes float32; an array keeps its dtype if that is float32, float64, an integer or bool;
-    float16, bfloat16 and other kinds of float become float32 unless ``dtype`` asks for them.
+    float16, bfloat16 and other kinds of float become float32 unless ``dtype`` asks for them. Raises `ShapeError` for rows
+    of unequal lengths, and for what holds no numbers.
     """
     array = data.data if isinstance(data, Tensor) else data
     if not hasattr(array, "dtype"):

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import tinyres
 from tinyres.cli import (
     bench,
+    completion,
     course,
     data,
     evaluate,
@@ -95,6 +96,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (by default this process's) and returns its exit status."""
     prepare_streams()
+    if "_ARGCOMPLETE" in os.environ:
+        completion.complete(parser())
     try:
         arguments, unknown = parser().parse_known_args(argv)
         if unknown:

@@ -83,3 +83,7 @@ def available(root: str | Path | None = None) -> list[Entry]:
             where = str(folder or archive) if present else f"tinyres data get {name}"
         entries.append(Entry(name, where, present, description))
     return entries
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,19 +1,25 @@
 """A labelled set of images, held in memory as bytes."""
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any
 
 import numpy as np
 
+from tinyres import markup
 from tinyres.errors import UsageError
+
+SHOWN = 10  # classes of a notebook's view, and images of each
 
 
 @dataclass
 class Dataset:
-    """Training and test images with their labels.
+    """Training and test images with their labels, under a ``name``.
 
-    Images are uint8 (N, 3, H, W), red plane first, 0 to 255; labels are int64 (N,), indices into ``classes``.
+    ``train_images`` and ``test_images`` are uint8 (N, 3, H, W), red plane first, 0 to 255; ``train_labels`` and
+    ``test_labels`` are int64 (N,), indices into ``classes``.
     ``notes`` holds what a reader of results must know, such as checksums that are not the published ones: print it once.
     ``source`` says how to load it again, where the name alone does not: see `data.load`.
     """
@@ -26,6 +32,24 @@ class Dataset:
     classes: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.train_images.shape[1:]))
+        counts = f"{len(self.train_images):,} training and {len(self.test_images):,} test images"
+        return f"Dataset({self.name!r}: {counts} of {size}, {len(self.classes)} classes)"
+
+    def _repr_html_(self) -> str:
+        rest = len(self.classes) - SHOWN
+        more = f"<p>and {rest} more classes</p>" if rest > 0 else ""
+        return f"<p>{escape(repr(self))}</p>{''.join(self._rows())}{more}"
+
+    def _rows(self) -> Iterator[str]:
+        """The first training images of each class, with its name before them."""
+        for label, name in enumerate(self.classes[:SHOWN]):
+            found = self.train_images[np.flatnonzero(self.train_labels == label)]
+            images = markup.strip(found[:SHOWN], name) if len(found) else "no image"
+            caption = f'<span style="flex:0 0 8em;overflow-wrap:anywhere">{escape(name)} ({len(found):,})</span>'
+            yield f'<div style="display:flex;align-items:center;gap:1em;overflow-x:auto">{caption}{images}</div>'
 
     def crc32(self) -> int:
         """A checksum that tells data sets of the same name and size apart."""

@@ -29,7 +29,8 @@ def get(name: str, root: str | Path | None = None, progress: bool = True) -> Pat
 
     What is already there is not downloaded again. The base URLs in TINYRES_CIFAR_MIRROR (separated by commas; http,
     https or file) are tried first, then the home page of the data set. With ``progress``, stderr shows a bar on a
-    terminal, or else one line per tenth. Raises `DataError`, and says why, if no URL gives the published archive.
+    terminal, or else one line per tenth. Raises `DataError`, and says why, if no URL gives the published archive;
+    `UsageError` for a ``name`` that is neither.
     """
     if name not in ARCHIVES:
         raise UsageError(f"no data set {name!r} to download; there are {', '.join(ARCHIVES)}")

@@ -21,7 +21,8 @@ def normalisation(images: np.ndarray, per: str = "pixel", divide_std: bool = Fal
 
     ``per="pixel"``: one mean for each of the C*H*W positions, as in He et al. 2015; arrays (C, H, W). ``per="channel"``: one
     for each channel, over all its pixels; arrays (C, 1, 1). The scale is 1, or with ``divide_std`` one over the standard
-    deviation (divided by N, not N - 1; 1 where it is 0). The sums are of integers, so they are exact.
+    deviation (divided by N, not N - 1; 1 where it is 0). The sums are of integers, so they are exact. Raises `DataError`
+    for other images, `UsageError` for another ``per``.
     """
     check_images(images)
     if per not in ("pixel", "channel"):
@@ -44,7 +45,8 @@ def normalisation(images: np.ndarray, per: str = "pixel", divide_std: bool = Fal
 
 
 class Loader:
-    """Iterates over (images, labels) in batches, one epoch per ``for`` loop.
+    """Iterates over (images, labels) in batches of ``batch_size``, one epoch per ``for`` loop. The last batch of an epoch is
+    smaller if they do not divide, or left out with ``drop_last``.
 
     Yields x, float32 (B, C, H, W) and C-contiguous, and y, int64 (B,). x is ``(images / 255 - mean) * scale``. With
     ``augment`` it is padded by 4 pixels of zeros on each side, cropped at random, and mirrored half of the time. Read a test
@@ -108,6 +110,13 @@ class Loader:
         self._loaded = False  # whether the next loop goes on where load_state_dict has put it
         if len(self) == 0:
             raise UsageError(f"Loader: drop_last leaves no batch of {batch_size} from {len(images)} images")
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[1:]))
+        does = [*["shuffled"] * self.shuffle, *["augmented"] * self.augment] or ["in order"]
+        batches = f"{len(self):,} batches of {self.batch_size}, {' and '.join(does)}"
+        where = f"next is batch {self.batch} of epoch {self.epoch}"
+        return f"Loader({len(self.images):,} images of {size} in {batches}; {where})"
 
     def __len__(self) -> int:
         """Batches per epoch."""

@@ -38,7 +38,9 @@ from tinyres.tensor import Tensor
 
 @dataclass
 class Ledger:
-    """The rows, from the first block to the last, and the gradient by path length, None where it was not asked for."""
+    """``rows``, one for each block from the first to the last, and ``paths``, the gradient by path length, None where it was
+    not asked for. ``loss`` is the number that the step came to.
+    """
 
     loss: float
     rows: list[Row]
@@ -112,7 +114,8 @@ def gradient_ledger(
 
 
 def ledger_of(loss: Tensor, seen: Seen | None = None, *, paths: bool | None = None, arrays: bool = False) -> Ledger:
-    """The ledger of a graph that was made by hand, from its loss, with names from `watch` if there are any.
+    """The ledger of a graph that was made by hand, from its loss, with names from `watch` if there are any. ``paths`` and
+    ``arrays`` are as for `gradient_ledger`. Raises `UsageError` for a loss without a graph, and a graph without blocks.
 
     >>> x = tr.tensor([[1.0, 2.0]], requires_grad=True)
     >>> print(ledger_of(F.add_relu(F.linear(x, w), x).sum()))

@@ -43,7 +43,9 @@ class Send(NamedTuple):
 
 @dataclass
 class Step:
-    """One node's turn. ``dy`` is the sum of its ``arrivals``, ``sends`` what its backward pass makes of it.
+    """One node's turn, the ``number``-th from 0. ``dy`` is the sum of its ``arrivals``, ``sends`` what its backward pass
+    makes of it. ``op`` is the node's operation, ``name`` the layer that made it, ``rank`` its place in the order of the
+    forward pass, ``shape`` that of its output.
 
     ``kind`` is "join" where a branch and a shortcut are added, "fork" where several cotangents arrive, else "". ``block`` is
     the name of the innermost residual block that the node belongs to, if any.

@@ -14,8 +14,9 @@ from tinyres.tensor import Tensor
 
 
 class Seen:
-    """What `watch` saw: ``nodes`` has the name of the layer that made a node, ``leaves`` the names of parameters, and
-    ``blocks`` the modules with children as (name, module, input tensor's node or itself, output node), inner ones first.
+    """What `watch` saw of ``model``: ``nodes`` has the name of the layer that made a node, ``leaves`` the names of
+    parameters, and ``blocks`` the modules with children as (name, module, input tensor's node or itself, output node), inner
+    ones first.
     """
 
     def __init__(self, model: Module | None = None) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
 import numpy as np
 
+from tinyres import markup
 from tinyres.explain.paths import Paths
 from tinyres.explain.row import Row
 from tinyres.kernels.arrays import Array
@@ -106,10 +106,5 @@ def summary(rows: list[Row], paths: Paths | None) -> list[str]:
 
 def html(rows: list[Row], paths: Paths | None) -> str:
     """The ledger as a table of HTML."""
-
-    def line(tag: str, texts: Any) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
-
-    body = "".join(line("td", cells(row)) for row in rows)
     notes = "".join(f"<p>{escape(text)}</p>" for text in summary(rows, paths))
-    return f"<table><thead>{line('th', HEADS)}</thead><tbody>{body}</tbody></table>{notes}"
+    return markup.table(HEADS, map(cells, rows), left=2) + notes

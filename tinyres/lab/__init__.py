@@ -8,6 +8,8 @@ import importlib
 from tinyres.errors import UsageError
 from tinyres.lab.experiment import Lab
 
+__all__ = ["NAMES", "Lab", "find"]
+
 # in the order in which to read them; each is the class of this name in the module of this name
 NAMES = (
     *("which-way", "degradation", "shortcuts", "identity", "shattered", "relu-collapse"),
@@ -24,3 +26,7 @@ def find(name: str) -> Lab:
         )
     module = importlib.import_module(f"tinyres.lab.{name.replace('-', '_')}")
     return getattr(module, "".join(part.capitalize() for part in name.split("-")))()
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -73,7 +73,7 @@ class Gated(OtherBlock):
 
     def open(self, x: Tensor) -> Tensor:
         """1 - g = 1 / (1 + exp(h)), in operations that there are."""
-        return 1.0 / (Tensor(np.float32(math.e)) ** self.gate(x) + 1.0)
+        return 1.0 / (Tensor(np.array(math.e, np.float32)) ** self.gate(x) + 1.0)
 
     def join(self, branch: Tensor, x: Tensor) -> Tensor:
         return branch + self.open(x) * self.shortcut(x)

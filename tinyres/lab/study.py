@@ -53,7 +53,7 @@ def study(
     settings = lab.settings(config)
     folder = Folder(Path(out))
     with folder.claimed():
-        about = {
+        about: dict[str, Any] = {
             "lab": name,
             "scale": scale,
             "config": config,

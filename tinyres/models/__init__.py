@@ -203,3 +203,7 @@ __all__ = [
     "wrn40_2",
     "wrn40_4",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -29,7 +29,10 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
 
 
 class PlainBlock(nn.Module):
-    """z = relu(F(x)) with F(x) = bn(conv(relu(bn(conv(x))))): two 3x3 convolutions and no shortcut."""
+    """z = relu(F(x)) with F(x) = bn(conv(relu(bn(conv(x))))): two 3x3 convolutions and no shortcut.
+
+    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride)
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -44,7 +47,11 @@ class PlainBlock(nn.Module):
 
 
 class BasicBlock(PlainBlock):
-    """z = relu(F(x) + x): the same two convolutions, and the shortcut around them (figure 2)."""
+    """z = relu(F(x) + x): the same two convolutions, and the shortcut around them (figure 2).
+
+    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). ``option``, "A", "B" or "C", is the kind of shortcut:
+    see `resnet`.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
         super().__init__(in_channels, channels, stride)
@@ -60,7 +67,7 @@ class StochasticBlock(BasicBlock):
 
     Block l of L keeps it with probability p_l = 1 - l / L (1 - p_L), drawn for the whole batch from `tr.default_generator`;
     a branch that is left out costs nothing. In evaluation each branch counts as it did on the average:
-    z = relu(p_l F(x) + x).
+    z = relu(p_l F(x) + x). (N, in_channels, H, W) -> (N, channels, H / stride, W / stride)
     """
 
     survival = 1.0  # p_l
@@ -78,7 +85,10 @@ class StochasticBlock(BasicBlock):
 
 
 class Bottleneck(nn.Module):
-    """z = relu(F(x) + x), where F narrows to ``channels``, convolves 3x3 and widens fourfold: figure 5, right."""
+    """z = relu(F(x) + x), where F narrows to ``channels``, convolves 3x3 and widens fourfold: figure 5, right.
+
+    (N, in_channels, H, W) -> (N, 4 channels, H / stride, W / stride). ``option`` as for `BasicBlock`.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
         super().__init__()
@@ -184,6 +194,7 @@ def resnet(
     survival: float | None = None,
 ) -> CifarResNet:
     """A residual net of ``depth`` layers: 6n + 2 with "basic" blocks, 9n + 2 with "bottleneck" blocks.
+    (N, in_channels, 32, 32) -> logits (N, num_classes)
 
     ``shortcut`` is the paper's option "A" (without parameters: the paper uses it on CIFAR), "B" or "C".
     ``zero_init_residual``: each branch's last batch norm begins with weight 0, so that each block begins as its shortcut
@@ -212,7 +223,9 @@ def resnet(
 
 @described
 def plain(depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """The plain counterpart of ``resnet(depth)`` with option A: the same layers and parameters, no shortcuts."""
+    """The plain counterpart of ``resnet(depth)`` with option A: the same layers and parameters, no shortcuts.
+    (N, in_channels, 32, 32) -> logits (N, num_classes). Raises `UsageError` for a depth that does not exist.
+    """
     return CifarResNet(PlainBlock, 1, blocks_per_stage(depth, 2), num_classes, in_channels)
 
 

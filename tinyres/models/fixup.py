@@ -29,7 +29,7 @@ def scalar(value: float) -> Parameter:
 
 class FixupBlock(nn.Module):
     """Two 3x3 convolutions, four scalar biases and a scalar factor. Where shapes change, the shortcut subsamples x + b1 and
-    pads.
+    pads. (N, in_channels, H, W) -> (N, channels, H / stride, W / stride)
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:

@@ -41,7 +41,7 @@ class PlainLinearBlock(nn.Module):
 
 class ResidualLinearBlock(PlainLinearBlock):
     """y = W2 relu(W1 x) + x (eq. 1), or + Ws x where the sizes differ (eq. 2). With ``relu`` the sum and max(y, 0) after it
-    are one operation, the join `ops.AddReLU`.
+    are one operation, the join `ops.AddReLU`. (N, in_features) -> (N, out_features)
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -56,10 +56,11 @@ class ResidualLinearBlock(PlainLinearBlock):
 
 class ResidualMLP(nn.Module):
     """A linear layer to ``width``, ``depth`` blocks with a ReLU after each, and a linear layer: 2 depth + 2 layers.
+    (N, in_features) -> (N, out_features)
 
     With ``residual=False`` it is the plain counterpart: the same parameters and no shortcuts. Both keep the size of a
     signal at the start, each in its way: He's weights do so for the plain net, but with shortcuts every block would add
-    its variance to what it was given, so W2 starts divided by sqrt(depth) there.
+    its variance to what it was given, so W2 starts divided by sqrt(depth) there. Raises `UsageError` for a depth below 1.
     """
 
     def __init__(self, in_features: int, width: int, depth: int, out_features: int, residual: bool = True) -> None:

@@ -42,7 +42,7 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int =
 
 class InvertedResidual(nn.Module):
     """(N, in_channels, H, W) -> (N, channels, H / stride, W / stride): expand, filter, project, and the shortcut if shapes
-    agree. Without ``linear`` a ReLU6 follows the projection too.
+    agree. The filters have ``expansion`` times as many channels. Without ``linear`` a ReLU6 follows the projection too.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int, linear: bool) -> None:
@@ -64,7 +64,11 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """(N, 3, H, W) -> logits (N, num_classes): a stem, the blocks of ``stages``, a 1x1 convolution to the head."""
+    """(N, 3, H, W) -> logits (N, num_classes): a stem, the blocks of ``stages``, a 1x1 convolution to the head.
+
+    ``width_mult`` multiplies all channels, ``stem_stride`` is that of the first convolution, ``linear`` as for
+    `InvertedResidual`. Raises `UsageError` for a ``width_mult`` that is not above 0.
+    """
 
     def __init__(self, stages: Stages, num_classes: int, width_mult: float, stem_stride: int, linear: bool) -> None:
         super().__init__()

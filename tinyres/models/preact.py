@@ -24,7 +24,8 @@ from tinyres.tensor import Tensor
 class PreactBlock(nn.Module):
     """y = F(x) + x with two 3x3 convolutions, each after a batch norm and a ReLU.
 
-    Where shapes change, the shortcut starts behind the first ReLU: it subsamples and pads (A), or is a 1x1 convolution (B).
+    Where shapes change, the shortcut starts behind the first ReLU: it subsamples and pads (A), or is a 1x1 convolution (B):
+    that is its ``option``. (N, in_channels, H, W) -> (N, channels, H / stride, W / stride)
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
@@ -42,7 +43,10 @@ class PreactBlock(nn.Module):
 
 
 class WideBlock(PreactBlock):
-    """A `PreactBlock` with dropout between its convolutions (Zagoruyko and Komodakis 2016, section 2.4)."""
+    """A `PreactBlock` with dropout between its convolutions (Zagoruyko and Komodakis 2016, section 2.4).
+
+    (N, in_channels, H, W) -> (N, channels, H / stride, W / stride). ``option`` as for `PreactBlock`.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str, dropout: float) -> None:
         super().__init__(in_channels, channels, stride, option)
@@ -55,7 +59,10 @@ class WideBlock(PreactBlock):
 
 
 class PreactBottleneck(nn.Module):
-    """The same with 1x1, 3x3 and 1x1 convolutions; the last one widens fourfold."""
+    """`PreactBlock` with 1x1, 3x3 and 1x1 convolutions; the last one widens fourfold.
+
+    (N, in_channels, H, W) -> (N, 4 channels, H / stride, W / stride). ``option`` as for `PreactBlock`.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, option: str) -> None:
         super().__init__()
@@ -83,7 +90,8 @@ def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int)
 
 class PreactResNet(nn.Module):
     """Three stages of ``n`` blocks, and a batch norm and a ReLU at the end: (N, in_channels, 32, 32) -> logits
-    (N, num_classes). ``width`` multiplies the 16, 32 and 64 channels of the stages.
+    (N, num_classes). ``width`` multiplies the 16, 32 and 64 channels of the stages; ``block`` and ``expansion``: see
+    `cifar.stage`.
     """
 
     def __init__(
@@ -107,6 +115,7 @@ def preresnet(
     depth: int, shortcut: str | None = None, block: str = "basic", num_classes: int = 10, in_channels: int = 3
 ) -> PreactResNet:
     """A pre-activation net of ``depth`` layers: 6n + 2 with "basic" blocks, 9n + 2 with "bottleneck" blocks.
+    (N, in_channels, 32, 32) -> logits (N, num_classes)
 
     ``shortcut`` is "A", without parameters, or "B", a 1x1 convolution where shapes change; None: "A" for basic blocks, "B"
     for bottlenecks, as in the authors' code. Raises `UsageError` for a depth or an option that does not exist.

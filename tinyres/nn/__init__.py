@@ -45,3 +45,7 @@ __all__ = [
     "init",
     "summary",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,7 +10,10 @@ from tinyres.nn.module import Module
 
 
 class ModuleList(Module):
-    """A list that registers its modules, which a plain Python list does not. Their names are "0", "1", ..."""
+    """A list that registers its ``modules``, which a plain Python list does not. Their names are "0", "1", ...
+
+    Raises `UsageError` for what is no module.
+    """
 
     def __init__(self, modules: Iterable[Module] = ()) -> None:
         super().__init__()
@@ -18,6 +21,7 @@ class ModuleList(Module):
             self.append(module)
 
     def append(self, module: Module) -> None:
+        """Put a module at the end."""
         self._assign(len(self), module)
 
     def _assign(self, index: int, module: Module) -> None:
@@ -46,7 +50,7 @@ class ModuleList(Module):
 
 
 class Sequential(ModuleList):
-    """Modules that run one after the other: Sequential(first, second)(x) = second(first(x))."""
+    """``modules`` that run one after the other: Sequential(first, second)(x) = second(first(x))."""
 
     def __init__(self, *modules: Module) -> None:
         super().__init__(modules)

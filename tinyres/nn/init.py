@@ -17,11 +17,13 @@ from tinyres.locks import unshare
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor
 
+__all__ = ["constant_", "fans", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "uniform_", "zeros_"]
+
 
 def fans(tensor: Tensor) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight (out, in, *kernel): its connections to one output and to one input.
 
-    As in PyTorch, ``in`` is the weight's second size whatever the number of groups.
+    As in PyTorch, ``in`` is the weight's second size whatever the number of groups. Raises `ShapeError` for fewer axes.
     """
     if tensor.ndim < 2:
         raise ShapeError(f"fans need a weight of 2 dimensions or more (out, in, ...), got shape {tensor.shape}")
@@ -63,7 +65,7 @@ def kaiming_uniform_(
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: np.random.Generator | None = None) -> Tensor:
-    """Normal. Here and above, ``generator`` is by default the global one (see `tr.manual_seed`)."""
+    """Normal, with standard deviation ``std``. Here and above, ``generator`` is by default the one of `tr.manual_seed`."""
     drawn = (generator or default_generator()).standard_normal(tensor.shape, dtype=np.float32)
     return _fill(tensor, drawn * np.float32(std) + np.float32(mean))
 
@@ -75,14 +77,17 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: np.rando
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
+    """Every element is ``val``."""
     return _fill(tensor, val)
 
 
 def zeros_(tensor: Tensor) -> Tensor:
+    """Every element is 0."""
     return _fill(tensor, 0.0)
 
 
 def ones_(tensor: Tensor) -> Tensor:
+    """Every element is 1."""
     return _fill(tensor, 1.0)
 
 
@@ -90,3 +95,7 @@ def _fill(tensor: Tensor, values: np.ndarray | float) -> Tensor:
     unshare([tensor])
     tensor.data[...] = array_module(tensor.data).asarray(values)
     return tensor
+
+
+def __dir__() -> list[str]:
+    return __all__

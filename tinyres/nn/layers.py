@@ -24,10 +24,12 @@ Size = int | tuple[int, int]
 
 
 class Conv2d(Module):
-    """2-D convolution, (N, C, H, W) -> (N, F, OH, OW), with weight (F, C / groups, KH, KW) and bias (F,).
+    """y = x convolved with weight, + bias: (N, C, H, W) -> (N, F, OH, OW),  OH = (H + 2 p - d (KH - 1) - 1) // s + 1
 
-    A size is an int or a (height, width) pair; ``padding`` may be "same" or "valid", as for `functional.conv2d`. Raises
-    `UsageError` for sizes that make no convolution.
+    C and F are ``in_channels`` and ``out_channels``; weight is (F, C / ``groups``, KH, KW), and bias (F,), or None without
+    ``bias``. ``kernel_size`` (KH, KW), ``stride`` s, ``padding`` p (zeros) and ``dilation`` d are ints or (height, width)
+    pairs; ``padding`` may be "same" or "valid", as for `functional.conv2d`, and ``padding_mode`` is "zeros". Raises
+    `UsageError` for sizes that make no convolution. Formula and backward pass: `ops.Conv2d`.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Conv2d(Module):
 
 
 class Linear(Module):
-    """y = x W^T + b: (..., in_features) -> (..., out_features), with weight (out_features, in_features)."""
+    """y = x W^T + b: (..., in_features) -> (..., out_features), with weight W (out_features, in_features) and bias b
+    (out_features,), or None without ``bias``. Raises `UsageError` for sizes below 1.
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
@@ -97,7 +101,10 @@ class Linear(Module):
 
 
 class BatchNorm2d(Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) of each channel of (N, C, H, W) over N, H and W.
+    """y = weight (x - mean) / sqrt(var + eps) + bias for each channel over N, H and W: (N, C, H, W) -> the same.
+
+    Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167) of ``num_features`` channels C. weight and bias (C,) are
+    learned; with ``affine=False`` they are None, for 1 and 0.
 
     In training it normalises by the batch's mean and biased variance and moves ``running_mean`` and ``running_var`` (the
     unbiased variance) towards them by ``momentum``; in evaluation it normalises by the running statistics. Without
@@ -105,6 +112,8 @@ class BatchNorm2d(Module):
 
     What follows a batch norm in a ResNet comes in the same pass over memory: ``bn(x, relu=True)`` is relu(bn(x)) and
     ``bn(x, residual=r, relu=True)`` is relu(bn(x) + r). A forward hook sees the result of the whole call.
+
+    Raises `UsageError` for arguments out of range, and when called `ShapeError` for an x of other axes.
     """
 
     axes: tuple[int, ...] = (4,)  # how many x may have
@@ -150,7 +159,9 @@ class BatchNorm2d(Module):
 
 
 class BatchNorm1d(BatchNorm2d):
-    """Batch normalisation of each feature of (N, C) over N, or of (N, C, L) over N and L: see `BatchNorm2d`."""
+    """`BatchNorm2d` for features: (N, C), normalised over N, or (N, C, L), over N and L -> the same. y = weight (x - mean) /
+    sqrt(var + eps) + bias.
+    """
 
     axes = (2, 3)
 
@@ -167,14 +178,14 @@ class _InPlace(Module):
 
 
 class ReLU(_InPlace):
-    """max(x, 0)."""
+    """y = max(x, 0), any shape -> the same. With ``inplace``, x becomes y: see `functional.relu`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x, self.inplace)
 
 
 class ReLU6(_InPlace):
-    """min(max(x, 0), 6)."""
+    """y = min(max(x, 0), 6), any shape -> the same (Sandler et al. 2018). ``inplace`` as for `ReLU`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(x, self.inplace)
@@ -196,7 +207,12 @@ class _Pool2d(Module):
 
 
 class MaxPool2d(_Pool2d):
-    """The maximum of each window: see `functional.max_pool2d`."""
+    """The maximum of each window: (N, C, H, W) -> (N, C, OH, OW),  OH = (H + 2 padding - kernel_size) // stride + 1
+
+    The arguments are those of `functional.max_pool2d`: ``stride`` is ``kernel_size`` unless given; ``ceil_mode`` lets
+    windows reach beyond the margin; ``dilation`` and ``return_indices`` are not here. Raises `UsageError` for sizes that
+    are no integers, or negative.
+    """
 
     def __init__(
         self,
@@ -214,7 +230,12 @@ class MaxPool2d(_Pool2d):
 
 
 class AvgPool2d(_Pool2d):
-    """The mean of each window: see `functional.avg_pool2d`."""
+    """The mean of each window: (N, C, H, W) -> (N, C, OH, OW),  OH = (H + 2 padding - kernel_size) // stride + 1
+
+    The arguments are those of `functional.avg_pool2d`: ``stride`` is ``kernel_size`` unless given; ``ceil_mode`` lets
+    windows reach beyond the margin; ``count_include_pad`` and ``divisor_override`` say what the sum is divided by. Raises
+    `UsageError` for sizes that are no integers, or negative.
+    """
 
     def __init__(
         self,
@@ -233,7 +254,9 @@ class AvgPool2d(_Pool2d):
 
 
 class AdaptiveAvgPool2d(Module):
-    """Means over as many windows as ``output_size`` says: see `functional.adaptive_avg_pool2d`."""
+    """The means of OH x OW windows that cover the map, ``output_size`` = (OH, OW) or one number for both:
+    (N, C, H, W) -> (N, C, OH, OW). See `functional.adaptive_avg_pool2d`.
+    """
 
     def __init__(self, output_size: int | tuple[int | None, int | None]) -> None:
         super().__init__()
@@ -254,7 +277,7 @@ class GlobalAvgPool2d(Module):
 
 
 class Flatten(Module):
-    """The axes from ``start_dim`` to ``end_dim`` become one: (N, ...) -> (N, product of the others) unless given."""
+    """y = x with the axes from ``start_dim`` to ``end_dim`` as one: (N, ...) -> (N, product of the others) unless given."""
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         super().__init__()
@@ -265,7 +288,9 @@ class Flatten(Module):
 
 
 class Dropout(_InPlace):
-    """In training, zero each element with probability ``p`` and divide the others by 1 - p (Srivastava et al. 2014)."""
+    """In training, y = 0 with probability ``p`` and else x / (1 - p), any shape -> the same (Srivastava et al. 2014); in
+    evaluation y = x. ``inplace`` as for `ReLU`. Raises `UsageError` for a ``p`` outside [0, 1].
+    """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__(inplace)
@@ -281,15 +306,18 @@ class Dropout(_InPlace):
 
 
 class Identity(Module):
-    """x, unchanged."""
+    """y = x, any shape -> the same."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class CrossEntropyLoss(Module):
-    """Softmax and negative log-likelihood of (N, K) logits and N integer labels: see `functional.cross_entropy`. ``weight``
-    (K,) is a buffer.
+    """loss = the mean of -log softmax(logits)[n, labels[n]]: logits (N, K), labels (N,) -> a number.
+
+    The arguments are those of `functional.cross_entropy`: ``weight`` (K,), a factor for each class, is a buffer; rows whose
+    label is ``ignore_index`` count for nothing; ``reduction`` is "mean", "sum" or "none"; ``label_smoothing`` gives each
+    class a share of the label.
     """
 
     def __init__(

@@ -60,13 +60,14 @@ class LoadResult(NamedTuple):
 
 
 class HookHandle:
-    """What the register functions return; ``remove()`` removes the hook."""
+    """What the register functions return for ``hook``, one of the module's ``hooks``; ``remove()`` removes it."""
 
     def __init__(self, hooks: dict[HookHandle, Callable[..., Any]], hook: Callable[..., Any]) -> None:
         self._hooks = hooks
         hooks[self] = hook
 
     def remove(self) -> None:
+        """The hook is called no more."""
         self._hooks.pop(self, None)
 
 
@@ -79,6 +80,9 @@ class Module:
     ...         self.fc1, self.fc2 = nn.Linear(4, 8), nn.Linear(8, 2)
     ...     def forward(self, x):
     ...         return self.fc2(F.relu(self.fc1(x)))
+
+    Raises `UsageError` for an ``__init__`` without that call, when called without a ``forward``, and for buffers under names
+    that are taken; AttributeError, with the closest name, for an attribute that is not there.
     """
 
     training: bool
@@ -92,6 +96,7 @@ class Module:
         self._forward_pre_hooks: dict[HookHandle, Callable[..., Any]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module computes; each kind of module defines its own."""
         raise UsageError(f"{type(self).__name__} defines no forward(); write one that returns the module's output")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -146,6 +151,7 @@ class Module:
                 yield name, value
 
     def children(self) -> Iterator[Module]:
+        """The modules of `named_children`."""
         return (child for _, child in self.named_children())
 
     def _walk(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -159,6 +165,7 @@ class Module:
         return _once(self._walk())
 
     def modules(self) -> Iterator[Module]:
+        """The modules of `named_modules`."""
         return (module for _, module in self.named_modules())
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -175,6 +182,7 @@ class Module:
         return _once((name, tensor) for name, tensor in self._tensors() if isinstance(tensor, Parameter))
 
     def parameters(self) -> Iterator[Parameter]:
+        """The parameters of `named_parameters`: what an optimizer takes."""
         return (parameter for _, parameter in self.named_parameters())
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
@@ -182,6 +190,7 @@ class Module:
         return _once((name, tensor) for name, tensor in self._tensors() if not isinstance(tensor, Parameter))
 
     def buffers(self) -> Iterator[Tensor]:
+        """The buffers of `named_buffers`."""
         return (buffer for _, buffer in self.named_buffers())
 
     # --- for the whole tree -----------------------------------------------------------------------------------------

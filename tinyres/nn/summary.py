@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyres import markup
 from tinyres.errors import UsageError
 from tinyres.guards import no_grad
 from tinyres.kernels.arrays import array_module
@@ -41,7 +42,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table as data. ``print(summary)`` shows it as text; the package rich shows it as a table."""
+    """The table as data: ``model`` is the name of its class, ``rows`` has one `Row` for each call of a layer, ``parameters``
+    and ``multiply_adds`` are the sums.
+
+    ``print(summary)`` shows all of it as text, rich and notebooks show it as a table.
+    """
 
     model: str
     rows: tuple[Row, ...]
@@ -62,6 +67,13 @@ class Summary:
         rule = "-" * max(map(len, text))
         return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
 
+    def __repr__(self) -> str:
+        sums = f"{self.parameters:,} parameters, {self.multiply_adds:,} multiply-adds"
+        return f"Summary({self.model}: {len(self.rows)} calls of layers, {sums})"
+
+    def _repr_html_(self) -> str:
+        return markup.table(COLUMNS, [row.cells() for row in self.rows], self._totals(), left=4)
+
     def __rich__(self) -> Any:
         from rich.table import Table
 
@@ -77,7 +89,8 @@ def summary(model: Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
     """Runs one image of zeros, of shape ``input_shape`` (without the batch), through ``model`` and notes each layer's call.
 
     A row is a module that has no children, or parameters of its own. The model runs in evaluation mode, without a graph,
-    and is left as it was. What a ``forward`` computes itself, not through a module, has no row.
+    and is left as it was. What a ``forward`` computes itself, not through a module, has no row. Raises `UsageError` for an
+    ``input_shape`` that is no image's.
     """
     if not input_shape or any(not isinstance(n, int) or n < 1 for n in input_shape):
         raise UsageError(f"summary: input_shape is one image's shape, such as (3, 32, 32), got {input_shape!r}")

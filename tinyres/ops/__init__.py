@@ -50,3 +50,7 @@ __all__ = [
     "Sum",
     "Transpose",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -69,7 +69,7 @@ class Mean(Function):
 
     @staticmethod
     def backward(ctx: Node, dy: Array) -> Cotangents:
-        return Sum.backward(ctx, dy / ctx.terms)
+        return Sum.backward(ctx, convert(dy / ctx.terms, dy.dtype))  # (bfloat16 / int is float32 in NumPy 2.0 and 2.1)
 
 
 class Reshape(Function):

@@ -39,3 +39,7 @@ __all__ = [
     "clip_grad_value_",
     "weight_decay_groups",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,7 +23,10 @@ from tinyres.tensor import Tensor
 
 
 class AdamW(Optimizer):
-    """``params`` are tensors, or groups: dicts with "params" and the options that differ from the arguments.
+    """p = p - lr * (weight_decay * p + m' / (sqrt(v') + eps)) with m' and v' the running means of the gradient and of its
+    square, divided by 1 - beta^t; ``betas`` are those of the two.
+
+    ``params`` are tensors, or groups: dicts with "params" and the options that differ from the arguments.
 
     >>> optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.05)
     >>> optim.AdamW(optim.weight_decay_groups(model, 0.05), lr=0.01)

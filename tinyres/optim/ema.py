@@ -17,7 +17,8 @@ from tinyres.tensor import Tensor
 
 
 class EMA:
-    """average = decay * average + (1 - decay) * weights at each ``update()``, starting from the present weights.
+    """average = decay * average + (1 - decay) * weights at each ``update()``, starting from the present weights
+    of ``model``. Raises `UsageError` for a ``decay`` outside [0, 1).
 
     Buffers are copied at each update: the running statistics of batch norm are averages already.
     """
@@ -28,6 +29,9 @@ class EMA:
         self.model, self.decay = model, decay
         self._tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self._averages = {name: tensor.data.copy() for name, tensor in self._tensors.items()}
+
+    def __repr__(self) -> str:
+        return f"EMA(of {len(self._averages)} tensors of {type(self.model).__name__}, decay={self.decay})"
 
     def update(self) -> None:
         """Add the model's present weights to the average: call this after each optimizer step."""

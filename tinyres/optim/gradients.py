@@ -20,7 +20,8 @@ def clip_grad_norm_(
     largest magnitude.
 
     Where the norm is NaN or infinite, no factor could repair the gradients, and they stay as they are: a `GradScaler` skips
-    such a step. With ``error_if_nonfinite`` that raises `NonFiniteError`.
+    such a step. With ``error_if_nonfinite`` that raises `NonFiniteError`. Raises `UsageError` for a ``max_norm`` or a
+    ``norm_type`` out of range.
     """
     if not norm_type > 0:
         raise UsageError(f"clip_grad_norm_: norm_type must be above 0, got {norm_type}")

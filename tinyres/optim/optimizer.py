@@ -21,6 +21,9 @@ Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, An
 class Optimizer:
     """Base: an optimizer says which options its groups have, which arrays it keeps for a parameter, and how it updates the
     parameters of one group.
+
+    ``params`` are tensors, or groups: dicts with "params" and the options that differ from ``defaults``. Raises `UsageError`
+    for options out of range, for a tensor that does not require a gradient, and for one given twice.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ()
@@ -155,8 +158,10 @@ class Optimizer:
 
     def __repr__(self) -> str:
         lines = [f"{self._name} of {len(self._parameters())} tensors"]
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"group {i}: " + ", ".join(f"{option} {group[option]}" for option in self.OPTIONS))
+        for i, group in enumerate(self.param_groups[:10]):
+            shown = {option: f"{v:g}" if type(v := group[option]) is float else v for option in self.OPTIONS}
+            lines.append(f"group {i}: " + ", ".join(f"{option} {value}" for option, value in shown.items()))
+        lines += [f"and {len(self.param_groups) - 10} groups more"] * (len(self.param_groups) > 10)
         return "\n  ".join(lines)
 
     # --- checks -------------------------------------------------------------------------------------------------------

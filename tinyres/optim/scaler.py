@@ -29,6 +29,9 @@ class GradScaler:
     """Names, places and meanings are those of ``torch.amp.GradScaler``; a number in the first place is ``init_scale``, as
     ``torch.cuda.amp.GradScaler`` has it. ``device`` changes nothing: it works where the loss is. With ``enabled=False`` it
     leaves everything as it is.
+
+    The scale starts at ``init_scale``. It is multiplied by ``backoff_factor`` when a gradient overflows, and by
+    ``growth_factor`` after ``growth_interval`` steps in a row without that. Raises `UsageError` for values out of range.
     """
 
     def __init__(
@@ -59,6 +62,10 @@ class GradScaler:
         self._good_steps: Any = None
         self._found: dict[int, Any] = {}  # by id of the optimizer: 1 if a gradient was not finite, since the last update
         self._stepped: set[int] = set()
+
+    def __repr__(self) -> str:
+        scale = self._start[0] if self._scale is None else float(self._scale)
+        return f"GradScaler(scale {scale:g})" if self.enabled else "GradScaler(enabled=False)"
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale: what to call ``backward()`` on."""

@@ -16,7 +16,9 @@ from tinyres.optim.optimizer import Optimizer, set_lr
 
 
 class Schedule:
-    """Base: a schedule defines `lr_at`. Each group's learning rate at the start is its ``initial_lr``."""
+    """Base: a schedule of ``optimizer`` defines `lr_at`. Each group's learning rate at the start, ``base_lr``, is its
+    ``initial_lr``. Raises `UsageError` for numbers that must be above 0 and are not.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -24,6 +26,11 @@ class Schedule:
             group.setdefault("initial_lr", float(group["lr"]))
         _check_positive(lr=self.base_lr())
         self.set_step(0)
+
+    def __repr__(self) -> str:
+        lrs = self.get_last_lr()
+        more = f" and {len(lrs) - 5} more groups" if len(lrs) > 5 else ""
+        return f"{type(self).__name__}(iteration {self.last_step}: lr {', '.join(f'{lr:.6g}' for lr in lrs[:5])}{more})"
 
     def base_lr(self, group: int = 0) -> float:
         """The learning rate that a group began with."""
@@ -33,6 +40,7 @@ class Schedule:
         return own["initial_lr"]
 
     def lr_at(self, step: int, group: int = 0) -> float:
+        """The learning rate of a group at an iteration, counted from 0."""
         raise NotImplementedError
 
     def step(self) -> None:
@@ -50,6 +58,7 @@ class Schedule:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, int]:
+        """The iteration; the optimizer's own state has the learning rates."""
         return {"last_step": self.last_step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -58,7 +67,9 @@ class Schedule:
 
 
 class MultiStepLR(Schedule):
-    """The base learning rate times ``gamma`` once for each milestone passed: the paper's 0.1 at 32k and 48k."""
+    """lr = base_lr * gamma^(how many of ``milestones`` have passed): in He et al. 2015, 0.1 at 32k and 48k iterations of
+    ``optimizer``.
+    """
 
     def __init__(self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1) -> None:
         self.milestones, self.gamma = sorted(milestones), gamma
@@ -69,7 +80,7 @@ class MultiStepLR(Schedule):
 
 
 class StepLR(Schedule):
-    """The base learning rate times ``gamma`` once for each ``step_size`` iterations passed."""
+    """lr = base_lr * gamma^(step // step_size), for each group of ``optimizer``."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         _check_positive(step_size=step_size)
@@ -81,14 +92,17 @@ class StepLR(Schedule):
 
 
 class ExponentialLR(StepLR):
-    """The base learning rate times ``gamma`` once for each iteration."""
+    """lr = base_lr * gamma^step, for each group of ``optimizer``."""
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
         super().__init__(optimizer, 1, gamma)
 
 
 class LambdaLR(Schedule):
-    """The base learning rate times ``lr_lambda(step)``: a function, or a list of one for each group."""
+    """lr = base_lr * lr_lambda(step): a function, or a list of one for each group of ``optimizer``.
+
+    Raises `UsageError` for a list of another length.
+    """
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]) -> None:
         groups = len(optimizer.param_groups)
@@ -102,7 +116,9 @@ class LambdaLR(Schedule):
 
 
 class LinearLR(Schedule):
-    """From ``start_factor`` to ``end_factor`` times the base learning rate in ``total_iters`` equal steps, then constant."""
+    """lr = base_lr * factor, where factor goes from ``start_factor`` to ``end_factor`` in ``total_iters`` equal steps of
+    ``optimizer``, then stays.
+    """
 
     def __init__(
         self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
@@ -116,7 +132,9 @@ class LinearLR(Schedule):
 
 
 class CosineAnnealingLR(Schedule):
-    """From the base learning rate to ``eta_min`` along half a cosine of ``T_max`` iterations; after that it rises again."""
+    """lr = eta_min + (base_lr - eta_min) (1 + cos(pi step / T_max)) / 2, for each group of ``optimizer``: half a cosine of
+    ``T_max`` iterations from base_lr down to ``eta_min``; after that it rises again (Loshchilov and Hutter 2017, eq. 5).
+    """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         _check_positive(T_max=T_max)
@@ -134,7 +152,8 @@ class OneCycleLR(Schedule):
     With ``cycle_momentum`` the momentum (of AdamW, the first of the betas) moves the other way, from ``max_momentum`` down
     to ``base_momentum`` and back.
     ``max_lr``, ``base_momentum`` and ``max_momentum`` are numbers, or lists of one for each group. In place of
-    ``total_steps``, ``epochs`` and ``steps_per_epoch`` may be given.
+    ``total_steps``, ``epochs`` and ``steps_per_epoch`` may be given. The way of ``optimizer`` up and down is half a cosine,
+    or a line: ``anneal_strategy`` "cos" or "linear". Raises `UsageError` for values out of range.
     """
 
     def __init__(
@@ -198,7 +217,10 @@ class OneCycleLR(Schedule):
 
 
 class SequentialLR(Schedule):
-    """One schedule after the other: the next one begins at each of ``milestones``, with its own iteration 0."""
+    """One of ``schedulers`` after the other: the next one begins at each of ``milestones``, with its own iteration 0.
+
+    All are of one ``optimizer``. Raises `UsageError` if they are not, or the milestones do not fit.
+    """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
         self.schedulers, self.milestones = list(schedulers), list(milestones)
@@ -224,9 +246,10 @@ class SequentialLR(Schedule):
 
 class Warmup(Schedule):
     """``schedule`` with its first ``total_iters`` learning rates reduced: multiplied by ``factor`` ("constant": He et al.
-    train 110 layers with 0.01 for about 400 iterations), or by a number that grows evenly from ``factor`` to 1 ("linear").
+    train 110 layers with 0.01 for about 400 iterations), or by a number that grows evenly from ``factor`` to 1 ("linear"):
+    that is ``kind``.
 
-    The schedule is not delayed: its milestones count from the first iteration.
+    The schedule is not delayed: its milestones count from the first iteration. Raises `UsageError` for another ``kind``.
     """
 
     def __init__(self, schedule: Schedule, total_iters: int, factor: float = 0.1, kind: str = "linear") -> None:

@@ -18,7 +18,10 @@ from tinyres.tensor import Tensor
 
 
 class SGD(Optimizer):
-    """``params`` are tensors, or groups: dicts with "params" and the options that differ from the arguments.
+    """p = p - lr * v with v = momentum * v + g and g = gradient + weight_decay * p; with ``nesterov``, g + momentum * v in
+    place of v.
+
+    ``params`` are tensors, or groups: dicts with "params" and the options that differ from the arguments.
 
     >>> optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     >>> optim.SGD([{"params": body}, {"params": head, "lr": 0.01}], lr=0.1)

@@ -18,3 +18,7 @@ __all__ = [
     "predict",
     "save_network",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -27,8 +27,9 @@ SHAPES_EPOCHS = 6  # in every recipe: the 5,000 generated images are easy to lea
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train. ``lr`` is the highest learning rate, at batch 128;
-    ``make_schedule(optimizer, lr, steps, depth)`` makes the schedule for all the steps of a run.
+    """A way to train, under a ``name``. ``lr`` is the highest learning rate, at batch 128;
+    ``make_schedule(optimizer, lr, steps, depth)`` makes the schedule for all the steps of a run. ``per`` and ``divide_std``
+    say how images are normalised: see `data.normalisation`. ``epochs`` gives their number from the steps per epoch.
     """
 
     name: str

@@ -60,3 +60,7 @@ def import_weights(path: StrPath, target: Mapping[str, tuple[int, ...]]) -> dict
             except FloatingPointError:
                 raise CheckpointError(f"{path}: {name} does not fit into float32") from None
     return mapped
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -83,10 +83,9 @@ def on_a_net(function, index):
     model = tr.models.resnet(8)
     for module in model.modules():
         if isinstance(module, tr.nn.BatchNorm2d):
-            for tensor in (module.weight, module.running_var):
-                tensor.data[...] = rng.uniform(0.5, 1.5, tensor.shape)
-            for tensor in (module.bias, module.running_mean):
-                tensor.data[...] = rng.uniform(-0.5, 0.5, tensor.shape)
+            for name, middle in (("weight", 1), ("running_var", 1), ("bias", 0), ("running_mean", 0)):
+                tensor = getattr(module, name)
+                tensor.data[...] = rng.uniform(middle - 0.5, middle + 0.5, tensor.shape)
     images, labels = rng.standard_normal((6, 3, 8, 8)).astype(np.float32), rng.integers(0, 10, 6)
     block = (model.layer1, model.layer2, model.layer3)[index][0]
     before = {name: value.copy() for name, value in model.state_dict().items()}
