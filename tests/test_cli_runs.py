@@ -214,9 +214,12 @@ def test_a_picture_is_written(ending):
     assert Path(f"p.{ending}").read_bytes() == first
 
 
+HUGE = json.dumps({"epoch": 1, "train_loss": 10**400, "train_error": 1, "test_loss": 1, "test_error": 1})
+
+
 def test_what_is_no_run_is_one_line(capsys):
     Path("empty").mkdir()
-    for content in ("", "{", "[1]", '{"test_error": "x"}', '{"test_error": 1}', "[" * 100_000, "\udcff"):
+    for content in ("", "{", "[1]", '{"test_error": "x"}', '{"test_error": 1}', HUGE, "[" * 100_000, "\udcff"):
         Path("bad.jsonl").write_bytes(content.encode("utf-8", "surrogateescape"))
         assert "bad.jsonl" in fails(capsys, "plot", "bad.jsonl")
     assert "it has no metrics.jsonl" in fails(capsys, "plot", "empty")

@@ -89,6 +89,6 @@ def read(file: Path) -> tuple[list[dict[str, Any]], str]:
             raise ValueError("a number that is not finite")
     except IndexError:
         raise UsageError(f"{file} has no epoch to draw yet") from None
-    except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, StopIteration, RecursionError, OverflowError) as error:
         raise UsageError(f"{file} does not have the metrics of a run ({type(error).__name__}: {error})") from error
     return lines, held_out

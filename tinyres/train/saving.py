@@ -56,7 +56,7 @@ def restore(trainer: Any, change: Collection[str]) -> dict[str, Any]:
     try:
         before = changes["epochs"][0] if "epochs" in changes else trainer.epochs
         state = parse_state(run.get("state"), before, trainer.steps, set(State().line(trainer.held_out, 0, 0, 0)))
-    except (CheckpointError, TypeError, ValueError) as error:
+    except (CheckpointError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} does not fit this run, or it is damaged: {error}") from error
     if state.epoch + (state.step > 0) > trainer.epochs:
         begun = state.epoch + (state.step > 0)
