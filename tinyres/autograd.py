@@ -55,7 +55,9 @@ class Node:
 
     def free(self) -> None:
         """Lets go of everything that the backward pass needed."""
-        self.edges = self.hooks = None
+        self.edges = None
+        if self.hooks:
+            self.hooks.clear()
         self.saved, self._leases = (), []
 
     def name(self) -> str:

@@ -95,7 +95,7 @@ def leaky_relu(x: TensorLike, negative_slope: float = 0.01, inplace: bool = Fals
     return _in_place(x, ops.LeakyReLU.apply(x, slope=negative_slope), inplace)
 
 
-def gelu(x: TensorLike, approximate: str = "none") -> Tensor:
+def gelu(x: TensorLike, *, approximate: str = "none") -> Tensor:
     """x times the normal distribution function of x: see `ops.GELU`. ``approximate`` is "none" or "tanh"."""
     if approximate not in ("none", "tanh"):
         raise UsageError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}.')

@@ -12,7 +12,7 @@ import numpy as np
 from tinyres.errors import ShapeError
 from tinyres.kernels.arrays import Array, array_module, convert
 
-Hooks = dict["HookHandle", Callable[..., Any]]  # in the order in which they are called
+Hooks = dict[Any, Callable[..., Any]]  # by their handles, in the order in which they are called
 
 
 class HookHandle:

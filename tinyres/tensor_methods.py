@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple, TypeVar
 
 from tinyres import ops
-from tinyres.errors import ShapeError
+from tinyres.errors import ShapeError, UsageError
 from tinyres.kernels.arrays import Array, array_module
 from tinyres.ops.reduce import extreme_axes
 from tinyres.ops.shape import axes_of
@@ -109,7 +109,7 @@ class TensorMethods:
         self: Self,
         dim: Axes = None,
         *,
-        correction: float = 1,
+        correction: float | None = 1,
         keepdim: bool = False,
         unbiased: bool | None = None,
         axis: Axes = None,
@@ -124,12 +124,12 @@ class TensorMethods:
         """
         if isinstance(dim, bool):  # PyTorch's x.std(False)
             dim, unbiased = None, dim
-        correction = correction if unbiased is None else int(unbiased)
+        given = [ddof, None if unbiased is None else int(unbiased), correction, 1]
         return ops.Std.apply(
             self._asked_by_numpy(dtype, out),
             dim=axis if dim is None else dim,
             keepdim=keepdim,
-            correction=correction if ddof is None else ddof,
+            correction=next(c for c in given if c is not None),
         )
 
     def max(self: Self, dim: int | None = None, keepdim: bool = False, *, axis: Axes = None, out: None = None) -> Any:
@@ -174,6 +174,9 @@ class TensorMethods:
 
     def _extreme(self: Self, largest: bool, dim: int | None, keepdim: bool, axis: Axes, out: None) -> Any:
         self._asked_by_numpy(None, out)
+        if isinstance(dim, TensorMethods):
+            name, instead = ("max", "F.relu(x - other) + other") if largest else ("min", "x - F.relu(x - other)")
+            raise UsageError(f"{name}: with other, the {name} of two tensors is not supported; {instead} is it.")
         if dim is None:
             return (ops.Max if largest else ops.Min).apply(self, dim=axis, keepdim=keepdim)
         if not self.ndim:
