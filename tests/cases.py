@@ -5,6 +5,7 @@ import itertools
 from typing import Any
 
 import cases_of_arguments
+import cases_of_functions
 import definitions
 import numpy as np
 from case import Case
@@ -370,6 +371,6 @@ def pooling() -> list[Case]:
 
 
 CASES = [*arithmetic(), *shapes(), *elementwise(), *losses(), *linear(), *convolutions(), *normalisation(), *pooling()]
-CASES += cases_of_arguments.all_of_them()
+CASES += [*cases_of_arguments.all_of_them(), *cases_of_functions.all_of_them()]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two cases have one name"

@@ -2,7 +2,9 @@
 
 import contextlib
 import sys
+import types
 
+import cases_of_functions
 import fake_cupy
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import tinyres.functional as F
 from tinyres import models, nn, optim
 from tinyres.errors import DeviceError, NonFiniteError, UsageError
 from tinyres.kernels import contract, dispatch
+from tinyres.ops import activations
 
 
 @pytest.fixture
@@ -206,6 +209,26 @@ def test_the_rest_of_the_engine_works_on_a_gpu_too(gpu):
     with pytest.raises(NonFiniteError, match="made a NaN"), tr.detect_anomaly():
         F.relu(tr.tensor([float("nan")], device="cuda"))
     assert tr.gradcheck(lambda x: (x * x).sum(), [tr.tensor(np.ones(3), device="cuda")])
+
+
+@pytest.mark.parametrize("case", cases_of_functions.all_of_them(), ids=str)
+def test_functions_and_reductions_stay_on_the_gpu_and_give_the_same(gpu, case, monkeypatch):
+    special = types.SimpleNamespace(erf=lambda x: fake_cupy.ndarray(activations.erf(x.host)))
+    monkeypatch.setitem(sys.modules, "cupyx", types.SimpleNamespace(scipy=types.SimpleNamespace(special=special)))
+    monkeypatch.setitem(sys.modules, "cupyx.scipy", types.SimpleNamespace(special=special))
+
+    def run(device):
+        leaves = [tr.tensor(a, requires_grad=True, device=device) for a in case.arrays()]
+        y = case.run(*leaves)
+        dy = tr.tensor(np.random.default_rng(0).standard_normal(y.shape), device=device)
+        fake_cupy.SYNCS.clear()
+        case.run(*leaves).backward(dy)
+        assert fake_cupy.SYNCS == []
+        return [y.data, *(leaf.grad for leaf in leaves)]
+
+    for there, here in zip(run("cuda"), run("cpu"), strict=True):
+        assert on_gpu(there)
+        np.testing.assert_allclose(there.host, here, rtol=1e-12, atol=1e-14)
 
 
 def test_momentum_follows_parameters_that_move(gpu):

@@ -14,10 +14,12 @@ import tinyres
 LAYERS = [
     {"errors", "files", "kernels", "markup", "random"},
     {"device"},
-    {"guards", "locks"},
+    {"guards", "hooks", "locks"},
     {"autograd"},
     {"ops"},
+    {"tensor_methods"},
     {"tensor"},
+    {"losses"},
     {"functional", "gradcheck"},
     {"nn", "optim", "data", "weights"},
     {"models"},

@@ -23,13 +23,32 @@ pytestmark = pytest.mark.torch
 PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
 MOST = 200  # samples of one operation, every so-many-th: max_pool2d has 1,440
 FUNCTIONS = ("relu", "relu6", "linear", "conv2d", "batch_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+FUNCTIONS += ("leaky_relu", "gelu", "silu", "mse_loss", "layer_norm", "group_norm")
 METHODS = ("sum", "mean", "reshape", "view", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "item", "to")
+METHODS += (
+    "exp",
+    "log",
+    "sqrt",
+    "abs",
+    "tanh",
+    "sigmoid",
+    "max",
+    "min",
+    "amax",
+    "amin",
+    "argmax",
+    "std",
+    "all",
+    "any",
+    "clone",
+)
 OPERATORS = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "pow": "pow", "matmul": "matmul"}
 REVERSED = {f"__r{name}__": "truediv" if name == "div" else name for name in ("add", "sub", "mul", "div", "pow", "matmul")}
 OURS = {  # PyTorch's name -> ours
     **{f"nn.functional.{name}": getattr(F, name) for name in (*FUNCTIONS, "cross_entropy", "pad")},
     "nn.functional.dropout": functools.partial(F.dropout, generator=np.random.default_rng(0)),
     "log_softmax": F.log_softmax,
+    "softmax": F.softmax,
     **{name: getattr(tr.Tensor, f"__{ours}__") for name, ours in OPERATORS.items()},
     **{name: getattr(tr.Tensor, f"__r{ours}__") for name, ours in REVERSED.items()},
     **{name: getattr(tr.Tensor, f"__{name}__") for name in ("neg", "eq", "ne", "lt", "le", "gt", "ge")},
@@ -123,6 +142,9 @@ def compare(op, sample):
     if op.name == "nn.functional.dropout" and options.get("training", True):
         p = options.get("p", 0.5)
         want = args[0] * torch.from_numpy(np.asarray(y.data != 0)) * (1 / (1 - p) if p < 1 else 0)
+    if isinstance(want, tuple):  # values and indices
+        same(y.indices.data, want.indices, what)
+        y, want = y.values, want.values
     if not isinstance(want, torch.Tensor):
         assert y == want, what
         return None

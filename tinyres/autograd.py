@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from tinyres import guards, locks
+from tinyres.errors import GraphError
+from tinyres.hooks import Hooks, passed_on
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import Array, array_module
 from tinyres.kernels.contract import Kernels
@@ -40,6 +42,7 @@ class Node:
         self.rank = 0
         self.output: tuple[tuple[int, ...], Any] | None = None  # shape and dtype
         self.retained: weakref.ref | None = None  # the tensor that asked for its gradient by retain_grad()
+        self.hooks: Hooks | None = None  # of that tensor, by register_hook()
         self.arrived: tuple[Array | None, ...] = (None,) * len(needs_input_grad)  # in a backward pass: see `Function`
         self.where = guards.caller() if guards.is_anomaly_enabled() else ""
 
@@ -53,7 +56,25 @@ class Node:
     def free(self) -> None:
         """Lets go of everything that the backward pass needed."""
         self.edges = None
+        if self.hooks:
+            self.hooks.clear()
         self.saved, self._leases = (), []
+
+    def name(self) -> str:
+        """That of the operation."""
+        return self.function.__name__
+
+    @property
+    def next_functions(self) -> "tuple[tuple[Node | AccumulateGrad | None, int], ...]":
+        """For each input, where its cotangent goes: the node that made it, `AccumulateGrad` of a leaf, or None where it
+        needs none. Each stands before a 0, as in PyTorch, where a node may have several outputs.
+        """
+        if self.edges is None:
+            raise GraphError(f"the inputs of {self.name()} are forgotten: backward() freed the graph. Look before that.")
+        return tuple((e if e is None or isinstance(e, Node) else AccumulateGrad(e), 0) for e in self.edges)
+
+    def __repr__(self) -> str:
+        return f"<{self.name()}>"
 
     def __getstate__(self) -> Any:
         guards.refuse_copy(self)
@@ -62,6 +83,21 @@ class Node:
 
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: Any) -> None: ...
+
+
+class AccumulateGrad:
+    """The end of a graph, for those who walk it by `Node.next_functions`: the leaf ``variable``."""
+
+    next_functions = ()
+
+    def __init__(self, variable: Any) -> None:
+        self.variable = variable
+
+    def name(self) -> str:
+        return "AccumulateGrad"
+
+    def __repr__(self) -> str:
+        return f"<AccumulateGrad {self.variable.dtype}{list(self.variable.shape)}>"
 
 
 class Function:
@@ -116,7 +152,7 @@ def backward(tensor: Any, gradient: Any = None, retain_graph: bool = False) -> N
     """
     gradient = guards.starting_cotangent(tensor, gradient)
     if tensor.node is None:
-        accumulate_grad(tensor, gradient)
+        accumulate_grad(tensor, passed_on(tensor.hooks, gradient))
     else:
         before = guards.flags.grad
         try:  # (as `no_grad` does; here without a call, so that no Ctrl-C comes between and leaves recording off)
@@ -133,13 +169,15 @@ def walk(last: Node, gradient: Array, retain_graph: bool) -> None:
     owns that array. The first arrival is borrowed, unless it is fresh. When a second meets a borrowed one, their sum is a
     new array, which the walk owns; what arrives after that is accumulated in place. An engine that always added in place
     would be wrong on the smallest diamond, ``x + x``.
+
+    Hooks are shown what is complete. A leaf that has some waits in the table, where it is left over at the end.
     """
-    table: dict[Node, tuple[Array, bool]] = {last: (gradient, False)}
+    table: dict[Any, tuple[Array, bool]] = {last: (gradient, False)}
     order = itertools.count()  # breaks ties in the heap by order of arrival
     heap = [(-last.rank, next(order), last)]
     while heap:
         node = heapq.heappop(heap)[2]
-        dy, _ = table.pop(node)
+        dy = passed_on(node.hooks, table.pop(node)[0])
         retained = node.retained and node.retained()
         if retained is not None:
             accumulate_grad(retained, dy)
@@ -149,16 +187,19 @@ def walk(last: Node, gradient: Array, retain_graph: bool) -> None:
         for edge, dx, arrived in zip(edges, cotangents(node, dy), node.arrived, strict=True):
             if edge is None or (arrived is not None and dx is arrived):
                 continue
-            if not isinstance(edge, Node):
+            if not isinstance(edge, Node) and not edge.hooks:
                 accumulate_grad(edge, dx, fresh)
             elif edge in table:
                 table[edge] = add_cotangents(table[edge], (dx, fresh), node.kernels), True
             else:
                 table[edge] = dx, fresh
-                heapq.heappush(heap, (-edge.rank, next(order), edge))
+                if isinstance(edge, Node):
+                    heapq.heappush(heap, (-edge.rank, next(order), edge))
         node.arrived = ()  # a graph that is retained keeps no cotangents
         if not retain_graph:
             node.free()
+    for leaf, (dx, _) in table.items():
+        accumulate_grad(leaf, passed_on(leaf.hooks, dx))
 
 
 def cotangents(node: Node, dy: Array) -> tuple[Any, ...]:
@@ -169,7 +210,7 @@ def cotangents(node: Node, dy: Array) -> tuple[Any, ...]:
     return result
 
 
-def owned_cotangent(table: dict[Node, tuple[Array, bool]], edge: Any) -> Array | None:
+def owned_cotangent(table: dict[Any, tuple[Array, bool]], edge: Any) -> Array | None:
     """What has arrived at an edge, if the walk owns it."""
     array, owned = table.get(edge, (None, False)) if isinstance(edge, Node) else (None, False)
     return array if owned else None

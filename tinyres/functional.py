@@ -9,34 +9,50 @@ PyTorch does not have come by keyword. What PyTorch takes and is not here: ``doc
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tinyres import guards, ops
 from tinyres.errors import GraphError, ShapeError, UsageError
-from tinyres.kernels.arrays import array_module, ceil_div, is_floating, is_half
-from tinyres.ops import loss
+from tinyres.kernels.arrays import array_module, ceil_div, is_half
+from tinyres.losses import cross_entropy, log_softmax, mse_loss, softmax
 from tinyres.ops.check import fail, pair, refuse
 from tinyres.ops.shape import integers
 from tinyres.random import default_generator
-from tinyres.tensor import Array, Tensor, tensor
+from tinyres.tensor import Array, Tensor, TensorLike
+from tinyres.tensor import array_of as _array
+from tinyres.tensor import tensor_of as _t
 
-__all__ = ["adaptive_avg_pool2d", "add_relu", "avg_pool2d", "batch_norm", "batch_norm_add_relu", "conv2d", "cross_entropy"]
-__all__ += ["dropout", "global_avg_pool2d", "linear", "log_softmax", "max_pool2d", "pad", "relu", "relu6", "subsample_pad"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "add_relu",
+    "avg_pool2d",
+    "batch_norm",
+    "batch_norm_add_relu",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "gelu",
+    "global_avg_pool2d",
+    "group_norm",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "mse_loss",
+    "pad",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "subsample_pad",
+    "tanh",
+]
 
 Size = int | tuple[int, int]
-TensorLike: TypeAlias = Tensor | Array  # an array may stand for a tensor
-
-
-def _t(x: TensorLike) -> Tensor:
-    return x if isinstance(x, Tensor) else Tensor(x) if hasattr(x, "dtype") else tensor(x)
-
-
-def _array(x: TensorLike) -> Array:
-    return x.data if isinstance(x, Tensor) else x
-
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -74,6 +90,40 @@ def relu6(x: TensorLike, inplace: bool = False) -> Tensor:
     """y = min(max(x, 0), 6), any shape -> the same. ``inplace`` as for `relu`. Raises `GraphError` as that."""
     x = _t(x)
     return _in_place(x, ops.ReLU6.apply(x), inplace)
+
+
+def leaky_relu(x: TensorLike, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """y = x where x > 0, else ``negative_slope`` x, any shape -> the same. ``inplace`` as for `relu`. Raises `GraphError` as
+    that.
+    """
+    x = _t(x)
+    return _in_place(x, ops.LeakyReLU.apply(x, slope=negative_slope), inplace)
+
+
+def gelu(x: TensorLike, *, approximate: str = "none") -> Tensor:
+    """y = x P(x), any shape -> the same, with the distribution function P of the normal distribution: see `ops.GELU`.
+
+    ``approximate`` is "none" or "tanh". Raises `UsageError` for any other.
+    """
+    if approximate not in ("none", "tanh"):
+        raise UsageError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}.')
+    return ops.GELU.apply(_t(x), approximate=approximate)
+
+
+def silu(x: TensorLike, inplace: bool = False) -> Tensor:
+    """y = x / (1 + exp(-x)), any shape -> the same. ``inplace`` as for `relu`. Raises `GraphError` as that."""
+    x = _t(x)
+    return _in_place(x, ops.SiLU.apply(x), inplace)
+
+
+def sigmoid(x: TensorLike) -> Tensor:
+    """y = 1 / (1 + exp(-x)), any shape -> the same. Raises `ShapeError` for an x that holds no floats."""
+    return _t(x).sigmoid()
+
+
+def tanh(x: TensorLike) -> Tensor:
+    """y = tanh(x), any shape -> the same. Raises `ShapeError` for an x that holds no floats."""
+    return _t(x).tanh()
 
 
 def add_relu(x: TensorLike, y: TensorLike) -> Tensor:
@@ -188,6 +238,42 @@ def batch_norm_add_relu(
     return ops.BatchNormAddReLU.apply(
         _t(x), _t(residual), *parameters, **statistics, training=training, momentum=momentum, eps=eps
     )
+
+
+def layer_norm(
+    x: TensorLike,
+    normalized_shape: int | tuple[int, ...],
+    weight: TensorLike | None = None,
+    bias: TensorLike | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y = weight (x - mean) / sqrt(var + eps) + bias, (..., *normalized_shape) -> the same, each mean over the last axes,
+    which have the lengths ``normalized_shape``; that is the shape of weight and bias, too: see `ops.LayerNorm`.
+
+    Raises `ShapeError` for shapes that do not fit.
+    """
+    x, shape = _t(x), integers(normalized_shape)
+    if x.shape[max(x.ndim - len(shape), 0) :] != shape:
+        fail("layer_norm", f"x must end in normalized_shape={list(shape)}.", x=x.data)
+    return ops.LayerNorm.apply(x, *_affine(x, shape, weight, bias), eps=eps)
+
+
+def group_norm(
+    x: TensorLike, num_groups: int, weight: TensorLike | None = None, bias: TensorLike | None = None, eps: float = 1e-5
+) -> Tensor:
+    """y = weight (x - mean) / sqrt(var + eps) + bias, (N, C, ...) -> the same, each mean over one of ``num_groups`` groups
+    of the channels of one example; weight and bias are (C,): see `ops.GroupNorm`.
+
+    Raises `ShapeError` for shapes that do not fit.
+    """
+    x = _t(x)
+    return ops.GroupNorm.apply(x, *_affine(x, x.shape[1:2], weight, bias), num_groups=num_groups, eps=eps)
+
+
+def _affine(x: Tensor, shape: Any, weight: TensorLike | None, bias: TensorLike | None) -> tuple[Tensor, Tensor]:
+    """A norm's weight and bias: 1 and 0 unless given, in float32 beside 16 bits."""
+    xp, dtype = array_module(x.data), np.dtype(np.float32) if is_half(x.dtype) else x.dtype
+    return _t(xp.ones(shape, dtype) if weight is None else weight), _t(xp.zeros(shape, dtype) if bias is None else bias)
 
 
 def _channel_arrays(
@@ -339,53 +425,6 @@ def dropout(
     if not training or not p:
         return x
     return _in_place(x, ops.Dropout.apply(x, p=p, generator=generator or default_generator()), inplace)
-
-
-def log_softmax(x: TensorLike, dim: int = -1, *, dtype: Any = None) -> Tensor:
-    """y = x - log(sum of exp(x)) along ``dim``, any shape -> the same; of x in ``dtype`` if that is given.
-
-    Raises `ShapeError` for a ``dim`` that x does not have.
-    """
-    x = _t(x) if dtype is None else _t(x).to(dtype)
-    return ops.LogSoftmax.apply(x, dim=dim) if x.ndim else ops.LogSoftmax.apply(x.reshape(1), dim=dim).reshape(())
-
-
-def cross_entropy(
-    logits: TensorLike,
-    labels: TensorLike,
-    weight: TensorLike | None = None,
-    *,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """loss[n] = -log softmax(logits)[n, labels[n]], for ``logits`` (N, K) and integer ``labels`` (N,) -> a number
-
-    that is the "mean" or "sum" over the rows; with ``reduction="none"``, (N,). With ``label_smoothing`` each class has its
-    share of the label: see `ops.CrossEntropy`.
-
-    Logits may also be (N, K, ...) with labels (N, ...), or one row (K,) with one label. Labels that are floats in the shape
-    of the logits are the probabilities of all classes. ``weight`` (K,) is a factor for each class: the mean is then a
-    weighted one. Rows whose label is ``ignore_index`` count for nothing. Raises `ShapeError` for shapes, labels or options
-    that do not fit, `UsageError` for an ``ignore_index`` beside probabilities.
-    """
-    x, y = _t(logits), _array(labels)
-    soft = hasattr(y, "dtype") and y.shape == x.shape and is_floating(y.dtype)
-    if soft and ignore_index >= 0:
-        refuse(
-            "cross_entropy", "labels are probabilities here; a row of zeros counts for nothing", ignore_index=ignore_index
-        )
-    if weight is None and x.ndim == 2 and not soft and not loss.any_ignored(y, ignore_index):
-        return ops.CrossEntropy.apply(x, labels=y, label_smoothing=label_smoothing, reduction=reduction)
-    loss.check_options(label_smoothing, reduction)
-    factor = None if weight is None else loss.class_weights(x.data, _array(weight))
-    if soft:
-        target, terms = _t(labels), x.numel() // x.shape[min(x.ndim - 1, 1)]
-    else:
-        hot, factor, terms = loss.one_hot(x.data, y, factor, ignore_index)
-        target = Tensor(hot)
-    losses = ops.SoftCrossEntropy.apply(x, target, weight=factor, label_smoothing=label_smoothing)
-    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.sum() / terms
 
 
 def __dir__() -> list[str]:

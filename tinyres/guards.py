@@ -181,7 +181,7 @@ def starting_cotangent(tensor: Any, gradient: Any) -> Array:
 
 # --- finding a NaN ---------------------------------------------------------------------------------------------------
 
-ENGINE = ("tinyres/autograd", "tinyres/guards", "tinyres/ops", "tinyres/functional", "tinyres/tensor")
+ENGINE = ("tinyres/autograd", "tinyres/guards", "tinyres/ops", "tinyres/functional", "tinyres/losses", "tinyres/tensor")
 
 
 def caller() -> str:

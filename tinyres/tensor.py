@@ -1,6 +1,7 @@
-"""`Tensor`: an array, its gradient, and the operators. Names and meanings are PyTorch's."""
+"""`Tensor`: an array, its gradient, its place in the graph, and the operators. Names and meanings are PyTorch's. What can be
+computed from one tensor, such as ``x.exp()`` or ``x.sum()``, is in `tinyres.tensor_methods`.
+"""
 
-import math
 import numbers
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,12 +11,12 @@ import numpy as np
 
 from tinyres import autograd, guards, locks, ops
 from tinyres.device import device_of, move, place, to_dtype
-from tinyres.errors import GraphError, ShapeError
+from tinyres.errors import GraphError, ShapeError, UsageError
+from tinyres.hooks import HookHandle, Hooks
 from tinyres.kernels.arrays import array_module, convert, is_floating, native
-from tinyres.ops.shape import axes_of
+from tinyres.tensor_methods import TensorMethods
 
 Array: TypeAlias = np.ndarray  # or CuPy's. (That of tinyres.kernels no type checker finds in a checkout.)
-Axes = int | tuple[int, ...] | None
 Number = float | int  # (within the class, `float` is a method)
 
 
@@ -42,7 +43,7 @@ def _comparison(ufunc: str) -> Callable[["Tensor", Any], "Tensor"]:
     return compare
 
 
-class Tensor:
+class Tensor(TensorMethods):
     """An array that operations can be recorded on.
 
     ``data`` is the array (NumPy or CuPy), ``grad`` the derivative of the last loss by it (an array of the same shape and
@@ -53,6 +54,7 @@ class Tensor:
 
     __array_priority__ = 1000  # an array on the left of an operator leaves the work to the tensor
     __array_ufunc__ = None
+    hooks: Hooks | None = None  # of a leaf, called when its gradient is complete; those of another tensor are its node's
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
         self.data: Array = data if data.dtype.isnative else native(data)
@@ -67,14 +69,6 @@ class Tensor:
         return Tensor(data)
 
     # --- what it is ---
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.data.ndim
 
     @property
     def dtype(self) -> Any:
@@ -118,16 +112,43 @@ class Tensor:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __format__(self, spec: str) -> str:
+        """That of the number, for a tensor without axes: ``f"{loss:.3f}"``."""
+        if self.ndim and spec:
+            raise TypeError(
+                f"the format {spec!r} is for one number, and this tensor has shape {self.shape}; print it without one."
+            )
+        return str(self) if self.ndim else format(self.item(), spec)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """What NumPy's functions read. Raises `GraphError` where what they compute would be missing from a graph."""
+        if self.requires_grad and guards.is_grad_enabled():
+            raise GraphError(
+                "NumPy would compute with a tensor that requires a gradient, and nothing of that would be recorded. "
+                "Give it x.data, or x.detach(), or compute under `with tinyres.no_grad():`."
+            )
         return np.array(self.numpy(), dtype, copy=copy)
 
     def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("a tensor without axes has no length, and cannot be iterated over; x.item() is its value.")
         return len(self.data)
 
     def __iter__(self) -> "Iterator[Tensor]":
         return (self[i] for i in range(len(self)))
 
+    def __contains__(self, element: Any) -> bool:
+        """Whether an element is equal to this number."""
+        if not isinstance(element, Tensor | numbers.Number | np.generic):
+            raise UsageError(f"`x in tensor` asks for a number, not for {type(element).__name__}.")
+        return bool((self == element).any().item())
+
     def __bool__(self) -> bool:
+        if self.data.size != 1:
+            raise ShapeError(
+                f"a tensor of shape {self.shape} is neither true nor false; x.any() and x.all() are. Whether a list holds a "
+                "tensor is asked by `any(x is t for t in tensors)`."
+            )
         return bool(self.item())
 
     def __repr__(self) -> str:
@@ -148,6 +169,28 @@ class Tensor:
                 "is not recorded, so a gradient cannot be differentiated again."
             )
         autograd.backward(self, gradient, retain_graph)
+
+    @property
+    def grad_fn(self) -> autograd.Node | None:
+        """The operation that made it, None for a leaf. ``grad_fn.name()`` is its name, and ``grad_fn.next_functions`` those
+        that made its inputs: so one walks the graph.
+        """
+        return self.node
+
+    def register_hook(self, hook: Callable[[Array], Any]) -> HookHandle:
+        """Calls ``hook(grad)`` in each backward pass, when the gradient by this tensor is complete, before it goes on to
+        the tensor's inputs or, of a leaf, to ``.grad``.
+
+        ``grad`` is an array that cannot be written to; what the hook returns, unless None, takes its place. Hooks are called
+        in the order in which they were registered. The handle's ``remove()`` removes the hook.
+        """
+        if not self.requires_grad:
+            raise GraphError("register_hook() on a tensor that does not require a gradient: it would never be called.")
+        place = self.node or self
+        if isinstance(place, autograd.Node):
+            guards.check_not_freed(place)
+        place.hooks = {} if place.hooks is None else place.hooks
+        return HookHandle(place.hooks, hook)
 
     def detach(self) -> "Tensor":
         """The same array, cut from the graph."""
@@ -223,87 +266,12 @@ class Tensor:
                 f"{ufunc}: {self.dtype}{list(self.shape)} and {value.dtype}{list(value.shape)}: {error}"
             ) from None
 
-    # --- shapes ---
-
-    def sum(
-        self, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, dtype: Any = None, out: None = None
-    ) -> "Tensor":
-        """The sum over the axes ``dim`` (all of them when None). ``axis``, ``dtype``, ``out``: so `numpy.sum` asks."""
-        return ops.Sum.apply(self._asked_by_numpy(dtype, out), dim=axis if dim is None else dim, keepdim=keepdim)
-
-    def mean(
-        self, dim: Axes = None, keepdim: bool = False, *, axis: Axes = None, dtype: Any = None, out: None = None
-    ) -> "Tensor":
-        """The mean over the axes ``dim`` (all of them when None). ``axis``, ``dtype``, ``out``: so `numpy.mean` asks."""
-        return ops.Mean.apply(self._asked_by_numpy(dtype, out), dim=axis if dim is None else dim, keepdim=keepdim)
-
-    def _asked_by_numpy(self, dtype: Any, out: Any) -> "Tensor":
-        if out is not None:
-            raise ShapeError("a reduction of a tensor takes no out=: it makes a new tensor.")
-        return self if dtype is None else self.to(dtype)
-
     def __getitem__(self, index: Any) -> "Tensor":
         """What ``index`` reads, as in NumPy: see `ops.Index`. A list, an array or a tensor names elements."""
         xp, parts = array_module(self.data), index if isinstance(index, tuple) else (index,)
         parts = tuple(i.data if isinstance(i, Tensor) else i for i in parts)
         parts = tuple(xp.array(i) if isinstance(i, list) or hasattr(i, "dtype") else i for i in parts)
         return ops.Index.apply(self, index=parts)
-
-    def reshape(self, *shape: Any) -> "Tensor":
-        """The same elements in another shape; one length may be -1."""
-        return ops.Reshape.apply(self, shape=shape[0] if len(shape) == 1 else shape)
-
-    def view(self, *shape: Any) -> "Tensor":
-        """`reshape`, under its other name: it copies where the memory's order asks for that."""
-        return self.reshape(*shape)
-
-    def squeeze(self, dim: Axes = None) -> "Tensor":
-        """Without axes of length 1: without all of them, or those of ``dim`` that are so."""
-        axes = axes_of("squeeze", self.data, dim)
-        return self.reshape([n for i, n in enumerate(self.shape) if n != 1 or i not in axes])
-
-    def unsqueeze(self, dim: int) -> "Tensor":
-        """With a new axis of length 1, which becomes the axis ``dim``."""
-        shape = list(self.shape)
-        if not -self.ndim - 1 <= dim <= self.ndim:
-            raise ShapeError(
-                f"unsqueeze: dim={dim} must lie within {-self.ndim - 1} .. {self.ndim}, for shape {self.shape}."
-            )
-        shape.insert(dim + self.ndim + 1 if dim < 0 else dim, 1)
-        return self.reshape(shape)
-
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
-        """The axes from ``start_dim`` to ``end_dim``, both included, become one."""
-        first, last = (d + self.ndim if d < 0 else d for d in (start_dim, end_dim))
-        if self.ndim == 0 and {first, last} <= {0, -1}:
-            return self.reshape(1)
-        if not 0 <= first <= last < self.ndim:
-            raise ShapeError(
-                f"flatten: {start_dim} and {end_dim} must be axes of the tensor, of shape {self.shape}, in order."
-            )
-        return self.reshape(*self.shape[:first], math.prod(self.shape[first : last + 1]), *self.shape[last + 1 :])
-
-    def permute(self, *dims: Any) -> "Tensor":
-        """The axes in the order ``dims``."""
-        return ops.Transpose.apply(self, dims=dims[0] if len(dims) == 1 else dims)
-
-    def transpose(self, dim0: int, dim1: int) -> "Tensor":
-        """Two axes exchanged."""
-        dims = list(range(max(self.ndim, 1)))
-        try:
-            dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
-        except IndexError:
-            raise ShapeError(f"transpose: {dim0} and {dim1} must be axes of the tensor, of shape {self.shape}.") from None
-        return self.permute(*dims)
-
-    @property
-    def T(self) -> "Tensor":
-        """The axes in reverse order."""
-        return self.permute(*reversed(range(self.ndim)))
-
-    def relu(self) -> "Tensor":
-        """max(x, 0)."""
-        return ops.ReLU.apply(self)
 
     # --- devices and dtypes: gradients pass through, as through any operation ---
 
@@ -383,3 +351,16 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
         fits = like.dtype.kind in "iu" and np.iinfo(like.dtype).min <= number <= np.iinfo(like.dtype).max
         return Tensor(xp.asarray(number, like.dtype if fits else None))
     return Tensor(value) if hasattr(value, "dtype") else tensor(value, device=like.device)
+
+
+TensorLike: TypeAlias = Tensor | Array  # an array may stand for a tensor
+
+
+def tensor_of(x: TensorLike) -> Tensor:
+    """x itself, or a tensor that shares the array x; what is neither, such as a list, is copied."""
+    return x if isinstance(x, Tensor) else Tensor(x) if hasattr(x, "dtype") else tensor(x)
+
+
+def array_of(x: TensorLike) -> Array:
+    """The array of a tensor, or x itself."""
+    return x.data if isinstance(x, Tensor) else x

@@ -1,6 +1,8 @@
 """Neural network modules: layers, containers, initialisation and the summary of a model."""
 
+from tinyres.hooks import HookHandle
 from tinyres.nn import init
+from tinyres.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
 from tinyres.nn.containers import ModuleList, Sequential
 from tinyres.nn.layers import (
     AdaptiveAvgPool2d,
@@ -15,13 +17,14 @@ from tinyres.nn.layers import (
     Identity,
     Linear,
     MaxPool2d,
-    ReLU,
-    ReLU6,
+    MSELoss,
 )
-from tinyres.nn.module import HookHandle, Module, Parameter
+from tinyres.nn.module import Module, Parameter
+from tinyres.nn.norm import GroupNorm, LayerNorm
 from tinyres.nn.summary import Summary, summary
 
 __all__ = [
+    "GELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm1d",
@@ -31,9 +34,13 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
+    "GroupNorm",
     "HookHandle",
     "Identity",
+    "LayerNorm",
+    "LeakyReLU",
     "Linear",
+    "MSELoss",
     "MaxPool2d",
     "Module",
     "ModuleList",
@@ -41,7 +48,11 @@ __all__ = [
     "ReLU",
     "ReLU6",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
     "Summary",
+    "Tanh",
     "init",
     "summary",
 ]

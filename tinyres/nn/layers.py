@@ -16,6 +16,7 @@ import numpy as np
 from tinyres import functional as F
 from tinyres.errors import ShapeError, UsageError
 from tinyres.nn import init
+from tinyres.nn.activations import InPlace
 from tinyres.nn.module import Module, Parameter
 from tinyres.ops.check import refuse
 from tinyres.tensor import Tensor, tensor
@@ -47,7 +48,7 @@ class Conv2d(Module):
         super().__init__()
         if padding_mode != "zeros":
             refuse("Conv2d", "the margin is of zeros", padding_mode=padding_mode)
-        _check_counts("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        check_counts("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise UsageError(
                 f"Conv2d: groups must divide in_channels and out_channels, got groups={groups}, "
@@ -61,9 +62,9 @@ class Conv2d(Module):
         same, sizes = padding == "same", 0 if padding == "valid" else padding
         self.padding = padding if same else _pair("Conv2d", "padding", sizes, at_least=0)
         self.dilation = _pair("Conv2d", "dilation", dilation, at_least=1)
-        self.weight = _parameter(out_channels, in_channels // groups, *self.kernel_size)
+        self.weight = parameter(out_channels, in_channels // groups, *self.kernel_size)
         init.kaiming_normal_(self.weight, mode="fan_out")
-        self.bias = _parameter(out_channels) if bias else None
+        self.bias = parameter(out_channels) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -84,12 +85,12 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        _check_counts("Linear", in_features=in_features, out_features=out_features)
+        check_counts("Linear", in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         bound = 1.0 / math.sqrt(in_features)
-        self.weight = _parameter(out_features, in_features)
+        self.weight = parameter(out_features, in_features)
         init.uniform_(self.weight, -bound, bound)
-        self.bias = _parameter(out_features) if bias else None
+        self.bias = parameter(out_features) if bias else None
         if self.bias is not None:
             init.uniform_(self.bias, -bound, bound)
 
@@ -127,15 +128,15 @@ class BatchNorm2d(Module):
         track_running_stats: bool = True,
     ) -> None:
         super().__init__()
-        _check_counts(type(self).__name__, num_features=num_features)
+        check_counts(type(self).__name__, num_features=num_features)
         kind = type(self).__name__
         if momentum is None:
             raise UsageError(f"{kind}: momentum=None, a cumulative average, is not supported; give a number within [0, 1]")
         if eps <= 0 or not 0 <= momentum <= 1:
             raise UsageError(f"{kind}: eps must be positive and momentum within [0, 1], got {eps=} and {momentum=}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.weight = _parameter(num_features, value=1.0) if affine else None
-        self.bias = _parameter(num_features) if affine else None
+        self.weight = parameter(num_features, value=1.0) if affine else None
+        self.bias = parameter(num_features) if affine else None
         if not track_running_stats:
             self.running_mean = self.running_var = None
         else:
@@ -164,31 +165,6 @@ class BatchNorm1d(BatchNorm2d):
     """
 
     axes = (2, 3)
-
-
-class _InPlace(Module):
-    """What layers with ``inplace`` share: see `functional.relu`."""
-
-    def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
-        self.inplace = inplace
-
-    def extra_repr(self) -> str:
-        return "inplace=True" * self.inplace
-
-
-class ReLU(_InPlace):
-    """y = max(x, 0), any shape -> the same. With ``inplace``, x becomes y: see `functional.relu`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x, self.inplace)
-
-
-class ReLU6(_InPlace):
-    """y = min(max(x, 0), 6), any shape -> the same (Sandler et al. 2018). ``inplace`` as for `ReLU`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(x, self.inplace)
 
 
 class _Pool2d(Module):
@@ -287,7 +263,7 @@ class Flatten(Module):
         return x.flatten(self.start_dim, self.end_dim)
 
 
-class Dropout(_InPlace):
+class Dropout(InPlace):
     """In training, y = 0 with probability ``p`` and else x / (1 - p), any shape -> the same (Srivastava et al. 2014); in
     evaluation y = x. ``inplace`` as for `ReLU`. Raises `UsageError` for a ``p`` outside [0, 1].
     """
@@ -350,11 +326,27 @@ class CrossEntropyLoss(Module):
         return ", ".join([*given, f"label_smoothing={self.label_smoothing}", f"reduction={self.reduction!r}"])
 
 
-def _parameter(*shape: int, value: float = 0.0) -> Parameter:
+class MSELoss(Module):
+    """loss = (x - target)^2, any shape, twice -> a number by ``reduction``, "mean" or "sum", or "none" of these: see
+    `functional.mse_loss`.
+    """
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, x: Tensor, target: Tensor | np.ndarray) -> Tensor:
+        return F.mse_loss(x, target, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+def parameter(*shape: int, value: float = 0.0) -> Parameter:
     return Parameter(np.full(shape, value, np.float32))
 
 
-def _check_counts(layer: str, **counts: int) -> None:
+def check_counts(layer: str, **counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int | np.integer) or count < 1:
             raise UsageError(f"{layer}: {name} must be an integer of at least 1, got {count!r}")

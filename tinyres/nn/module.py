@@ -19,8 +19,11 @@ import numpy as np
 from tinyres.device import move, place
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.files import shown
+from tinyres.guards import is_grad_enabled
+from tinyres.hooks import HookHandle, Hooks
 from tinyres.kernels.arrays import array_module, is_floating
 from tinyres.locks import unshare
+from tinyres.nn import hooks
 from tinyres.tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")
@@ -59,18 +62,6 @@ class LoadResult(NamedTuple):
     unexpected_keys: list[str]
 
 
-class HookHandle:
-    """What the register functions return for ``hook``, one of the module's ``hooks``; ``remove()`` removes it."""
-
-    def __init__(self, hooks: dict[HookHandle, Callable[..., Any]], hook: Callable[..., Any]) -> None:
-        self._hooks = hooks
-        hooks[self] = hook
-
-    def remove(self) -> None:
-        """The hook is called no more."""
-        self._hooks.pop(self, None)
-
-
 class Module:
     """Base of every layer and network: define ``__init__`` (call ``super().__init__()`` first) and ``forward``.
 
@@ -92,8 +83,9 @@ class Module:
     def __init__(self) -> None:
         self.training = True
         self._buffer_names: set[str] = set()
-        self._forward_hooks: dict[HookHandle, Callable[..., Any]] = {}
-        self._forward_pre_hooks: dict[HookHandle, Callable[..., Any]] = {}
+        self._forward_hooks: Hooks = {}
+        self._forward_pre_hooks: Hooks = {}
+        self._backward_hooks: Hooks = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; each kind of module defines its own."""
@@ -101,27 +93,45 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pre-hooks, ``forward`` and the forward hooks."""
-        for pre_hook in tuple(self._forward_pre_hooks.values()):
-            replaced = pre_hook(self, args)
-            if replaced is not None:
-                args = replaced if isinstance(replaced, tuple) else (replaced,)
+        for handle, hook in tuple(self._forward_pre_hooks.items()):
+            args, kwargs = hooks.before(hook, handle.with_kwargs, self, args, kwargs)
+        passing = hooks.Passing(self, self._backward_hooks) if self._backward_hooks and is_grad_enabled() else None
+        args = passing.inputs(args) if passing else args
         output = self.forward(*args, **kwargs)
-        for hook in tuple(self._forward_hooks.values()):
-            replaced = hook(self, args, output)
-            if replaced is not None:
-                output = replaced
-        return output
+        for handle, hook in tuple(self._forward_hooks.items()):
+            replaced = hook(self, args, kwargs, output) if handle.with_kwargs else hook(self, args, output)
+            output = output if replaced is None else replaced
+        return passing.outputs(output) if passing else output
 
-    def register_forward_pre_hook(self, hook: Callable[[Any, tuple], Any]) -> HookHandle:
-        """Call ``hook(module, args)`` before each forward; what it returns, unless None, replaces the arguments."""
-        return HookHandle(self._forward_pre_hooks, hook)
+    def register_forward_pre_hook(
+        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+    ) -> HookHandle:
+        """Call ``hook(module, args)`` before each forward; what it returns, unless None, replaces the positional arguments.
 
-    def register_forward_hook(self, hook: Callable[[Any, tuple, Any], Any]) -> HookHandle:
+        ``with_kwargs`` makes that ``hook(module, args, kwargs)``, which returns None or (args, kwargs). The hook comes after
+        those that there are, or with ``prepend`` before them.
+        """
+        return HookHandle(self._forward_pre_hooks, hook, prepend, with_kwargs)
+
+    def register_forward_hook(
+        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+    ) -> HookHandle:
         """Call ``hook(module, args, output)`` after each forward; what it returns, unless None, replaces the output.
 
-        ``args`` are the positional arguments, in a tuple.
+        ``args`` are the positional arguments, in a tuple; ``with_kwargs`` makes that ``hook(module, args, kwargs, output)``.
+        The hook comes after those that there are, or with ``prepend`` before them.
         """
-        return HookHandle(self._forward_hooks, hook)
+        return HookHandle(self._forward_hooks, hook, prepend, with_kwargs)
+
+    def register_full_backward_hook(self, hook: Callable[..., Any], prepend: bool = False) -> HookHandle:
+        """Call ``hook(module, grad_input, grad_output)`` in each backward pass, when the gradients by the module's inputs
+        are complete; what it returns, unless None, replaces grad_input.
+
+        Both are tuples of arrays that cannot be written to, one for each positional argument and each output, with None for
+        what is no tensor, needs no gradient or got none. Where no input needs one, the hook is called when grad_output is
+        complete. Only passes of backward() call it, not those that `tinyres.explain` makes of its own.
+        """
+        return HookHandle(self._backward_hooks, hook, prepend)
 
     def register_buffer(self, name: str, tensor: Tensor) -> None:
         """Keep ``tensor`` as attribute ``name``: saved with the parameters, never trained."""
@@ -135,7 +145,7 @@ class Module:
     def __getattr__(self, name: str) -> Any:
         """Called only when normal look-up has failed: says why."""
         kind = type(self).__name__
-        if name in ("training", "_buffer_names", "_forward_hooks", "_forward_pre_hooks"):
+        if name in ("training", "_buffer_names", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
             raise UsageError(f"{kind}.__init__ did not call super().__init__(); call it on the first line of __init__")
         close = difflib.get_close_matches(name, [key for key in dir(self) if not key.startswith("_")], n=1)
         children = ", ".join(key for key, value in vars(self).items() if isinstance(value, Tensor | Module))

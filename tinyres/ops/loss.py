@@ -1,12 +1,16 @@
-"""Log-softmax, and the cross-entropy of logits with integer labels, or with probabilities of all classes."""
+"""Softmax and its logarithm; the cross-entropy of logits with integer labels, or with probabilities of all classes; and the
+squared error.
+"""
 
 from typing import Any
 
 from tinyres.autograd import Cotangents, Function, Node
 from tinyres.device import check_same_device
-from tinyres.errors import ShapeError
-from tinyres.kernels.arrays import Array, array_module, native
+from tinyres.errors import ShapeError, UsageError
+from tinyres.kernels.arrays import Array, array_module, convert, native
+from tinyres.ops.arithmetic import both, like, promote
 from tinyres.ops.check import fail, floats
+from tinyres.ops.pointwise import rounded, wide
 
 
 def log_softmax(x: Array, dim: int) -> Array:
@@ -17,6 +21,27 @@ def log_softmax(x: Array, dim: int) -> Array:
 
 
 IGNORED = -100  # the label of a row that counts for nothing, unless another is named
+
+
+class Softmax(Function):
+    """y = exp(x) / sum of exp(x) along ``dim``, computed after subtracting the maximum, so that nothing overflows.
+
+    dx = y (dy - sum of dy y along ``dim``). Keeps y. What has 16 bits is computed in float32 and rounded once.
+    """
+
+    @staticmethod
+    def forward(ctx: Node, x: Array, *, dim: int) -> Array:
+        if not -x.ndim <= dim < x.ndim:
+            fail("softmax", f"dim={dim} must be an axis of x.", x=x)
+        xp, ctx.dim, e = array_module(x), dim, wide(x)
+        if x.size:
+            e = xp.exp(e - e.max(axis=dim, keepdims=True))
+        return ctx.save(rounded(e / e.sum(axis=dim, keepdims=True), x))
+
+    @staticmethod
+    def backward(ctx: Node, dy: Array) -> Cotangents:
+        y, dy_wide = wide(ctx.saved[0]), wide(dy)
+        return rounded(y * (dy_wide - (dy_wide * y).sum(axis=ctx.dim, keepdims=True)), dy)
 
 
 class LogSoftmax(Function):
@@ -163,3 +188,29 @@ class SoftCrossEntropy(Function):
         total = q.sum(axis=ctx.axis, keepdims=True)  # 0 where a row counts for nothing: then it may hold anything
         dlogits = xp.where(total == 0, 0, (xp.exp(log_probs) * total - q) * dy) if needs[0] else None
         return dlogits, -ctx.slope * log_probs * dy if needs[1] else None
+
+
+class SquaredError(Function):
+    """y = (x - target)^2 element by element, or their mean or sum: ``reduction`` is "none", "mean" or "sum".
+
+    dx = 2 (x - target) dy, divided by the number of elements in a mean;  dtarget = -dx. Keeps x - target.
+    """
+
+    @staticmethod
+    def forward(ctx: Node, x: Array, target: Array, *, reduction: str) -> Array:
+        if x.shape != target.shape:
+            rule = "x and target must have one shape: broadcast, their differences would be those of other elements."
+            fail("mse_loss", rule, x=x, target=target)
+        if reduction not in ("mean", "sum", "none"):
+            raise UsageError(f"mse_loss: reduction must be mean, sum or none, got {reduction!r}.")
+        ctx.operands = like(x), like(target)
+        x, target = promote(x, target, to_float=True)
+        difference = ctx.save(wide(x) - wide(target))
+        ctx.terms = x.size if reduction == "mean" else 1
+        y = difference * difference
+        return rounded(y if reduction == "none" else y.sum() / ctx.terms, x if x.dtype == target.dtype else difference)
+
+    @staticmethod
+    def backward(ctx: Node, dy: Array) -> Cotangents:
+        dx, (x, target) = wide(dy) * (2 / ctx.terms) * ctx.saved[0], ctx.operands
+        return both(ctx, lambda: convert(dx, x[1]), lambda: convert(-dx, target[1]))

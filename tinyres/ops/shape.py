@@ -135,6 +135,18 @@ class Index(Function):
         return dx
 
 
+class Alias(Function):
+    """y = x, the same array, with a place of its own in the graph: where a module's hooks look at what passes.   dx = dy."""
+
+    @staticmethod
+    def forward(ctx: Node, x: Array) -> Array:
+        return x
+
+    @staticmethod
+    def backward(ctx: Node, dy: Array) -> Cotangents:
+        return dy
+
+
 class Pad(Function):
     """y = x with a margin of ``value`` on each side of each axis.   dx = dy without it.
 
