@@ -109,12 +109,15 @@ class profile:
         return dict(sorted(sums.items(), key=lambda item: -item[1].seconds))
 
     def table(self, *what: str) -> str:
-        """A table as text: milliseconds, share of the block, calls, GFLOP/s and GB/s; at the end, the time in no kernel."""
+        """A table as text: milliseconds, share of the block, calls, GFLOP/s and GB/s; at the end, the time in no kernel.
+
+        FLOPs are those of direct convolution, whatever the algorithm (`tinyres.kernels.costs`).
+        """
         rows = {"  ".join(key): record for key, record in self.by(*(what or ("kernel",))).items()}
         if not self.seconds:
             return "nothing was measured: no kernel ran inside the profile"
         width = max(map(len, [*rows, "in no kernel"]))
-        lines = [f"{'':{width}}       ms  share  calls  GFLOP/s   GB/s"]
+        lines = [f"{'':{width}}       ms  share  calls GFLOP/s*   GB/s"]
         for name, r in rows.items():
             rate = max(r.seconds, 1e-12) * 1e9
             lines.append(
@@ -123,4 +126,5 @@ class profile:
             )
         rest = self.seconds - sum(r.seconds for r in rows.values())
         lines.append(f"{'in no kernel':{width}} {1e3 * rest:8.2f} {rest / self.seconds:6.1%}")
+        lines.append("* direct-convolution equivalent: Winograd multiplies less than is counted")
         return "\n".join(lines)

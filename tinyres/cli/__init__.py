@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             command = " ".join(["tinyres", arguments.command, *([arguments.what] if "what" in arguments else [])])
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (see {command} --help)")
+        arguments.argv = ["tinyres", *(sys.argv[1:] if argv is None else argv)]  # for results that say how they were made
         check_environment()
         status = arguments.run(arguments)
         sys.stdout.flush()
