@@ -50,7 +50,7 @@ def table(found: list[Change]) -> list[str]:
     judged = sum(one.interval is not None for one in found)
     if judged < len(found):
         lines.append(
-            f"{len(found) - judged} of {len(found)} rows have no interval: it needs {spread.LEAST_OF_TWO} rounds in both results"
+            f"{len(found) - judged} of {len(found)} rows have no interval: it needs {spread.LEAST_OF_TWO} rounds in both"
         )
     if judged > 10:
         chance = judged * (1 - spread.CONFIDENCE)

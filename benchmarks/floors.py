@@ -23,7 +23,7 @@ def run(
     say: Callable[[str], None] = print,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The result of ``tinyres bench profile`` as a dict for JSON, with what ``about`` says of the run. Times are of one step, the
+    """The result of ``tinyres bench profile`` as a dict for JSON, with what ``about`` says of it. Times are of one step, the
     mean over ``rounds``.
     """
     result = machine.result("profile", about)

@@ -64,7 +64,7 @@ def measure(
 
 
 def peak_memory(model: str, batch: int, row: str, training: bool) -> dict[str, float]:
-    """MiB of this process, which must be a fresh one: at its peak while it runs three steps, after a first one that compiles.
+    """MiB of this process, which must be a fresh one: at its peak while it runs three steps, after a first that compiles.
     And idle: when libraries are loaded and a step on two images has compiled its code (not for a row that compiles for one
     batch size only). The difference is what the step itself takes: weights, images, activations, working memory.
     """

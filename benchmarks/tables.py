@@ -59,7 +59,7 @@ def _steps(results: Sequence[dict[str, Any]]) -> str:
     best = ours[-1] if ours else None
     weighed = any("peak_rss_mib" in row for case in cases for row in case["rows"])
     heads = ["images per second", *names, *([f"{best} / best peer"] if best else [])]
-    heads += ["peak MiB, " + " / ".join(names)] if weighed else []
+    heads += [f"peak MiB (idle), {best} / best peer"] if weighed else []
     lines = []
     for case in cases:
         rows, batch = {row["row"]: row for row in case["rows"]}, case["batch"]
@@ -69,11 +69,15 @@ def _steps(results: Sequence[dict[str, Any]]) -> str:
         if best:
             cells += [_ratio(peer["seconds"], rows[best]["seconds"]) if peer and best in rows else ""]
         if weighed:
-            cells += [
-                " / ".join(f"{rows[n]['peak_rss_mib']:.0f}" if "peak_rss_mib" in rows.get(n, ()) else "-" for n in names)
-            ]
+            cells += [" / ".join(map(_memory, (rows.get(best or ""), peer)))]
         lines.append(cells)
     return _markdown(heads, lines)
+
+
+def _memory(row: Row | None) -> str:
+    if not row or "peak_rss_mib" not in row:
+        return "-"
+    return f"{row['peak_rss_mib']:.0f}" + (f" ({row['idle_rss_mib']:.0f})" if "idle_rss_mib" in row else "")
 
 
 def _speed(batch: int, seconds: list[float]) -> str:

@@ -30,6 +30,7 @@ from tinyres.cli import (
     train,
     where,
 )
+from tinyres.cli.options import COMMAND_LINE
 from tinyres.errors import TinyresError, UsageError
 from tinyres.files import printable
 from tinyres.kernels import dispatch
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             command = " ".join(["tinyres", arguments.command, *([arguments.what] if "what" in arguments else [])])
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (see {command} --help)")
-        arguments.argv = ["tinyres", *(sys.argv[1:] if argv is None else argv)]  # for results that say how they were made
+        COMMAND_LINE[:] = "tinyres", *(sys.argv[1:] if argv is None else argv)
         check_environment()
         status = arguments.run(arguments)
         sys.stdout.flush()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tinyres
-from tinyres.cli.options import add_data_dir, check_file, whole
+from tinyres.cli.options import COMMAND_LINE, add_data_dir, check_file, whole
 from tinyres.errors import UsageError
 
 DESCRIPTION = """\
@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
             "--processes",
             type=whole(1),
             metavar="N",
-            help="measure each case in N fresh processes, one after the other; the median of a process is then one time, and "
+            help="measure each case in N fresh processes, one after another; the median of a process is then one time, and "
             "spread and intervals are those of the processes (default: all in this process)",
         )
         kind.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
@@ -210,6 +210,9 @@ def run_table(arguments: argparse.Namespace) -> None:
 
 
 def run_gpu(arguments: argparse.Namespace) -> None:
+    from tinyres.benchmarks import machine
+
+    about = machine.begin(list(COMMAND_LINE))  # the load before all else
     from tinyres.benchmarks import gpu, plots
     from tinyres.errors import DataError
 
@@ -223,7 +226,7 @@ def run_gpu(arguments: argparse.Namespace) -> None:
         data = tinyres.data.load("shapes")
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is an error now, not in eight minutes
-    result = gpu.run(arguments.backend, out, data.limit(16, 8) if tiny else data, tiny)
+    result = gpu.run(arguments.backend, out, data.limit(16, 8) if tiny else data, tiny, about=about)
     print("\n" + "\n".join(gpu.table(result)), flush=True)
     print(f"written: {', '.join(map(str, [out / 'result.json', *plots.draw(result, out)]))}")
 
@@ -234,7 +237,7 @@ def begin(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from tinyres.benchmarks import machine
 
-    about = machine.begin(arguments.argv)
+    about = machine.begin(list(COMMAND_LINE))
     load = about["machine"]["load"]
     if load and load > 0.5:
         print(f"note: the machine is busy (load {load:.1f}), so the figures will say little")
