@@ -11,12 +11,23 @@ from typing import Any
 import tinyres as tr
 from tinyres.benchmarks import machine, steps
 
-HEADER = f"{'kernel':28} {'calls':>6} {'ms':>8} {'share':>6} {'GFLOP/s':>8} {'GB/s':>6} {'floor ms':>9} {'x floor':>8}"
+HEADER = f"{'kernel':28} {'calls':>6} {'ms':>8} {'share':>6} {'GFLOP/s*':>8} {'GB/s':>6} {'floor ms':>9} {'x floor':>8}"
+HEADER += f"\n* {machine.GFLOPS}"
 
 
-def run(model: str, batch: int, backend: str, rounds: int, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The result of ``tinyres bench profile`` as a dict for JSON; times are of one step, the mean over ``rounds``."""
-    step, profile, limits = steps.make_step(model, batch, None), tr.profile(), machine.limits()
+def run(
+    model: str,
+    batch: int,
+    backend: str,
+    rounds: int,
+    say: Callable[[str], None] = print,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result of ``tinyres bench profile`` as a dict for JSON, with what ``about`` says of it. Times are of one step, the
+    mean over ``rounds``.
+    """
+    result = machine.result("profile", about)
+    step, profile, limits = steps.make_step(model, batch, None), tr.profile(), result["limits"]
     with tr.use_backend(backend):
         step()
         for _ in range(rounds):
@@ -33,18 +44,8 @@ def run(model: str, batch: int, backend: str, rounds: int, say: Callable[[str], 
     rest = total - sum(row["seconds"] for row in rows)
     say(f"{'in no kernel':28} {'':6} {1e3 * rest:8.2f} {rest / total:6.1%}")
     say(f"{'a step':28} {'':6} {1e3 * total:8.2f}")
-    return {
-        "benchmark": "profile",
-        "model": model,
-        "batch": batch,
-        "backend": backend,
-        "machine": machine.describe(),
-        "limits": limits,
-        "rounds": rounds,
-        "seconds": total,
-        "in_no_kernel": rest,
-        "rows": rows,
-    }
+    found = {"seconds": total, "in_no_kernel": rest, "rows": rows, "complete": True}
+    return {**result, "rounds": rounds, "model": model, "batch": batch, "backend": backend, **found}
 
 
 def _row(kernel: str, record: Any, rounds: int, limits: dict[str, float]) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 import tinyres as tr
-from tinyres.benchmarks import gpu_parity, gpu_peers, gpu_steps, layers, machine, report
+from tinyres.benchmarks import gpu_parity, gpu_peers, gpu_steps, layers, machine, report, spread
 from tinyres.benchmarks.gpu_run import FULL, TINY, OutOfTime, Run, command
 from tinyres.errors import UsageError
 from tinyres.kernels import reference
@@ -41,16 +42,26 @@ PARTS: dict[str, Callable[[Run, Any, Path], Any]] = {
 }
 
 
-def run(backend: str, out: Path, data: Any, tiny: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(
+    backend: str,
+    out: Path,
+    data: Any,
+    tiny: bool = False,
+    say: Callable[[str], None] = print,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The result of ``tinyres bench gpu`` as a dict for JSON, also written to ``result.json`` in ``out`` after each part, so
-    that a crash loses nothing. ``data`` is the data set (`tinyres.data`) of the training run.
+    that a crash loses nothing. ``data`` is the data set (`tinyres.data`) of the training run; ``about``: `machine.begin`.
     """
     one = Run(backend, TINY if tiny else FULL, say)
     result: dict[str, Any] = {
         "benchmark": "gpu",
+        "complete": False,
+        **(about or {}),
         "backend": backend,
         "tiny": tiny,
-        "machine": machine.describe(),
+        "machine": {**machine.describe(), **(about or {}).get("machine", {})},
+        "gflops_are": machine.GFLOPS,
         "gpu": one.device.describe(),
         "tf32": tf32_allowed(),
         "cut_short": one.cut_short,
@@ -60,6 +71,7 @@ def run(backend: str, out: Path, data: Any, tiny: bool = False, say: Callable[[s
         result[name] = _outcome(one, name, lambda part=part: part(one, data, out))
         one.release()
         result["seconds"] = one.elapsed()
+        result["complete"] = name == list(PARTS)[-1]
         report.save(result, out / "result.json")
     return result
 
@@ -104,6 +116,7 @@ def kernels(one: Run) -> list[dict[str, Any]]:
     and the time of the NumPy path on this machine's CPU.
     """
     rows = []
+    one.say(f"* {machine.GFLOPS}")
     for case in one.in_time("kernels", layers.cases(one.plan.batch)):
         args = one.upload(list(case.args))
         on_gpu, on_cpu = getattr(one.kernels, case.kernel), getattr(reference, case.kernel)
@@ -111,7 +124,8 @@ def kernels(one: Run) -> list[dict[str, Any]]:
         began = time.perf_counter()
         on_cpu(*case.args)
         cpu_ms = 1e3 * (time.perf_counter() - began)
-        ms = one.milliseconds(lambda run=on_gpu, args=args: run(*args))
+        times = one.milliseconds(lambda run=on_gpu, args=args: run(*args))
+        ms = median(times)
         product = "tf32" if case.kernel.startswith("conv2d") and tf32_allowed() else "float32"
         tflops, gb_per_s = flops / ms / 1e9, moved / ms / 1e6
         rows.append(
@@ -119,6 +133,7 @@ def kernels(one: Run) -> list[dict[str, Any]]:
                 "case": case.name,
                 "kernel": case.kernel,
                 "ms": ms,
+                "all_ms": times,
                 "numpy_ms": cpu_ms,
                 "flops": flops,
                 "bytes": moved,
@@ -128,7 +143,7 @@ def kernels(one: Run) -> list[dict[str, Any]]:
                 "of_matmul": _share(tflops, one.limits.get(f"matmul_{product}_tflops")),
             }
         )
-        one.say(f"{case.name:28} {1e3 * ms:9.1f} us {tflops:8.2f} TFLOP/s {gb_per_s:8.0f} GB/s {cpu_ms / ms:8.0f} x NumPy")
+        one.say(f"{case.name:28} {1e3 * ms:9.1f} us {tflops:8.2f} TFLOP/s* {gb_per_s:8.0f} GB/s {cpu_ms / ms:8.0f} x NumPy")
     return rows
 
 
@@ -163,10 +178,12 @@ def bandwidth(one: Run) -> list[dict[str, Any]]:
         ("global_avg_pool2d", size, lambda: k.global_avg_pool2d(x)),
     ]
     for name, moved, call in one.in_time("bandwidth", calls):
-        ms = one.milliseconds(call)
+        times = one.milliseconds(call)
+        ms = median(times)
         gb_per_s = moved / ms / 1e6
         share = _share(gb_per_s, one.limits.get("copy_gb_per_s"))
-        rows.append({"kernel": name, "ms": ms, "gb_per_s": gb_per_s, "bytes": moved, "of_copy": share})
+        speed = {"ms": ms, "all_ms": times, "gb_per_s": gb_per_s, "bytes": moved, "of_copy": share}
+        rows.append({"kernel": name, **speed})
         one.say(f"{name:28} {gb_per_s:8.0f} GB/s")
         one.release()
     return rows
@@ -260,14 +277,31 @@ def _kernel_lines(rows: list[dict[str, Any]]) -> list[str]:
 
     return [
         "the kernels against the NumPy path, the copy's bandwidth and the matrix product",
-        f"{'':28} {'us':>9} {'x NumPy':>8} {'of copy':>8} {'of matmul':>9}",
+        f"{'':28} {'us':>9} {'quartiles':>17} {'x NumPy':>8} {'of copy':>8} {'of matmul*':>10}",
         *(
-            f"{r['case']:28} {1e3 * r['ms']:9.1f} {r['numpy_ms'] / r['ms']:8.1f} {percent(r['of_copy']):>8} "
-            f"{percent(r['of_matmul']):>9}"
+            f"{r['case']:28} {1e3 * r['ms']:9.1f} {_quartiles(r, 1e3):>17} {r['numpy_ms'] / r['ms']:8.1f} "
+            f"{percent(r['of_copy']):>8} {percent(r['of_matmul']):>10}"
             for r in rows
         ),
+        f"* {machine.GFLOPS}",
         "",
     ]
+
+
+def _times(peer: dict[str, Any], ours: dict[str, Any]) -> str:
+    """How many times as fast ours is, with its interval; the compiler's rows come from a process of their own."""
+    alone = gpu_peers.COMPILED in (peer["row"], ours["row"])
+    interval = (spread.of_ratio if alone else spread.of_paired_ratio)(peer["all_ms"], ours["all_ms"])
+    ends = f" ({interval[0]:.2f} - {interval[1]:.2f})" if interval else ""
+    return f"{peer['ms'] / ours['ms']:6.2f}{ends}"
+
+
+def _quartiles(row: dict[str, Any], unit: float) -> str:
+    """Of the five times of a row, in units of a millisecond divided by ``unit``."""
+    if not row.get("all_ms"):
+        return "-"
+    low, high = (unit * ms for ms in spread.quartiles(row["all_ms"]))
+    return f"{low:.1f} - {high:.1f}" if unit > 1 else f"{low:.3f} - {high:.3f}"
 
 
 def _step_lines(result: dict[str, Any]) -> list[str]:
@@ -275,10 +309,12 @@ def _step_lines(result: dict[str, Any]) -> list[str]:
     measured, lines = report.measured_steps(result), []
     for r in measured:
         same = [other for other in measured if (other["model"], other["batch"]) == (r["model"], r["batch"])]
-        torch = {other["row"]: other["ms"] for other in same if other["row"].startswith("torch")}
-        times = f"{min(torch.values()) / r['ms']:6.2f} x best torch" if torch else ""
+        torch = {other["row"]: other for other in same if other["row"].startswith("torch")}
+        times = f"{_times(min(torch.values(), key=lambda other: other['ms']), r)} x best torch" if torch else ""
         if "torch eager" in torch:
-            times = f"{torch['torch eager'] / r['ms']:6.2f} x torch eager, {times}"
-        lines.append(f"{r['model']:10} {r['batch']:5} {r['row']:30} {r['ms']:9.3f} ms {times}".rstrip())
+            times = f"{_times(torch['torch eager'], r)} x torch eager, {times}"
+        lines.append(
+            f"{r['model']:10} {r['batch']:5} {r['row']:30} {r['ms']:9.3f} ms {_quartiles(r, 1):>17} {times}".rstrip()
+        )
     failed = (r for part in ("steps", "compiled") for r in report.rows(result, part) if "failed" in r)
     return lines + [f"{r['model']:10} {r['batch']:5} {r['row']:30} failed: {_last_line(r['failed'])}" for r in failed]

@@ -1,6 +1,6 @@
 """PyTorch's training steps on a GPU, in the configurations that its users choose.
 
-    python -m tinyres.benchmarks.gpu_peers NETWORK BATCH CONFIGURATION     # milliseconds of a step, five times, as JSON
+    python -m tinyres.benchmarks.gpu_peers NETWORK BATCH CONFIGURATION     # milliseconds of a step, several times, as JSON
 
 CuPy and PyTorch share the card's context here, and both use its default stream, so their work runs in the order in which it
 was started. Their memory is separate: see `release`.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tinyres.benchmarks import peers
+from tinyres.benchmarks import peers, spread
 
 CONFIGURATIONS = ("torch eager", "torch channels_last autocast", "torch cuda graph")
 COMPILED = "torch compile max-autotune"  # takes minutes, and cannot be stopped: it gets a process of its own
@@ -152,7 +152,7 @@ def main(network: str, batch: str, configuration: str) -> None:
     run = step(peers.network(network), configuration, int(batch))
     for _ in range(5):  # compiles, captures, and gets the slow ones over with
         run()
-    print(json.dumps([elapsed_ms(run, 30) for _ in range(5)]))
+    print(json.dumps([elapsed_ms(run, 30) for _ in range(spread.LEAST_OF_TWO)]))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,19 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 import tinyres as tr
-from tinyres.benchmarks import gpu_peers
+from tinyres.benchmarks import gpu_peers, spread
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import channels_first
 from tinyres.kernels.cuda import launch
 
 T = TypeVar("T")
 SECONDS = 0.3  # per measurement, at most, unless a single repetition takes longer
+TIMES = spread.LEAST_OF_TWO  # measurements, so that every ratio has an interval
 MARGIN = 30.0  # seconds: the longest measurement that cannot be stopped
 
 
@@ -105,8 +105,8 @@ class Run:
             return channels_first(self.xp.asarray(value.transpose(0, 2, 3, 1)))
         return self.xp.asarray(value)
 
-    def milliseconds(self, run: Callable[[], Any]) -> float:
-        """Milliseconds of one run, from a captured graph of ten, without Python's launches. The median of five."""
+    def milliseconds(self, run: Callable[[], Any]) -> list[float]:
+        """Milliseconds of one run, from a captured graph of ten, without Python's launches: `TIMES` times."""
         graph, many = self.device.Graph(), 10 if self.plan.repeats > 1 else 1
         with graph.memory():
             run()
@@ -114,7 +114,7 @@ class Run:
             for _ in range(many):
                 run()
         repeats = self.repeats(lambda count: self.device.elapsed_ms(graph.replay, count))
-        return median(self.device.elapsed_ms(graph.replay, repeats) for _ in range(5)) / many
+        return [self.device.elapsed_ms(graph.replay, repeats) / many for _ in range(TIMES)]
 
     def repeats(self, measure: Callable[[int], float]) -> int:
         """How often to repeat a run of ``measure(1)`` milliseconds: the plan's number, or less if that takes too long."""

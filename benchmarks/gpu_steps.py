@@ -14,7 +14,7 @@ import numpy as np
 import tinyres as tr
 from tinyres import nn
 from tinyres.benchmarks import gpu_peers, peers
-from tinyres.benchmarks.gpu_run import OutOfTime, Run, command
+from tinyres.benchmarks.gpu_run import TIMES, OutOfTime, Run, command
 
 NETWORKS = {"resnet9": (lambda: ResNet9(), gpu_peers.resnet9)}  # besides those of `tinyres.models` and `peers`
 
@@ -47,8 +47,8 @@ class ResNet9(nn.Module):
 
 
 def steps(one: Run) -> list[dict[str, Any]]:
-    """Milliseconds of whole training steps, the median of five. A network that fails, for lack of memory say, gets a row
-    that says so, and the others are still measured.
+    """Milliseconds of whole training steps, the median of `gpu_run.TIMES`. A network that fails, for lack of memory say,
+    gets a row that says so, and the others are still measured.
     """
     rows = []
     for model, batch in one.in_time("steps", [(m, b) for m, batches in one.plan.steps.items() for b in batches]):
@@ -76,7 +76,7 @@ def _of_network(one: Run, model: str, batch: int) -> list[dict[str, Any]]:
             runs[name] = lambda repeats, theirs=theirs: gpu_peers.elapsed_ms(theirs, repeats)
     repeats = {name: one.repeats(run) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(5 if one.plan.repeats > 1 else 1):
+    for _ in range(TIMES if one.plan.repeats > 1 else 1):
         for name, run in runs.items():
             times[name].append(run(repeats[name]))
     return [_row(one, model, batch, name, ms) for name, ms in times.items()]

@@ -5,15 +5,14 @@ FLOPs and bytes are those of `tinyres.kernels.costs`, so that every row of a cas
 
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import tinyres as tr
-from tinyres.benchmarks import machine, peers, timing
+from tinyres.benchmarks import fresh, machine, peers, timing
 from tinyres.kernels import dispatch
-from tinyres.kernels.arrays import channels_first
+from tinyres.kernels.arrays import channels_first, threads
 from tinyres.kernels.costs import cost
 
 EPS = 1e-5
@@ -265,67 +264,98 @@ def cases(batch: int) -> list[Case]:
     return [*convolutions(batch), *norms(batch), *others(batch), *ends(batch)]
 
 
-def run(
-    batch: int, backends: list[str], rounds: int, with_torch: bool, compiled: bool, say: Callable[[str], None] = print
-) -> dict[str, Any]:
-    """The result of ``tinyres bench ops`` as a dict for JSON; ``say`` is told each line as it is ready."""
-    rows: list[dict[str, Any]] = []
-    layouts: dict[str, Any] = {}
-    if with_torch and peers.installed():
+def measure(
+    batch: int,
+    case: str,
+    backends: list[str],
+    rounds: int,
+    layouts: list[str],
+    compiled: bool,
+    into: timing.Timed | None = None,
+) -> timing.Timed:
+    """The times of each row of one case, in this process; ``layouts`` are PyTorch's memory formats."""
+    return _measure(next(c for c in cases(batch) if c.name == case), backends, rounds, layouts, compiled, into)
+
+
+def _measure(
+    case: Case, backends: list[str], rounds: int, layouts: list[str], compiled: bool, into: timing.Timed | None
+) -> timing.Timed:
+    runs: dict[str, Run] = {name: _kernel(case, name) for name in backends}
+    if case.torch and layouts:
         import torch
 
-        from tinyres.kernels.arrays import threads
-
         torch.set_num_threads(threads())
-        layouts = {"torch nchw": torch.contiguous_format, "torch channels_last": torch.channels_last}
+        runs |= {LAYOUTS[layout]: case.torch(getattr(torch, layout)) for layout in layouts}
+        if compiled:
+            runs["torch compile channels_last"] = peers.compiled(case.torch(torch.channels_last))
+    with tr.strict():
+        return timing.interleaved(runs, rounds, 0.01, into)
+
+
+def _kernel(case: Case, backend: str) -> Run:
+    with tr.use_backend(backend):
+        kernel = getattr(dispatch.current(), case.kernel)
+    return partial(kernel, *case.args)
+
+
+LAYOUTS = {"contiguous_format": "torch nchw", "channels_last": "torch channels_last"}
+
+
+def run(
+    batch: int,
+    backends: list[str],
+    rounds: int,
+    with_torch: bool,
+    compiled: bool,
+    processes: int | None = None,
+    say: Callable[[str], None] = print,
+    keep: Callable[[dict[str, Any]], object] = lambda result: None,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result of ``tinyres bench ops`` as a dict for JSON; the other arguments are those of `steps.run`."""
+    result = machine.result("ops", about, batch=batch, rounds=rounds, processes=processes, rows=[])
+    layouts = list(LAYOUTS) if with_torch and peers.installed() else []
     for case in cases(batch):
-        runs: dict[str, Run] = {}
-        for name in backends:
-            with tr.use_backend(name):
-                kernel = getattr(dispatch.current(), case.kernel)
-            runs[name] = partial(kernel, *case.args)
-        if case.torch and layouts:
-            runs |= {name: case.torch(layout) for name, layout in layouts.items()}
-            if compiled:
-                runs["torch compile channels_last"] = peers.compiled(case.torch(torch.channels_last))
         with tr.strict():
-            flops, moved = cost(case.kernel, case.args, runs[backends[0]]())
-            seconds = timing.interleaved(runs, rounds, shortest=0.01)
-        theirs = [name for name in seconds if name.startswith("torch")]
-        best = timing.best(seconds, theirs) if theirs else None
-        for name, times in seconds.items():
-            middle = median(times)
-            rows.append(
-                {
-                    "case": case.name,
-                    "kernel": case.kernel,
-                    "row": name,
-                    "median_seconds": middle,
-                    "flops": flops,
-                    "bytes": moved,
-                    "gflops": flops / middle / 1e9,
-                    "gb_per_s": moved / middle / 1e9,
-                    "times_best_peer": timing.ratio(seconds[best], times) if best else None,
-                }
-            )
-            say(line(rows[-1]))
-    return {
-        "benchmark": "ops",
-        "batch": batch,
-        "machine": machine.describe(),
-        "limits": machine.limits(),
-        "rounds": rounds,
-        "rows": rows,
-    }
+            flops, moved = cost(case.kernel, case.args, _kernel(case, backends[0])())
+        timed = timing.Timed.nothing()
+        try:
+            if processes:
+                one = {"batch": batch, "case": case.name, "backends": backends, "rounds": rounds}
+                one |= {"layouts": layouts, "compiled": compiled}
+                timing.in_processes(processes, lambda one=one: timing.Timed(*fresh.call("layers", "measure", **one)), timed)
+            else:
+                _measure(case, backends, rounds, layouts, compiled, timed)
+        finally:
+            rows = _rows(case, timed.complete(), flops, moved)
+            result["rows"] += rows
+            keep(result)
+        for row in rows:
+            say(line(row))
+    result["complete"] = True
+    keep(result)
+    return result
 
 
-HEADER = f"{'case':26} {'':28} {'ms':>8} {'GFLOP/s':>8} {'GB/s':>6} {'x best peer':>11}"
+def _rows(case: Case, timed: timing.Timed, flops: int, moved: int) -> list[dict[str, Any]]:
+    best, rows = timing.best(timed.seconds, [name for name in timed.seconds if peers.is_peer(name)]), []
+    for row in map(partial(timing.summary, timed, best=best), timed.seconds):
+        work = {"flops": flops, "bytes": moved}
+        rates = {"gflops": flops / row["median_seconds"] / 1e9, "gb_per_s": moved / row["median_seconds"] / 1e9}
+        rows.append({"case": case.name, "kernel": case.kernel, **row, **work, **rates})
+    return rows
+
+
+HEADER = (
+    f"{'case':26} {'':28} {'ms':>8} {'quartiles':>17} {'GFLOP/s*':>8} {'GB/s':>6} {'x best peer':>11} {'95 % interval':>13} "
+    f"{'first s':>7}\n* {machine.GFLOPS}"
+)
 
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table under `HEADER`."""
-    times = f"{row['times_best_peer']:.2f}" if row["times_best_peer"] else "-"
+    low, high = (f"{1e3 * s:.3f}" for s in row["quartile_seconds"])
     return (
-        f"{row['case']:26} {row['row']:28} {1e3 * row['median_seconds']:8.3f} {row['gflops']:8.1f} "
-        f"{row['gb_per_s']:6.1f} {times:>11}"
+        f"{row['case']:26} {row['row']:28} {1e3 * row['median_seconds']:8.3f} {f'{low} - {high}':>17} {row['gflops']:8.1f} "
+        f"{row['gb_per_s']:6.1f} {timing.ratio_text(row)} {row['first_seconds']:7.3f}"
     )

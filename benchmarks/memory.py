@@ -1,35 +1,38 @@
-"""Peak memory of a step, measured in a process of its own. Linux only."""
+"""Peak memory of a process: the kernel's high-water mark of its resident set. Linux only."""
 
-import subprocess
-import sys
-from collections.abc import Callable
+import ctypes
+import gc
 from pathlib import Path
 
-from tinyres.errors import UsageError
+import tinyres as tr
+
+STATUS, MARK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_of_process(module: str, *arguments: str) -> float | None:
-    """What ``python -m MODULE ARGUMENTS`` prints last: its `growth` in MiB. None if the system does not tell."""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1]
-        raise UsageError(f"the memory of {' '.join(arguments)} could not be measured: {last}")
-    return float(done.stdout.split()[-1])
+def known() -> bool:
+    """Whether this system tells it."""
+    return MARK.exists() and "VmHWM" in STATUS.read_text()
 
 
-def growth(step: Callable[[], object]) -> float:
-    """By how many MiB this process grows, at its peak, while it runs three steps."""
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(3):
-        step()
-    return _status("VmHWM") - before
+def now() -> float:
+    """MiB that the process holds, after giving back what is idle."""
+    gc.collect()
+    tr.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim:
+        trim(0)
+    return _status("VmRSS")
+
+
+def reset() -> None:
+    """The peak begins anew, at what the process holds."""
+    MARK.write_text("5")
+
+
+def peak() -> float:
+    """The most MiB that the process has held since `reset`."""
+    return _status("VmHWM")
 
 
 def _status(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {key}")
+    return next(int(line.split()[1]) / 1024 for line in STATUS.read_text().splitlines() if line.startswith(key))

@@ -1,5 +1,9 @@
-"""The same networks in PyTorch, as its users would write them, and its configurations on a CPU."""
+"""The peers, and of these PyTorch: the same networks as its users would write them, in each of its configurations on a CPU.
 
+Every peer gets as many threads as ours (TINYRES_THREADS) and computes in float32.
+"""
+
+import importlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +11,34 @@ from typing import Any
 from tinyres import models
 
 CONFIGURATIONS = ("torch nchw", "torch channels_last", "torch compile", "torch compile channels_last")
+PACKAGES = {"torch": ["torch"], "jax": ["jax"], "onnxruntime": ["onnxruntime", "onnx"], "openvino": ["openvino", "onnx"]}
+ROWS = {"torch": list(CONFIGURATIONS), "jax": ["jax jit"], "onnxruntime": ["onnxruntime"], "openvino": ["openvino"]}
+FOR_TRAINING = ("torch", "jax")
+
+
+def missing(library: str) -> str:
+    """Why a library of `PACKAGES` cannot be measured here; empty if it can."""
+    for package in PACKAGES[library]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            return f"{error} (pip install {' '.join(PACKAGES[library])})"
+    return ""
 
 
 def installed() -> bool:
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    """Whether PyTorch is."""
+    return not missing("torch")
+
+
+def is_peer(row: str) -> bool:
+    """Whether a row is a peer's, not one of our backends."""
+    return row.split()[0] in ROWS
+
+
+def compiles(row: str) -> bool:
+    """Whether a row compiles anew for each batch size, which takes long."""
+    return "compile" in row or row == "jax jit"
 
 
 def compiled(function: Any) -> Any:
@@ -80,8 +104,19 @@ def network(name: str) -> Any:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
 
 
-def step(name: str, configuration: str, images: Any, labels: Any, training: bool = True) -> Callable[[], object]:
-    """One training step (or inference) as a function. ``images`` and ``labels`` are NumPy arrays."""
+def step(name: str, row: str, images: Any, labels: Any, training: bool = True) -> Callable[[], object]:
+    """One training step (or inference) of a peer as a function; its first call compiles. ``images`` and ``labels`` are NumPy
+    arrays.
+    """
+    from tinyres.benchmarks import peer_jax, peer_onnx
+
+    if row.startswith("torch"):
+        return torch_step(name, row, images, labels, training)
+    return peer_jax.step(name, images, labels, training) if row == "jax jit" else peer_onnx.step(name, row, images)
+
+
+def torch_step(name: str, configuration: str, images: Any, labels: Any, training: bool) -> Callable[[], object]:
+    """A step in one of `CONFIGURATIONS`."""
     import torch
     import torch.nn.functional as F
 

@@ -1,4 +1,4 @@
-"""Results as JSON files, and what changed between two of them."""
+"""Results as JSON files, those of earlier versions too: written after each row, and read without trust."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 from tinyres.errors import UsageError
 from tinyres.files import read_json, shown, write_atomically
+
+MAX_RESULT = 1 << 24  # bytes: hundreds of rounds of each kernel
 
 
 def save(result: dict[str, Any], path: str | Path) -> Path:
@@ -19,16 +21,17 @@ def save(result: dict[str, Any], path: str | Path) -> Path:
 def load(path: str | Path) -> dict[str, Any]:
     """Reads a result. Raises `UsageError` if the file is not one."""
     try:
-        result = read_json(path)
+        result = read_json(path, MAX_RESULT)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no benchmark result: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(result, dict) or result.get("benchmark") not in ("train", "inference", "ops", "profile", "gpu"):
         raise UsageError(f"{path} is no benchmark result; `tinyres bench train --out FILE` writes one.")
     try:
-        times, _ = _times(result), _machine(result)
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        found = [*times(result).items(), *((name, t) for name, each in samples(result).items() for t in each)]
+        settings(result)
+    except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
         raise UsageError(f"{path} is a {result['benchmark']} result with something missing: {shown(error)}") from None
-    wrong = [what for what, t in times.items() if not isinstance(t, int | float) or not 0 < t < 1e9]
+    wrong = [name for name, t in found if not isinstance(t, int | float) or not 0 < t < 1e9]
     if wrong:
         raise UsageError(f"{path} is a {result['benchmark']} result with a time that is none: of {shown(wrong[0])}")
     return result
@@ -44,40 +47,44 @@ def rows(result: dict[str, Any], part: str) -> list[dict[str, Any]]:
     return result[part] if isinstance(result.get(part), list) else []
 
 
-def _times(result: dict[str, Any]) -> dict[str, float]:
+def settings(result: dict[str, Any]) -> dict[str, Any]:
+    """What makes two results hard to compare when it differs, as far as the result tells."""
+    machine = dict(result["machine"])
+    what = {"processor": "processor", "threads": "threads", "cores": "cores", "usable_cores": "usable cores"}
+    what |= {"simd_bits": "SIMD width", "memory_gib": "memory", "blas": "BLAS"}
+    found = {text: machine[key] for key, text in what.items() if key in machine}
+    found |= {f"version of {name}": version for name, version in machine.get("versions", {}).items()}
+    found |= {"environment": dict(machine["environment"])} if "environment" in machine else {}
+    found |= {"number of processes": result["processes"]} if "processes" in result else {}
+    if result["benchmark"] == "gpu":
+        found |= {"GPU": result["gpu"].get("gpu"), "plan": "tiny" if result["tiny"] else "full"}
+    return found | {"commit": result["commit"]} if result.get("commit") else found
+
+
+def times(result: dict[str, Any]) -> dict[str, float]:
     """Median seconds by what was measured."""
-    if result["benchmark"] == "ops":
-        return {f"{r['case']}, {r['row']}": r["median_seconds"] for r in result["rows"]}
     if result["benchmark"] == "profile":
         return {f"{r['kernel']}": r["seconds"] for r in result["rows"]} | {"a step": result["seconds"]}
     if result["benchmark"] == "gpu":
-        ms = {f"kernel {r['case']}": r["ms"] for r in rows(result, "kernels")}
-        ms |= {f"bandwidth {r['kernel']}": r["ms"] for r in rows(result, "bandwidth")}
-        ms |= {f"{r['model']} batch {r['batch']}, {r['row']}": r["ms"] for r in measured_steps(result)}
-        return {name: value / 1e3 for name, value in ms.items()}
-    return {f"{c['model']} batch {c['batch']}, {r['row']}": r["median_seconds"] for c in result["cases"] for r in c["rows"]}
+        return {name: row["ms"] / 1e3 for name, row in measured(result).items()}
+    return {name: row["median_seconds"] for name, row in measured(result).items()}
 
 
-def _machine(result: dict[str, Any]) -> dict[str, Any]:
-    """What makes two results hard to compare when it differs."""
-    machine = {what: result["machine"].get(what) for what in ("processor", "threads")}
+def samples(result: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of each round by what was measured, as far as the rounds were recorded."""
     if result["benchmark"] == "gpu":
-        machine |= {"GPU": result["gpu"].get("gpu"), "plan": "tiny" if result["tiny"] else "full"}
-    return machine
+        return {name: [ms / 1e3 for ms in row["all_ms"]] for name, row in measured(result).items() if row.get("all_ms")}
+    return {name: row["seconds"] for name, row in measured(result).items() if row.get("seconds")}
 
 
-def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """One line per row that both results have: milliseconds before and after, and how many times faster it became."""
-    if before["benchmark"] != after["benchmark"]:
-        raise UsageError(f"a {before['benchmark']} result cannot be compared with a {after['benchmark']} result.")
-    a, b = _times(before), _times(after)
-    common = [key for key in a if key in b]
-    if not common:
-        raise UsageError("the two results have no row in common.")
-    names = {key: shown(key) for key in common}
-    width = max(map(len, names.values()))
-    lines = [f"{'':{width}} {'before ms':>10} {'after ms':>10} {'faster':>7}"]
-    lines += [f"{names[k]:{width}} {1e3 * a[k]:10.3f} {1e3 * b[k]:10.3f} {a[k] / b[k]:6.2f}x" for k in common]
-    here, there = _machine(before), _machine(after)
-    different = [what for what in here if here[what] != there[what]]
-    return lines + [f"not the same {what}: {shown(here[what])} and {shown(there[what])}" for what in different]
+def measured(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows that were repeated in rounds, by what was measured."""
+    if result["benchmark"] == "profile":
+        return {}
+    if result["benchmark"] == "ops":
+        return {f"{r['case']}, {r['row']}": r for r in result["rows"]}
+    if result["benchmark"] == "gpu":
+        found = {f"kernel {r['case']}": r for r in rows(result, "kernels")}
+        found |= {f"bandwidth {r['kernel']}": r for r in rows(result, "bandwidth")}
+        return found | {f"{r['model']} batch {r['batch']}, {r['row']}": r for r in measured_steps(result)}
+    return {f"{c['model']} batch {c['batch']}, {r['row']}": r for c in result["cases"] for r in c["rows"]}

@@ -1,34 +1,31 @@
-"""Whole training steps and inference of the CIFAR networks, ours beside PyTorch's configurations, interleaved."""
+"""Whole training steps and inference of the CIFAR networks, ours beside the peers', interleaved."""
 
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from statistics import median
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import tinyres as tr
 import tinyres.functional as F
-from tinyres.benchmarks import machine, memory, peers, timing
+from tinyres.benchmarks import fresh, machine, memory, networks, peers, timing
+from tinyres.errors import UsageError
 
-
-def network(name: str) -> Any:
-    """As in `peers`: option A, but projections in the bottleneck net."""
-    return tr.models.build(name, **({"shortcut": "B"} if name == "resnet164" else {}))
+Keep = Callable[[dict[str, Any]], object]
 
 
 def make_step(model: str, batch: int, row: str | None, training: bool = True) -> Callable[[], object]:
     """One step of ``model`` on ``batch`` random images. ``row`` is one of our backends (None: the one in use when the step
-    runs) or one of PyTorch's configurations.
+    runs) or a peer's.
     """
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, 3, 32, 32), np.float32)
     labels = rng.integers(0, 10, batch)
-    if row in peers.CONFIGURATIONS:
+    if row and peers.is_peer(row):
         return peers.step(model, row, images, labels, training)
     tr.manual_seed(0)
-    net = network(model).train(training)
+    net = networks.ours(model).train(training)
     optimizer = tr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     x = tr.tensor(images)
 
@@ -51,17 +48,36 @@ def make_step(model: str, batch: int, row: str | None, training: bool = True) ->
 
 
 def flops_per_image(model: str, training: bool) -> int:
-    """Forward: two per multiply-add. Training: three times as many, less the first layer's input gradient."""
-    summary = tr.nn.summary(network(model))
+    """Forward: two per multiply-add of direct convolution. Training: three times as many, less the first layer's input
+    gradient.
+    """
+    summary = tr.nn.summary(networks.ours(model))
     first = next(row.multiply_adds for row in summary.rows if row.multiply_adds)
     return 2 * (3 * summary.multiply_adds - first if training else summary.multiply_adds)
 
 
-def peak_memory(model: str, batch: int, row: str) -> float | None:
-    """The peak memory of a training step in MiB, beyond what the process holds when it has made the network and run one step
-    on two images (libraries loaded, code compiled). None if the system does not tell.
+def measure(
+    model: str, batch: int, rows: list[str], rounds: int, training: bool, into: timing.Timed | None = None
+) -> timing.Timed:
+    """The times of each row, in this process."""
+    return timing.interleaved({row: make_step(model, batch, row, training) for row in rows}, rounds, into=into)
+
+
+def peak_memory(model: str, batch: int, row: str, training: bool) -> dict[str, float]:
+    """MiB of this process, which must be a fresh one: at its peak while it runs three steps, after a first that compiles.
+    And idle: when libraries are loaded and a step on two images has compiled its code (not for a row that compiles for one
+    batch size only). The difference is what the step itself takes: weights, images, activations, working memory.
     """
-    return memory.peak_of_process("tinyres.benchmarks.steps", model, str(batch), row)
+    idle = {}
+    if not peers.compiles(row):
+        make_step(model, 2, row, training)()
+        idle = {"idle_rss_mib": memory.now()}
+    step = make_step(model, batch, row, training)
+    step()
+    memory.reset()
+    for _ in range(3):
+        step()
+    return {"peak_rss_mib": memory.peak(), **idle}
 
 
 def run(
@@ -70,58 +86,70 @@ def run(
     rows: list[str],
     rounds: int,
     training: bool = True,
-    with_memory: bool = True,
+    processes: int | None = None,
     say: Callable[[str], None] = print,
+    keep: Keep = lambda result: None,
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The result of ``tinyres bench train`` as a dict for JSON; ``say`` is told each line as it is ready."""
-    cases = []
-    for model in models:
-        for batch in batches:
-            steps = {row: make_step(model, batch, row, training) for row in rows}
-            seconds = timing.interleaved(steps, rounds)
-            del steps
-            theirs = [row for row in rows if row in peers.CONFIGURATIONS]
-            best = timing.best(seconds, theirs) if theirs else None
-            case: dict[str, Any] = {"model": model, "batch": batch, "training": training, "best_peer": best, "rows": []}
-            work = flops_per_image(model, training) * batch
-            for row in rows:
-                middle, weigh = median(seconds[row]), with_memory and training and "compile" not in row
-                case["rows"].append(
-                    {
-                        "row": row,
-                        "median_seconds": middle,
-                        "seconds": seconds[row],
-                        "images_per_second": batch / middle,
-                        "gflops": work / middle / 1e9,
-                        "times_best_peer": timing.ratio(seconds[best], seconds[row]) if best else None,
-                        "peak_mib": peak_memory(model, batch, row) if weigh else None,
-                    }
-                )
-                say(line(case, case["rows"][-1]))
-            cases.append(case)
-    return {
-        "benchmark": "train" if training else "inference",
-        "machine": machine.describe(),
-        "limits": machine.limits(),
-        "rounds": rounds,
-        "cases": cases,
-    }
+    """The result of ``tinyres bench train`` as a dict for JSON, with what ``about`` says of the run. ``say`` is told each
+    line as it is ready, and ``keep`` is given the result after each row; if the measurement is interrupted, its rounds so
+    far make rows too. With ``processes``, that many fresh processes measure each network and batch size.
+    """
+    kind = "train" if training else "inference"
+    result = machine.result(kind, about, rounds=rounds, processes=processes, cases=[])
+    for model, batch in [(m, b) for m in models for b in batches]:
+        timed = timing.Timed.nothing()
+        try:
+            if processes:
+                one = {"model": model, "batch": batch, "rows": rows, "rounds": rounds, "training": training}
+                timing.in_processes(processes, lambda one=one: timing.Timed(*fresh.call("steps", "measure", **one)), timed)
+            else:
+                measure(model, batch, rows, rounds, training, timed)
+        finally:
+            case = _case(model, batch, training, timed.complete())
+            result["cases"] += [case] if case["rows"] else []
+            keep(result)
+        say(f"{model}, batch {batch}")
+        for row in case["rows"]:
+            row |= _memory(model, batch, row["row"], training, say)
+            keep(result)
+            say(line(row))
+    result["complete"] = True
+    keep(result)
+    return result
 
 
-HEADER = f"{'model':10} {'batch':>5}  {'':27} {'ms':>8} {'images/s':>9} {'GFLOP/s':>8} {'x best peer':>11} {'peak MiB':>9}"
+def _case(model: str, batch: int, training: bool, timed: timing.Timed) -> dict[str, Any]:
+    best = timing.best(timed.seconds, [row for row in timed.seconds if peers.is_peer(row)])
+    work, rows = flops_per_image(model, training) * batch, []
+    for row in map(partial(timing.summary, timed, best=best), timed.seconds):
+        middle = row["median_seconds"]
+        rows.append({**row, "images_per_second": batch / middle, "gflops": work / middle / 1e9})
+    return {"model": model, "batch": batch, "training": training, "best_peer": best, "rows": rows}
 
 
-def line(case: dict[str, Any], row: dict[str, Any]) -> str:
+def _memory(model: str, batch: int, row: str, training: bool, say: Callable[[str], None]) -> dict[str, float]:
+    if not memory.known():
+        return {}
+    try:
+        found: dict[str, float] = fresh.call("steps", "peak_memory", model=model, batch=batch, row=row, training=training)
+    except UsageError as error:  # the times are worth keeping
+        say(f"note: {error}")
+        return {}
+    return found
+
+
+HEADER = (
+    f"{'':27} {'ms':>8} {'quartiles':>15} {'images/s':>9} {'GFLOP/s*':>8} {'x best peer':>11} {'95 % interval':>13} "
+    f"{'first s':>7} {'peak MiB':>8} {'idle MiB':>8}\n* {machine.GFLOPS}"
+)
+
+
+def line(row: dict[str, Any]) -> str:
     """One row of the table under `HEADER`."""
-    times = f"{row['times_best_peer']:.2f}" if row["times_best_peer"] else "-"
-    peak = f"{row['peak_mib']:.0f}" if row["peak_mib"] is not None else "-"
+    low, high = (f"{1e3 * s:.1f}" for s in row["quartile_seconds"])
+    peak, idle = (f"{row[key]:.0f}" if key in row else "-" for key in ("peak_rss_mib", "idle_rss_mib"))
     return (
-        f"{case['model']:10} {case['batch']:5}  {row['row']:27} {1e3 * row['median_seconds']:8.1f} "
-        f"{row['images_per_second']:9.0f} {row['gflops']:8.1f} {times:>11} {peak:>9}"
+        f"{row['row']:27} {1e3 * row['median_seconds']:8.1f} {f'{low} - {high}':>15} {row['images_per_second']:9.0f} "
+        f"{row['gflops']:8.1f} {timing.ratio_text(row)} {row['first_seconds']:7.2f} {peak:>8} {idle:>8}"
     )
-
-
-if __name__ == "__main__":  # the process of `peak_memory`
-    name, size, chosen = sys.argv[1:]
-    make_step(name, 2, chosen)()
-    print(memory.growth(make_step(name, int(size), chosen)))

@@ -111,10 +111,10 @@ def test_a_benchmark_compares_no_networks_that_differ(capsys, monkeypatch):
     """resnet50 is ImageNet's here, and PyTorch's part would take it for a CIFAR net of 50 layers."""
     from tinyres.benchmarks import peers
 
-    monkeypatch.setattr(peers, "installed", lambda: True)
+    monkeypatch.setattr(peers, "missing", lambda library: "")
     for name in ("resnet50", "preresnet20", "mobilenet_v2_cifar", "wrn40_2"):
         assert main(typed("bench train --batch-sizes 2 --rounds 1 --models", name)) == 2
-        assert f"{name}: there is no such network of PyTorch's here" in capsys.readouterr().err
+        assert f"{name}: the peers have no such network" in capsys.readouterr().err
     assert peers.has("resnet20") and peers.has("plain8") and peers.has("resnet164")
 
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"ops"},
     {"tensor_methods"},
     {"tensor"},
-    {"losses"},
+    {"losses", "norms"},
     {"functional", "gradcheck"},
     {"nn", "optim", "data", "weights"},
     {"models"},

@@ -81,7 +81,7 @@ def test_each_name_that_is_offered_is_there():
 
 
 def test_all_functions_of_functional_are_public():
-    ours = "tinyres.functional", "tinyres.losses"
+    ours = "tinyres.functional", "tinyres.losses", "tinyres.norms"
     own = {name for name, value in vars(tr.functional).items() if getattr(value, "__module__", "") in ours}
     assert {name for name in own if name.islower() and not name.startswith("_")} == {*tr.functional.__all__}
 
@@ -181,9 +181,9 @@ def named(objects, start):
 def test_a_long_profile_keeps_the_longest_kernels_and_the_rest(objects):
     profile = named(objects, "profile of Cifar")
     shown, table = repr(profile).splitlines(), profile.table().splitlines()
-    left_out = len(profile.by("kernel")) - (len(shown) - 4)
-    assert shown[1:-2] == table[: len(shown) - 3] and shown[-1] == table[-1]
-    assert shown[-2] == f"... and {left_out} kernels more: see table() and by()"
+    left_out = len(profile.by("kernel")) - (len(shown) - 5)
+    assert shown[1:-3] == table[: len(shown) - 4] and shown[-2:] == table[-2:]
+    assert shown[-3] == f"... and {left_out} kernels more: see table() and by()"
 
 
 def test_a_notebook_shows_the_images_of_each_class(objects):
@@ -212,7 +212,7 @@ def test_a_notebook_shows_tables(objects):
     _, *rows, rest = cells_of(profile._repr_html_())
     assert [name for name, *_ in rows] == [name for (name,) in profile.by("kernel")] and rest[0] == "in no kernel"
     assert all(
-        " ".join(row).split() == line.split() for row, line in zip(rows, profile.table().splitlines()[1:-1], strict=True)
+        " ".join(row).split() == line.split() for row, line in zip(rows, profile.table().splitlines()[1:-2], strict=True)
     )
     assert "nothing was measured" in tr.profile()._repr_html_()
 

@@ -17,6 +17,7 @@ from tinyres import guards, ops
 from tinyres.errors import GraphError, ShapeError, UsageError
 from tinyres.kernels.arrays import array_module, ceil_div, is_half
 from tinyres.losses import cross_entropy, log_softmax, mse_loss, softmax
+from tinyres.norms import group_norm, layer_norm
 from tinyres.ops.check import fail, pair, refuse
 from tinyres.ops.shape import integers
 from tinyres.random import default_generator
@@ -24,33 +25,10 @@ from tinyres.tensor import Array, Tensor, TensorLike
 from tinyres.tensor import array_of as _array
 from tinyres.tensor import tensor_of as _t
 
-__all__ = [
-    "adaptive_avg_pool2d",
-    "add_relu",
-    "avg_pool2d",
-    "batch_norm",
-    "batch_norm_add_relu",
-    "conv2d",
-    "cross_entropy",
-    "dropout",
-    "gelu",
-    "global_avg_pool2d",
-    "group_norm",
-    "layer_norm",
-    "leaky_relu",
-    "linear",
-    "log_softmax",
-    "max_pool2d",
-    "mse_loss",
-    "pad",
-    "relu",
-    "relu6",
-    "sigmoid",
-    "silu",
-    "softmax",
-    "subsample_pad",
-    "tanh",
-]
+__all__ = ["adaptive_avg_pool2d", "add_relu", "avg_pool2d", "batch_norm", "batch_norm_add_relu", "conv2d"]
+__all__ += ["cross_entropy", "dropout", "gelu", "global_avg_pool2d", "group_norm", "layer_norm", "leaky_relu"]
+__all__ += ["linear", "log_softmax", "max_pool2d", "mse_loss", "pad", "relu", "relu6", "sigmoid", "silu"]
+__all__ += ["softmax", "subsample_pad", "tanh"]
 
 Size = int | tuple[int, int]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -238,42 +216,6 @@ def batch_norm_add_relu(
     return ops.BatchNormAddReLU.apply(
         _t(x), _t(residual), *parameters, **statistics, training=training, momentum=momentum, eps=eps
     )
-
-
-def layer_norm(
-    x: TensorLike,
-    normalized_shape: int | tuple[int, ...],
-    weight: TensorLike | None = None,
-    bias: TensorLike | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """y = weight (x - mean) / sqrt(var + eps) + bias, (..., *normalized_shape) -> the same, each mean over the last axes,
-    which have the lengths ``normalized_shape``; that is the shape of weight and bias, too: see `ops.LayerNorm`.
-
-    Raises `ShapeError` for shapes that do not fit.
-    """
-    x, shape = _t(x), integers(normalized_shape)
-    if x.shape[max(x.ndim - len(shape), 0) :] != shape:
-        fail("layer_norm", f"x must end in normalized_shape={list(shape)}.", x=x.data)
-    return ops.LayerNorm.apply(x, *_affine(x, shape, weight, bias), eps=eps)
-
-
-def group_norm(
-    x: TensorLike, num_groups: int, weight: TensorLike | None = None, bias: TensorLike | None = None, eps: float = 1e-5
-) -> Tensor:
-    """y = weight (x - mean) / sqrt(var + eps) + bias, (N, C, ...) -> the same, each mean over one of ``num_groups`` groups
-    of the channels of one example; weight and bias are (C,): see `ops.GroupNorm`.
-
-    Raises `ShapeError` for shapes that do not fit.
-    """
-    x = _t(x)
-    return ops.GroupNorm.apply(x, *_affine(x, x.shape[1:2], weight, bias), num_groups=num_groups, eps=eps)
-
-
-def _affine(x: Tensor, shape: Any, weight: TensorLike | None, bias: TensorLike | None) -> tuple[Tensor, Tensor]:
-    """A norm's weight and bias: 1 and 0 unless given, in float32 beside 16 bits."""
-    xp, dtype = array_module(x.data), np.dtype(np.float32) if is_half(x.dtype) else x.dtype
-    return _t(xp.ones(shape, dtype) if weight is None else weight), _t(xp.zeros(shape, dtype) if bias is None else bias)
 
 
 def _channel_arrays(

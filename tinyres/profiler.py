@@ -122,27 +122,31 @@ class profile:
         return [*lines, ("in no kernel", f"{1e3 * rest:.2f}", f"{rest / self.seconds:.1%}", "", "", "")]
 
     def table(self, *what: str) -> str:
-        """A table as text: milliseconds, share of the block, calls, GFLOP/s and GB/s; at the end, the time in no kernel."""
+        """A table as text: milliseconds, share of the block, calls, GFLOP/s and GB/s; at the end, the time in no kernel.
+
+        FLOPs are those of direct convolution, whatever the algorithm (`tinyres.kernels.costs`).
+        """
         if not self.seconds:
             return NOTHING
         rows = self._cells(*what)
         width = max(len(name) for name, *_ in rows)
-        lines = [f"{'':{width}}       ms  share  calls  GFLOP/s   GB/s"]
+        lines = [f"{'':{width}}       ms  share  calls GFLOP/s*   GB/s"]
         for name, ms, share, calls, flops, moved in rows:
             lines.append(f"{name:{width}} {ms:>8} {share:>6} {calls:>6} {flops:>8} {moved:>6}".rstrip())
+        lines.append("* direct-convolution equivalent: Winograd multiplies less than is counted")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         lines = [f"profile of {self._of()}, {self.seconds:.3g} s:", *self.table().splitlines()]
         if len(lines) > MOST_LINES:
-            lines[MOST_LINES - 2 : -1] = [f"... and {len(lines) - MOST_LINES + 1} kernels more: see table() and by()"]
+            lines[MOST_LINES - 3 : -2] = [f"... and {len(lines) - MOST_LINES + 1} kernels more: see table() and by()"]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         if not self.seconds:
             return f"<p>{NOTHING}</p>"
         *rows, rest = self._cells()
-        heads = (f"{self._of()}, by kernel", "ms", "share", "calls", "GFLOP/s", "GB/s")
+        heads = (f"{self._of()}, by kernel", "ms", "share", "calls", "GFLOP/s (direct-convolution equivalent)", "GB/s")
         return markup.table(heads, rows, rest)
 
     def _of(self) -> str:

@@ -32,6 +32,7 @@ from tinyres.cli import (
     train,
     where,
 )
+from tinyres.cli.options import COMMAND_LINE
 from tinyres.errors import TinyresError, UsageError
 from tinyres.files import printable
 from tinyres.kernels import dispatch
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             command = " ".join(["tinyres", arguments.command, *([arguments.what] if "what" in arguments else [])])
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)} (see {command} --help)")
+        COMMAND_LINE[:] = "tinyres", *(sys.argv[1:] if argv is None else argv)
         check_environment()
         status = arguments.run(arguments)
         sys.stdout.flush()

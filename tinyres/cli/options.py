@@ -13,6 +13,8 @@ from tinyres.kernels import dispatch
 if TYPE_CHECKING:
     from tinyres.data import Dataset
 
+COMMAND_LINE: list[str] = []  # what `main` was given, for results that say how they were made
+
 
 def whole(least: int) -> Callable[[str], int]:
     """The type of an integer of at least ``least``."""

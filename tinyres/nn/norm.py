@@ -45,8 +45,8 @@ class LayerNorm(Module):
 
 class GroupNorm(Module):
     """y = weight (x - mean) / sqrt(var + eps) + bias, (N, C, ...) -> the same, with means over each of ``num_groups`` groups
-    of the C = ``num_channels`` channels, weight (1 at first) and bias (0) per channel: see `functional.group_norm`. One group
-    for each channel is an instance norm.
+    of the C = ``num_channels`` channels, weight (1 at first) and bias (0) per channel: see `functional.group_norm`. One
+    group for each channel is an instance norm.
 
     Without ``affine`` it has neither weight nor bias. Raises `UsageError` where ``num_groups`` does not divide the channels.
     """
