@@ -48,6 +48,7 @@ setup(
         "images": ["pillow>=10"],  # own images (matplotlib brings it, too)
         "notebook": ["nbformat>=5.9", "notebook>=7"],  # tinyres course N --notebook, and what opens it
         "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],  # the site: sphinx-build docs site
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],  # tinyres export --format onnx
         "cluster": ["distributed>=2024.5"],  # tinyres lab --scheduler
         "test": [
             "pytest>=8",
@@ -59,6 +60,8 @@ setup(
             "nbclient>=0.10",
             "ipykernel>=6",
             "distributed>=2024.5",
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
         ],
     },
     entry_points={"console_scripts": ["tinyres = tinyres.cli:main"]},

@@ -40,7 +40,7 @@ __all__ = [
     "use_backend",
 ]
 
-_on_demand = {"data", "explain", "functional", "models", "nn", "optim", "train", "weights"}
+_on_demand = {"data", "explain", "export", "functional", "models", "nn", "optim", "train", "weights"}
 _from = {"profile": "profiler", "watch": "explain", "trace": "explain", "gradient_ledger": "explain", "draw": "explain"}
 
 

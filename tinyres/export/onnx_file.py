@@ -1,0 +1,153 @@
+"""A network as a file of ONNX, which is written only if another runtime gives the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import tinyres
+from tinyres.errors import CheckpointError, UsageError
+from tinyres.export.about import about
+from tinyres.export.graph import IR_VERSION, OPSET, Graph
+from tinyres.export.trace import Shape, trace
+from tinyres.export.translations import translate
+from tinyres.files import StrPath, write_atomically
+from tinyres.guards import no_grad
+from tinyres.kernels.arrays import array_module
+from tinyres.nn import Module
+from tinyres.nn.module import evaluating
+from tinyres.tensor import Tensor
+
+INPUT, OUTPUT = "input", "logits"
+TOLERANCE = 1e-4
+CHECKED = 1, 5  # images in a batch
+
+
+class Check(NamedTuple):
+    """The largest difference between the logits of two runtimes, as a share of the largest logit if that is above 1, and the
+    runtime that ran the file.
+    """
+
+    difference: float
+    runtime: str
+
+
+def to_onnx(
+    model: Module,
+    path: StrPath,
+    input_shape: Sequence[int] = (3, 32, 32),
+    *,
+    normalise: bool = False,
+    classes: Sequence[str] = (),
+) -> Check:
+    """Write ``model`` in evaluation mode as a file of ONNX: ``input`` (batch, *input_shape) -> ``logits`` (batch, K).
+
+    All is float32, and the batch may have any length. With ``normalise``, the graph begins with ``model.normalisation``,
+    which a loaded network has, and takes images in 0..1; else it takes what the model takes. The file's metadata say which
+    (``normalisation``, ``inside``), and name the ``classes`` and the ``network``.
+
+    Before it is written, the graph passes ONNX's own checks, and ONNX Runtime, or where that is not installed ONNX's
+    reference evaluator, runs it on random images: a logit that is off by more than 1e-4 (of the largest logit, if that is
+    above 1) is an error. What was at ``path`` stays until then. Returns the largest difference, and who ran it.
+
+    Raises `UsageError` if onnx is not installed, or an operation of the model has no translation; `CheckpointError` if the
+    logits differ, or the file cannot be written.
+    """
+    if normalise and model.normalisation is None:
+        raise UsageError("export: this network does not know its normalisation; set model.normalisation = mean, scale")
+    data = _proto(model, tuple(input_shape), normalise, classes).SerializeToString()
+    check = compare(model, data, tuple(input_shape), normalise)
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+    return check
+
+
+def _proto(model: Module, input_shape: tuple[int, ...], normalise: bool, classes: Sequence[str]) -> Any:
+    graph, traced = Graph(model), trace(model, input_shape)
+    onnx, helper = graph.onnx, graph.onnx.helper
+    graph.set_name(traced.input, _normalised(graph, model) if normalise else INPUT)
+    for call in traced.calls:
+        graph.set_name(call.output, translate(graph, call))
+    graph.finish(graph.name(traced.output), OUTPUT)
+    values = [_value(onnx, INPUT, (None, *input_shape)), _value(onnx, OUTPUT, traced.shape)]
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in graph.constants.items()]
+    proto = helper.make_model(
+        helper.make_graph(graph.nodes, type(model).__name__, values[:1], values[1:], constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="tinyres",
+        producer_version=tinyres.__version__,
+    )
+    helper.set_model_props(proto, about(model, classes, inside=normalise))
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    return proto
+
+
+def _value(onnx: Any, name: str, shape: Shape) -> Any:
+    """An input or output; of a length that is not known, it has the name."""
+    lengths = ["batch" if n is None else n for n in shape]
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, lengths)
+
+
+def _normalised(graph: Graph, model: Module) -> str:
+    mean, scale = (np.asarray(value, np.float32) for value in model.normalisation or ())
+    centred = graph.add("Sub", INPUT, graph.constant(mean, "normalisation.mean"))
+    return graph.add("Mul", centred, graph.constant(scale, "normalisation.scale"))
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+
+def compare(model: Module, data: bytes, input_shape: tuple[int, ...], normalise: bool = False) -> Check:
+    """Runs the graph in ``data`` and ``model`` on random images, in batches of 1 and of 5.
+
+    Raises `CheckpointError` if their logits differ by more than `TOLERANCE`.
+    """
+    run, runtime = _runtime(data)
+    random, largest = np.random.default_rng(0), 0.0
+    for batch in CHECKED:
+        images = random.random((batch, *input_shape), np.float32) if normalise else None
+        given = random.standard_normal((batch, *input_shape), np.float32) if images is None else images
+        ours, theirs = _logits(model, given, normalise), run(given)
+        if not np.isfinite(ours).all():
+            raise CheckpointError("the network's own logits on random images are not finite, so nothing can be compared")
+        if ours.shape != theirs.shape:
+            raise CheckpointError(f"{runtime} gives {list(theirs.shape)} for {batch} images, and tinyres {list(ours.shape)}")
+        difference = float(np.abs(ours - theirs).max(initial=0) / max(1.0, np.abs(ours).max(initial=0)))
+        if not difference <= TOLERANCE:
+            raise CheckpointError(
+                f"{runtime} and tinyres differ by {difference:.2g} on {batch} random images, by more than {TOLERANCE:g}, and "
+                "the file was not written: the network computes past its operations, on arrays, or it magnifies errors of "
+                "rounding, as one with hardly any training can"
+            )
+        largest = max(largest, difference)
+    return Check(largest, runtime)
+
+
+def _logits(model: Module, images: np.ndarray, normalise: bool) -> np.ndarray:
+    if normalise:
+        assert model.normalisation
+        mean, scale = model.normalisation
+        images = ((images - mean) * scale).astype(np.float32)
+    like = next(model.parameters(), Tensor(images))
+    with no_grad(), evaluating(model):
+        return model(Tensor(array_module(like.data).asarray(images.astype(like.dtype)))).numpy()
+
+
+def _runtime(data: bytes) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """What runs the graph in ``data``, and its name."""
+    try:
+        import onnxruntime
+    except ImportError:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator: Any = ReferenceEvaluator(onnx.load_from_string(data))
+        return lambda images: evaluator.run(None, {INPUT: images})[0], f"the reference evaluator of onnx {onnx.__version__}"
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {INPUT: images})[0], f"ONNX Runtime {onnxruntime.__version__}"
