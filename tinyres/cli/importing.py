@@ -20,9 +20,9 @@ def add(commands: Any) -> None:
         help="import weights from PyTorch, safetensors or .npz",
         allow_abbrev=False,
         description="Reads weights written by safetensors, torch.save or np.savez (without PyTorch, and without executing "
-        "anything in the file), gives them our names, and writes them with what tinyres eval needs. A file of torch.save may "
-        "hold a state dict or a whole model; a prefix of all names, such as net., does not matter. The default normalisation "
-        "is ImageNet's, which the common CIFAR repositories (akamaster/pytorch_resnet_cifar10) use.",
+        "anything in the file), gives them our names, and writes them with what tinyres eval needs. A file of torch.save "
+        "may hold a state dict or a whole model, and a prefix of all names, such as net., does not matter. The default "
+        "normalisation is ImageNet's, which the common CIFAR repositories (akamaster/pytorch_resnet_cifar10) use.",
     )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--model", required=True, help="the network that the weights are for, such as resnet20")

@@ -121,8 +121,8 @@ def compare(model: Module, data: bytes, input_shape: tuple[int, ...], normalise:
         difference = float(np.abs(ours - theirs).max(initial=0) / max(1.0, np.abs(ours).max(initial=0)))
         if not difference <= TOLERANCE:
             raise CheckpointError(
-                f"{runtime} and tinyres differ by {difference:.2g} on {batch} random images, by more than {TOLERANCE:g}, and "
-                "the file was not written: the network computes past its operations, on arrays, or it magnifies errors of "
+                f"{runtime} and tinyres differ by {difference:.2g} on {batch} random images, more than {TOLERANCE:g}; "
+                "the file was not written. The network computes past its operations, on arrays, or it magnifies errors of "
                 "rounding, as one with hardly any training can"
             )
         largest = max(largest, difference)

@@ -6,15 +6,13 @@ network; a length that differs is the batch's. So nothing need be known of the n
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyres import guards, ops
+from tinyres import guards
 from tinyres.autograd import Function
 from tinyres.errors import UsageError
 from tinyres.kernels.arrays import Array, array_module
@@ -28,7 +26,9 @@ Shape = tuple[int | None, ...]  # None where the length is the batch's, or a mul
 
 @dataclass(frozen=True)
 class Call:
-    """One applied operation: the arrays that it was given (of the batch of 2) and the one that it made, and their shapes."""
+    """One applied operation: the arrays that it was given (of the batch of 2) and the one that it made, their shapes,
+    and whether the attributes were the same for both batches.
+    """
 
     op: type[Function]
     inputs: tuple[Array, ...]
@@ -36,6 +36,7 @@ class Call:
     output: Array
     shapes: tuple[Shape, ...]
     shape: Shape
+    steady: bool
 
 
 @dataclass(frozen=True)
@@ -48,32 +49,11 @@ class Trace:
     shape: Shape
 
 
-@dataclass(frozen=True)
-class _Applied:
+class _Applied(NamedTuple):
     op: type[Function]
     inputs: tuple[Array, ...]
     attributes: dict[str, Any]
     output: Array
-
-
-@contextmanager
-def applied() -> Iterator[list[_Applied]]:
-    """Inside, every operation that this thread applies is added to the list."""
-    calls: list[_Applied] = []
-    thread, apply = threading.get_ident(), Function.__dict__["apply"]
-
-    def recording(cls: type[Function], *inputs: Any, **attributes: Any) -> Any:
-        arrays = tuple(tensor.data for tensor in inputs)  # before it runs: one in place changes its tensor
-        result = apply.__get__(None, cls)(*inputs, **attributes)
-        if threading.get_ident() == thread:
-            calls.append(_Applied(cls, arrays, attributes, result.data))
-        return result
-
-    setattr(Function, "apply", classmethod(recording))  # noqa: B010  (to mypy, it is a constant)
-    try:
-        yield calls
-    finally:
-        setattr(Function, "apply", apply)  # noqa: B010
 
 
 def trace(model: Module, input_shape: Sequence[int]) -> Trace:
@@ -95,11 +75,8 @@ def trace(model: Module, input_shape: Sequence[int]) -> Trace:
                     "tinyres (from .data, say, or NumPy): compute them with operations on tensors"
                 )
         shapes = tuple(_open(one, two) for one, two in zip(call.inputs, other.inputs, strict=True))
-        if call.op is not ops.Reshape and not all(_same(v, other.attributes[key]) for key, v in call.attributes.items()):
-            raise UsageError(
-                f"export: {call.op.__name__} is given other options for 3 images than for 2, so it is no one graph"
-            )
-        merged.append(Call(call.op, call.inputs, call.attributes, call.output, shapes, _open(call.output, other.output)))
+        steady = all(_same(value, other.attributes[key]) for key, value in call.attributes.items())
+        merged.append(Call(*call, shapes, _open(call.output, other.output), steady))
         pairs[id(call.output)] = other.output
     if pairs.get(id(y)) is not other_y:
         raise UsageError("export: the network's output is not the result of an operation on its input")
@@ -113,8 +90,12 @@ def _run(model: Module, batch: int, input_shape: Sequence[int]) -> tuple[Array, 
     leaf = Tensor(array_module(like.data).asarray(images), requires_grad=True)
     with guards.enable_grad(), evaluating(model):
         x = leaf.reshape(leaf.shape)
-        with applied() as calls:
+        before, guards.flags.calls = guards.flags.calls, []
+        try:
             y = model(x)
+            calls = [_Applied(*call) for call in guards.flags.calls]
+        finally:
+            guards.flags.calls = before
     if not isinstance(y, Tensor):
         raise UsageError(f"export: {type(model).__name__} returns a {type(y).__name__}; expected one tensor")
     return x.data, calls, y.data

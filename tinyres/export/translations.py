@@ -49,7 +49,10 @@ def translate(graph: Graph, call: Call) -> str:
             f"export: the operation {call.op.__name__} has no translation to ONNX; "
             "tinyres.export.translates gives it one, see docs/export.md"
         )
-    return translation(graph, call, [graph.name(array) for array in call.inputs])
+    result = translation(graph, call, [graph.name(array) for array in call.inputs])
+    if not call.steady and call.op is not ops.Reshape:
+        raise UsageError(f"export: {call.op.__name__} is given other options for 3 images than for 2, so it is no one graph")
+    return result
 
 
 def _alike(*operations: type[Function], as_: str) -> None:

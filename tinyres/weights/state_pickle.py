@@ -201,8 +201,8 @@ class PickleReader:
                 # PyTorch gives a state dict its `_metadata` (versions of the modules) this way: not needed. Nor is what
                 # somebody has written on a tensor.
                 state = stack.pop()
-                if isinstance(stack[-1], Made) and type(state) is dict:
-                    stack[-1].state = state
+                if isinstance(stack[-1], Made):
+                    stack[-1].state = state if type(state) is dict else {}
                 elif type(stack[-1]) not in (dict, TensorRecord):
                     raise CheckpointError(
                         f"the pickle sets attributes of a {type(stack[-1]).__name__}: refused; {NOT_PLAIN}"
@@ -259,12 +259,16 @@ class PickleReader:
 
 
 def _extend(target: object, items: list[object]) -> None:
+    if isinstance(target, Made):  # a kind of list, beside the weights
+        return
     if type(target) is not list:
         raise CheckpointError(f"damaged pickle: it appends to a {type(target).__name__}")
     target.extend(items)
 
 
 def _set_items(target: object, items: list[object]) -> None:
+    if isinstance(target, Made):  # a kind of dict, beside the weights
+        return
     if type(target) is not dict or len(items) % 2:
         raise CheckpointError(f"damaged pickle: it sets {len(items)} keys and values of a {type(target).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
