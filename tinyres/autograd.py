@@ -106,7 +106,7 @@ class Function:
             node.output = result.shape, result.dtype
             result.node, result.requires_grad = node, True
         if guards.flags.calls is not None:
-            guards.flags.calls.append((cls, tuple(t.data for t in inputs), attributes, result.data))
+            guards.flags.calls.append((cls, tuple(t.data for t in inputs), numbers, result.data))
         return result
 
 
