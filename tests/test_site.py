@@ -17,7 +17,7 @@ MISSING = [name for name in ("sphinx", "myst_parser", "furo", "playwright") if n
 WHY = f"not installed: {', '.join(MISSING)} (pip install -e '.[docs]' playwright)" if MISSING else ""
 WHY = WHY or ("" if CHROMIUM else "no Chromium here; its path may be named by TINYRES_CHROMIUM")
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
-PARTS = ("", *(f".{part}" for part in ("nn", "models", "optim", "data", "train", "weights", "explain", "ops")))
+PARTS = ("", *(f".{part}" for part in ("nn", "models", "optim", "data", "train", "weights", "explain", "export", "ops")))
 
 
 class Parsed(HTMLParser):

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinyres.cli.options import add_backend, check_file, use, whole
 from tinyres.cli.predict import class_names, image_size
 from tinyres.cli.subjects import weights_in
@@ -71,7 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
         export.to_torch(loaded.model, out, naming)
     else:
         export.to_safetensors(loaded.model, out, naming, classes)
-    mean, std = (of_channels(value) for value in (loaded.mean, 1 / loaded.scale))
+    with np.errstate(divide="ignore"):
+        mean, std = (of_channels(value) for value in (loaded.mean, 1 / loaded.scale))
     print(f"{what}, a state dict in the naming {naming}, for images with mean {mean} and deviation {std}")
 
 
