@@ -1,6 +1,7 @@
 """Networks as state dicts of PyTorch: its own loader reads them, and the nets of other repositories take them whole."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -143,6 +144,7 @@ def test_equal_weights_make_equal_files_and_what_cannot_be_written_is_an_error(t
     for name in ("a.pth", "b.pth"):
         save_torch(tmp_path / name, arrays)
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+    assert {entry.date_time[0] for entry in zipfile.ZipFile(tmp_path / "a.pth").infolist()} == {1980}  # not the time of day
     with pytest.raises(CheckpointError, match="cannot save 'w': PyTorch has no tensors of complex64"):
         save_torch(tmp_path / "c.pth", {"w": np.ones(3, np.complex64)})
     with pytest.raises(CheckpointError, match=r"cannot write .*no/c\.pth: No such file"):

@@ -38,13 +38,12 @@ class Graph:
         self.constants: dict[str, np.ndarray] = {}
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self._names = {id(tensor.data): name for name, tensor in tensors}
-        self._parameters = set(self._names)
+        self._parameters = frozenset(self._names)
         self._held: list[Array] = []  # an id is one array's for as long as that lives
 
     def set_name(self, array: Array, name: str) -> None:
         """From now on ``array`` is the value called ``name``."""
         self._names[id(array)] = name
-        self._parameters.discard(id(array))
         self._held.append(array)
 
     def name(self, array: Array) -> str:
@@ -52,11 +51,9 @@ class Graph:
         key = id(array)
         if key in self._names and key not in self._parameters:
             return self._names[key]
-        self._held.append(array)
         host = array if isinstance(array, np.ndarray | np.generic) else array.get()
-        name = self.constant(np.asarray(host), self._names.get(key, ""))
-        self.set_name(array, name)
-        return name
+        self.set_name(array, self.constant(np.asarray(host), self._names.get(key, "")))
+        return self._names[key]
 
     def constant(self, array: np.ndarray, name: str = "") -> str:
         """A new constant, in float32."""

@@ -83,8 +83,11 @@ def _proto(model: Module, input_shape: tuple[int, ...], normalise: bool, classes
         producer_version=tinyres.__version__,
     )
     helper.set_model_props(proto, about(model, classes, inside=normalise))
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckpointError(f"the graph is not valid ONNX, and was not written: {error}") from error
     return proto
 
 

@@ -37,7 +37,7 @@ def save_torch(path: StrPath, arrays: Mapping[str, np.ndarray]) -> None:
         if kind is None:
             raise CheckpointError(f"cannot save {name!r}: PyTorch has no tensors of {array.dtype}")
         program += _text(name) + _tensor(str(key), kind, array.shape) + pickle.SETITEM
-        entries[f"data/{key}"] = array.astype(array.dtype.newbyteorder("<"), order="C").tobytes()
+        entries[f"data/{key}"] = array.astype(array.dtype.newbyteorder("<")).tobytes()
     content = {"data.pkl": program + pickle.STOP, "byteorder": b"little", **entries, "version": b"3\n"}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
