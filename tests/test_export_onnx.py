@@ -251,7 +251,10 @@ def test_a_batch_norm_that_needs_the_batch_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (lambda x: x if x.data.shape[0] < 4 else x * 1.001, "differ by 0.00.* on 5 random images, more than 0.0001"),
+        (
+            lambda x: x if x.data.shape[0] < 4 else x * 1.001,
+            "differ by 0.00.* on random images, more than 0.0001, and in float64 by 0.00",
+        ),
         (lambda x: x / (x * 0), "not finite, so nothing can be compared"),
     ],
 )
@@ -271,6 +274,21 @@ def test_a_wrong_translation_is_noticed(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"not valid ONNX, and was not written: .*NoSuchOperator"):
         export.to_onnx(settled(models.resnet(8)), tmp_path / "net.onnx", SHAPE)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_rounding_decides_the_same_graph_in_float64_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyres.export.onnx_file.TOLERANCE", 1e-10)
+    net = settled(models.resnet(8, "B"))
+    net.normalisation = np.float32(0.5), np.float32(3)
+    for normalise in (False, True):
+        found = export.to_onnx(net, tmp_path / "net.onnx", SHAPE, normalise=normalise)
+        assert found.exact is not None and found.exact < 1e-10 < found.difference < 1e-4
+    (tmp_path / "net.onnx").unlink()
+    wrong = lambda graph, call, x: graph.add("Relu", graph.add("Mul", x[0], graph.number(1 + 1e-6)))  # noqa: E731
+    monkeypatch.setitem(TRANSLATIONS, ops.BatchNorm, wrong)
+    with pytest.raises(CheckpointError, match="and in float64 by"):
+        export.to_onnx(net, tmp_path / "net.onnx", SHAPE)
+    assert not list(tmp_path.iterdir()) and net.conv1.weight.dtype == np.float32
 
 
 def test_without_onnx_runtime_onnx_itself_runs_the_graph_and_without_onnx_nothing_does(tmp_path, monkeypatch):

@@ -30,10 +30,10 @@ def package() -> ModuleType:
 
 
 class Graph:
-    """Collects nodes and constants. Everything in it has a name; all numbers are float32, but for shapes and axes."""
+    """Collects nodes and constants. Everything in it has a name; all numbers are of ``dtype``, but for shapes and axes."""
 
-    def __init__(self, model: Module) -> None:
-        self.onnx = package()
+    def __init__(self, model: Module, dtype: Any = np.float32) -> None:
+        self.onnx, self.dtype = package(), dtype
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
         tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -56,9 +56,9 @@ class Graph:
         return self._names[key]
 
     def constant(self, array: np.ndarray, name: str = "") -> str:
-        """A new constant, in float32."""
+        """A new constant."""
         name = name or f"constant_{len(self.constants)}"
-        self.constants[name] = np.asarray(array, np.float32, order="C")
+        self.constants[name] = np.asarray(array, self.dtype, order="C")
         return name
 
     def number(self, value: float) -> str:
