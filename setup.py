@@ -81,6 +81,7 @@ setup(
         "yaml": ["pyyaml>=6"],  # tinyres train --config FILE.yaml
         "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8.6"],  # the site: sphinx-build docs site
         "completion": ["argcomplete>=3.3"],  # in the shell; see the README
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],  # tinyres export --format onnx
         "cluster": ["distributed>=2024.5"],  # tinyres lab --scheduler
         "test": [
             "pytest>=8",
@@ -96,6 +97,8 @@ setup(
             "pyyaml>=6",
             "distributed>=2024.5",
             "argcomplete>=3.3",
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
         ],
     },
     entry_points={"console_scripts": ["tinyres = tinyres.cli:main"]},

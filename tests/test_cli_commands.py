@@ -75,7 +75,7 @@ def test_help_and_version_as_a_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "explain", "info", "data", "import-weights", "summary", "where", "bench"]
+    "command", ["train", "eval", "explain", "info", "data", "import-weights", "export", "summary", "where", "bench"]
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -23,13 +23,24 @@ LAYERS = [
     {"functional", "gradcheck"},
     {"nn", "optim", "data", "weights"},
     {"models"},
-    {"explain", "profiler", "train"},
+    {"explain", "export", "profiler", "train"},
     {"benchmarks"},
     {"course", "lab"},
     {"cli", "__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-NOT_AT_IMPORT = {"numba", "rich", "matplotlib", "safetensors", "torch", "cupy", "threadpoolctl", "ml_dtypes"}
+NOT_AT_IMPORT = {
+    "numba",
+    "rich",
+    "matplotlib",
+    "safetensors",
+    "torch",
+    "cupy",
+    "threadpoolctl",
+    "ml_dtypes",
+    "onnx",
+    "onnxruntime",
+}
 
 PACKAGE = Path(tinyres.__file__).parent
 
@@ -191,7 +202,7 @@ def test_importing_tinyres_loads_numpy_alone(tmp_path):
     assert others == "set()"
 
 
-@pytest.mark.parametrize("part", ["functional", "nn", "models", "optim", "data", "weights"])
+@pytest.mark.parametrize("part", ["functional", "nn", "models", "optim", "data", "weights", "export"])
 def test_a_part_that_is_loaded_on_demand_needs_numpy_alone_too(part, tmp_path):
     assert python(f"import sys, tinyres as tr; tr.{part}; print({NOT_AT_IMPORT!r} & set(sys.modules))", tmp_path) == "set()"
 

@@ -24,7 +24,21 @@ import tinyres as tr
 import tinyres.functional as F
 from tinyres import markup
 
-PARTS = ["autograd", "data", "errors", "explain", "functional", "lab", "models", "nn", "ops", "optim", "train", "weights"]
+PARTS = [
+    "autograd",
+    "data",
+    "errors",
+    "explain",
+    "export",
+    "functional",
+    "lab",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+    "train",
+    "weights",
+]
 MODULES = [tr, *(importlib.import_module(f"tinyres.{part}") for part in [*PARTS, "nn.init"])]
 ON_DEMAND = [tr.draw, tr.gradient_ledger, tr.profile, tr.trace, tr.watch]
 

@@ -19,7 +19,10 @@ WHY = WHY or ("" if CHROMIUM else "no Chromium here; its path may be named by TI
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
 PARTS = (
     "",
-    *(f".{part}" for part in ("nn", "models", "optim", "data", "train", "weights", "explain", "ops", "functional", "lab")),
+    *(
+        f".{part}"
+        for part in ("nn", "models", "optim", "data", "train", "weights", "explain", "export", "ops", "functional", "lab")
+    ),
 )
 
 

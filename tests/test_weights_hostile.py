@@ -190,6 +190,74 @@ def test_many_tensors_of_one_storage_are_refused_before_they_fill_the_memory():
         read(body, {"0": held})
 
 
+# --- Whole models -----------------------------------------------------------------------------------------------------
+
+
+def made(kind, state):
+    """An object of the class ``kind``, as PyTorch's modules are stored."""
+    return name(*kind.rsplit(".", 1)) + b")\x81" + state + b"b"
+
+
+def module(parameters=b"}", modules=b"}", kind="net.Net", **more):
+    return made(kind, mapping({"_parameters": parameters, "_buffers": b"}", "_modules": modules, **more}))
+
+
+WEIGHT = mapping({"w": tensor(storage(), (6,))})
+
+
+def test_a_model_is_a_label_and_nothing_of_it_is_run(tmp_path):
+    inside = module(WEIGHT, kind="os.system", training=b"\x88", what=name("os", "system"))
+    assert list(read(module(modules=mapping({"a": inside, "b": b"N"})))) == ["a.w"]
+    for attack, body in attacks(tmp_path / "it_was_run").items():
+        for file in (
+            module(WEIGHT, what=body),
+            made("net.Net", body),
+            module(mapping({"w": body})),
+            mapping({"net": inside, "x": body}),
+        ):
+            with pytest.raises(CheckpointError, match=rf"{attack}.*refused"):
+                read(file)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (name("net", "Net") + group(text("touch x")) + b"\x81", r"asks to run net\.Net: refused"),  # with arguments
+        (name("net", "Net") + b"}" + b")}\x92", "instruction"),  # NEWOBJ_EX
+        (made("net.Net", b"}"), r"its model is a net\.Net without _parameters, so no plain module"),
+        (made("net.Net", b"]"), "its model is a net.Net without _parameters"),
+        (made("__torch__.Net", b"}"), "it is a TorchScript program"),
+        (module(mapping({"w": number(1)})), "'w' in its model is no plain tensor"),
+        (module(modules=mapping({"a": number(1)})), "'a' in its model is no module of PyTorch"),
+        (module(modules=b"]"), "without _modules"),
+        (module(mapping({"w" * 501: b"N"})), "too large, or holds itself"),
+        (mapping({"model": module(WEIGHT), "net": WEIGHT}), r"more than one state dict \(model, net\)"),
+        (mapping({"state_dict": WEIGHT, "x": name("os", "system")}), r"asks to run os\.system: refused"),
+    ],
+)
+def test_a_model_that_is_none_is_refused(body, message):
+    with Peak(2**20), pytest.raises(CheckpointError, match=message) as caught:
+        read(body)
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
+def test_what_stands_beside_the_weights_may_be_an_object():
+    beside = made("options.Dict", b"}") + b"(" + text("lr") + number(1) + b"u"  # a kind of dict, and one of list
+    listed = made("options.List", b"}") + b"(" + number(1) + b"e"
+    assert list(read(mapping({"state_dict": WEIGHT, "options": beside, "steps": listed}))) == ["w"]
+
+
+def test_a_model_that_holds_itself_or_another_twice_and_so_on_comes_to_an_end():
+    parts = {"_parameters": b"}", "_buffers": b"}", "_modules": mapping({"a": b"h\x00"})}
+    itself = name("net", "Net") + b")\x81q\x00" + mapping(parts) + b"b"
+    twice = module(modules=mapping({"a": b"h\x00", "b": b"h\x00"})) + b"q\x00"
+    doubled = module(WEIGHT) + b"q\x00" + twice * 40  # the last one lies on top
+    for body in (itself, doubled):
+        with Peak(60 * 2**20), pytest.raises(CheckpointError, match="too large, or holds itself"):
+            read(body)
+
+
 # --- Damaged on the way -----------------------------------------------------------------------------------------------
 
 

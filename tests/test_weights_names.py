@@ -197,3 +197,20 @@ def test_a_number_too_large_for_float32_is_an_error(tmp_path):
     torch_file(path, {"fc.bias": 1e300})
     with pytest.raises(CheckpointError, match=r"weights\.th: fc\.bias does not fit into float32"):
         import_weights(path, {"fc.bias": (1,)})
+
+
+@pytest.mark.parametrize(
+    "prefix", ["net.", "model.", "module.", "backbone.", "_orig_mod.", "ema.", "student.net.module.", "model.model.", "fc."]
+)
+def test_a_prefix_that_all_names_have_is_taken_away(prefix):
+    target = resnet(projections=True)
+    arrays = arrays_of(target, lambda name: f"{prefix}{name}".replace("fc.", "linear.")) | {"n_averaged": np.array(3)}
+    mapped = map_names(arrays, target)
+    assert list(mapped) == list(target) and all((mapped[name] == k).all() for k, name in enumerate(target))
+
+
+def test_a_prefix_of_some_names_is_none():
+    target = {"fc.weight": (1,), "fc.bias": (1,)}
+    with pytest.raises(CheckpointError, match=r"1 missing, 1 unexpected.*\n.*fc\.bias\n.*net\.fc\.bias"):
+        map_names({"fc.weight": np.zeros(1), "net.fc.bias": np.zeros(1)}, target)
+    assert map_names({"fc.weight": np.zeros(1), "fc.bias": np.zeros(1)}, target)

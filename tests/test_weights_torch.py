@@ -1,6 +1,8 @@
 """What ``torch.save`` writes, in both of its formats, against what ``torch.load`` reads."""
 
 import collections
+import functools
+import pathlib
 import warnings
 
 import numpy as np
@@ -97,13 +99,82 @@ def test_a_state_dict_saved_alone_and_in_an_ordered_dict_with_metadata(zipped, t
     assert_reads_like_torch(tmp_path / "state.pt", state)
 
 
+class Own(torch.nn.Module):
+    """A class of one's own, with layers in layers, a shared one, a function, and a class that is kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.activation, self.norm = network(), torch.nn.functional.relu, torch.nn.BatchNorm2d
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Identity(), torch.nn.Linear(2, 2)])
+        self.again, self.nothing = self.blocks[0], None
+        self.scale = torch.nn.Parameter(torch.rand(1))
+        self.register_buffer("mean", torch.rand(3))
+        self.register_parameter("bias", None)
+        self.options = {"names": ["a", "b"], "sizes": (1, 2)}
+
+
 @FORMATS
-def test_a_whole_module_is_refused_by_name(zipped, tmp_path):
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("build", [network, Own, lambda: torch.nn.DataParallel(Own())], ids=["layers", "own", "wrapped"])
+def test_a_whole_model_is_read_without_running_it(build, protocol, zipped, tmp_path, monkeypatch):
+    model = build()
+    for content in (model, {"epoch": 3, "model": model}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the old format warns about classes without source
+            save(content, tmp_path / "model.pt", zipped, pickle_protocol=protocol)
+        with monkeypatch.context() as patch:
+            patch.setattr(Own, "__setstate__", lambda *_: pytest.fail("it was run"))
+            patch.setattr(torch.nn.Module, "__setstate__", lambda *_: pytest.fail("it was run"))
+            arrays, _ = load_file(tmp_path / "model.pt")
+        assert list(arrays) == list(model.state_dict())
+        for name, tensor in model.state_dict().items():
+            np.testing.assert_array_equal(arrays[name], tensor.numpy(), strict=True, err_msg=name)
+
+
+class Odd(torch.nn.Module):
+    """A layer that keeps something in a way of its own, or is kept so."""
+
+    def __init__(self, what=None):
+        super().__init__()
+        self.what = what
+
+
+class Slotted(Odd):
+    def __getstate__(self):
+        return [1, 2]
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        (
+            lambda: Odd(functools.partial(torch.nn.Linear, 2)),
+            r"asks to run functools\.partial: refused.*model\.state_dict\(\)",
+        ),
+        (lambda: Odd(pathlib.PurePosixPath("a")), r"asks to run pathlib\.PurePosixPath: refused"),
+        (lambda: Slotted(), r"'1' in its model is a test_weights_torch\.Slotted without _parameters, so no plain module"),
+        (lambda: torch.nn.Linear(2, 2).to("meta"), r"asks to run torch\._utils\._rebuild_meta_tensor"),
+    ],
+)
+def test_a_model_that_is_not_plain_is_refused_with_the_reason(odd, says, zipped, tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the old format warns about classes without source
-        save(network(), tmp_path / "module.pt", zipped)
-    with pytest.raises(CheckpointError, match=r"asks to run torch\.nn\.modules\.container\.Sequential: refused.*state_dict"):
-        load_file(tmp_path / "module.pt")
+        warnings.simplefilter("ignore")
+        save(torch.nn.Sequential(torch.nn.ReLU(), odd()), tmp_path / "model.pt", zipped)
+    with pytest.raises(CheckpointError, match=says):
+        load_file(tmp_path / "model.pt")
+
+
+def test_a_program_of_torchscript_is_refused_as_such(tmp_path):
+    class Double(torch.nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(Double(), torch.zeros(1)), tmp_path / "program.pt")
+    with pytest.raises(CheckpointError, match=r"asks to run __torch__\..*it is a TorchScript program"):
+        load_file(tmp_path / "program.pt")
 
 
 @FORMATS

@@ -24,7 +24,7 @@ class OptionA(nn.Module):
 
 
 def shortcut(option, inputs, outputs, stride):
-    if inputs == outputs and stride == 1:
+    if inputs == outputs and stride == 1 and option != "C":
         return nn.Identity()
     if option == "A":
         return OptionA(outputs - inputs, stride)
@@ -32,10 +32,11 @@ def shortcut(option, inputs, outputs, stride):
 
 
 class Block(nn.Module):
-    """kernels (3, 3): basic; (1, 3, 1): bottleneck. ``option`` None: plain."""
+    """kernels (3, 3): basic; (1, 3, 1): bottleneck. ``option`` None: plain. ``side``: the name of the shortcut."""
 
-    def __init__(self, inputs, channels, stride, option, kernels):
+    def __init__(self, inputs, channels, stride, option, kernels, side="shortcut"):
         super().__init__()
+        self.side = side
         self.count, wide = len(kernels), channels * (4 if len(kernels) == 3 else 1)
         first = 0 if self.count == 2 else 1  # which convolution has the stride
         for i, kernel in enumerate(kernels):
@@ -44,7 +45,7 @@ class Block(nn.Module):
             source = inputs if i == 0 else channels
             setattr(self, f"conv{i + 1}", nn.Conv2d(source, outputs, kernel, here, kernel // 2, bias=False))
             setattr(self, f"bn{i + 1}", nn.BatchNorm2d(outputs))
-        self.shortcut = shortcut(option, inputs, wide, stride) if option else None
+        setattr(self, side, shortcut(option, inputs, wide, stride) if option else None)
 
     def forward(self, x):
         y = x
@@ -52,27 +53,33 @@ class Block(nn.Module):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
             if i < self.count:
                 y = F.relu(y)
-        return F.relu(y if self.shortcut is None else y + self.shortcut(x))
+        beside = getattr(self, self.side)
+        return F.relu(y if beside is None else y + beside(x))
 
 
 class Net(nn.Module):
-    def __init__(self, blocks: int, option: str | None, kernels=(3, 3), classes: int = 10) -> None:
+    """``head`` and ``side``: the names of the last layer and of the shortcuts, by which repositories differ."""
+
+    def __init__(
+        self, blocks: int, option: str | None, kernels=(3, 3), classes: int = 10, head="fc", side="shortcut"
+    ) -> None:
         super().__init__()
+        self.head = head
         wide = 4 if len(kernels) == 3 else 1
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
         inputs = 16
         for k, channels in enumerate((16, 32, 64)):
             stage = []
             for j in range(blocks):
-                stage.append(Block(inputs, channels, 2 if k and not j else 1, option, kernels))
+                stage.append(Block(inputs, channels, 2 if k and not j else 1, option, kernels, side))
                 inputs = wide * channels
             setattr(self, f"layer{k + 1}", nn.Sequential(*stage))
-        self.fc = nn.Linear(inputs, classes)
+        setattr(self, head, nn.Linear(inputs, classes))
 
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.layer3(self.layer2(self.layer1(y)))
-        return self.fc(y.mean(dim=(2, 3)))
+        return getattr(self, self.head)(y.mean(dim=(2, 3)))
 
 
 NETS = {

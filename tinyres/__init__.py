@@ -51,9 +51,8 @@ __all__ = [
 ]
 
 # loaded when they are used
-_modules = {
-    *("autograd", "data", "errors", "explain", "functional", "lab", "models", "nn", "ops", "optim", "train", "weights")
-}
+_modules = {"autograd", "data", "errors", "explain", "export", "functional", "lab", "models", "nn", "ops", "optim", "train"}
+_modules |= {"weights"}
 _from = {"profile": "profiler", "watch": "explain", "trace": "explain", "gradient_ledger": "explain", "draw": "explain"}
 
 if TYPE_CHECKING:  # the same for type checkers, which see no __getattr__: it would let every name pass
@@ -61,6 +60,7 @@ if TYPE_CHECKING:  # the same for type checkers, which see no __getattr__: it wo
     from tinyres import data as data
     from tinyres import errors as errors
     from tinyres import explain as explain
+    from tinyres import export as export
     from tinyres import functional as functional
     from tinyres import lab as lab
     from tinyres import models as models

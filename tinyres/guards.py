@@ -20,6 +20,7 @@ from tinyres.kernels.arrays import Array, array_module, convert, is_floating
 
 class _Flags(threading.local):
     grad, anomaly = True, False
+    calls: list[Any] | None = None  # the operations that were applied, with their arrays, for who asks (`tinyres.export`)
 
 
 flags = _Flags()

@@ -23,6 +23,7 @@ from tinyres.cli import (
     evaluate,
     exercise,
     explain,
+    export,
     importing,
     info,
     lab,
@@ -46,7 +47,23 @@ VARIABLES = (
     "TINYRES_CHROMIUM",  # of the tests
 )
 MAX_LINE = 3000  # characters; a file can hold any number of names that do not fit
-COMMANDS = (train, plot, evaluate, predict, explain, lab, course, exercise, info, data, importing, summary, where, bench)
+COMMANDS = (
+    train,
+    plot,
+    evaluate,
+    predict,
+    explain,
+    lab,
+    course,
+    exercise,
+    info,
+    data,
+    importing,
+    export,
+    summary,
+    where,
+    bench,
+)
 
 
 class Help(argparse.HelpFormatter):

@@ -1,4 +1,4 @@
-"""``tinyres import-weights``: turns weights from PyTorch into a file for ``tinyres eval``."""
+"""``tinyres import-weights``: turns weights from elsewhere into a file for ``tinyres eval``."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.cli.options import add_shortcut, network, three_numbers
+from tinyres.cli.options import add_shortcut, check_file, network, three_numbers
 from tinyres.errors import UsageError
 
 # The common repositories (akamaster/pytorch_resnet_cifar10 among them) train their CIFAR ResNets with these, although they
@@ -17,11 +17,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "import-weights",
-        help="import weights from PyTorch",
+        help="import weights from PyTorch, safetensors or .npz",
         allow_abbrev=False,
-        description="Reads weights written by safetensors or torch.save (without PyTorch, and without executing anything in "
-        "the file), gives them our names, and writes them with what tinyres eval needs. The default normalisation is "
-        "ImageNet's, which the common CIFAR repositories (akamaster/pytorch_resnet_cifar10) use.",
+        description="Reads weights written by safetensors, torch.save or np.savez (without PyTorch, and without executing "
+        "anything in the file), gives them our names, and writes them with what tinyres eval needs. A file of torch.save "
+        "may hold a state dict or a whole model, and a prefix of all names, such as net., does not matter. The default "
+        "normalisation is ImageNet's, which the common CIFAR repositories (akamaster/pytorch_resnet_cifar10) use.",
     )
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--model", required=True, help="the network that the weights are for, such as resnet20")
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     if out.exists():
         raise UsageError(f"{out} exists already, and nothing was changed; choose another --out")
+    check_file("--out", arguments.out, ())
     if min(arguments.std) <= 0:
         raise UsageError(f"--std is {arguments.std}: standard deviations must be above 0")
     # 64 features or more reach the classes of our nets; a head with next to none could ask for any number of classes

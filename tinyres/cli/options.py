@@ -124,13 +124,13 @@ def use(backend: str | None) -> None:
 
 
 def check_file(name: str, path: str | None, endings: tuple[str, ...], make: bool = False) -> None:
-    """Whether the option ``name`` names a file that can be written: a mistake is an error now, not after the work. With
-    ``make``, folders that are missing are made.
+    """Whether the option ``name`` names a file that can be written: a mistake is an error now, not after the work. Without
+    ``endings`` it may end in anything. With ``make``, folders that are missing are made.
     """
     if path is None:
         return
     target = Path(os.path.realpath(path))
-    if not path.lower().endswith(endings):
+    if endings and not path.lower().endswith(endings):
         raise UsageError(f"{name} must name a file that ends in {' or '.join(endings)}, got {path!r}")
     try:
         if make:

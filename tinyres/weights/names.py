@@ -6,6 +6,7 @@ Ours: ``conv1``, ``bn1``, ``layer{1,2,3}.{block}.conv{1,2}``, ``.bn{1,2}`` (and 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -29,18 +30,20 @@ _RULES = [
     ]
 ]
 _BLOCK = re.compile(r"^layer\d+\.\d+\.")
-_LISTED = 8
+_LISTED, _DEEPEST = 8, 8
 
 
 def map_names(arrays: Mapping[str, np.ndarray], target: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The arrays under our names, in the order of ``target``, which holds the expected names and shapes.
 
-    PyTorch's counters (``num_batches_tracked``, ``n_averaged``) are dropped where the target has none.
+    A prefix that all names have in common is taken away: ``net.``, ``module.model.`` and the like. PyTorch's counters
+    (``num_batches_tracked``, ``n_averaged``) are dropped where the target has none.
     Raises `CheckpointError` if two arrays map to one name, and for names that are missing, unexpected or of another shape.
     """
     sources: dict[str, str] = {}
+    prefix = _prefix(arrays, target)
     for name in arrays:
-        ours = _our_name(name, target)
+        ours = _our_name(name.removeprefix(prefix), target)
         if ours not in target and ours.rpartition(".")[2] in _COUNTERS:
             continue
         if ours in sources:
@@ -64,6 +67,15 @@ def map_names(arrays: Mapping[str, np.ndarray], target: Mapping[str, tuple[int, 
             + _hint(sources, target)
         )
     return {name: arrays[sources[name]] for name in target}
+
+
+def _prefix(names: Iterable[str], target: Mapping[str, object]) -> str:
+    """What stands in front of all names, such as "net.", as far as it has to be taken away for most of them to be known."""
+    weights = sorted(name for name in names if name.rpartition(".")[2] not in _COUNTERS)
+    ends = [name.split(".")[:-1] for name in (weights[:1] + weights[-1:])]  # what these two share, all share
+    common = [part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))][:_DEEPEST]
+    prefixes = ["", *("".join(f"{part}." for part in common[: k + 1]) for k in range(len(common)))]
+    return max(prefixes, key=lambda prefix: sum(_our_name(name.removeprefix(prefix), target) in target for name in weights))
 
 
 def _our_name(name: str, target: Mapping[str, object]) -> str:

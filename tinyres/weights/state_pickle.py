@@ -2,8 +2,10 @@
 
 A pickle is a program for a small stack machine: push a number, build a tuple, import this name, call that. Python's
 own unpickler runs it, so a downloaded file can run any command. The machine here knows only the instructions that
-``torch.save`` needs for a dict of tensors. It imports nothing, and knows only the few names in `_NAMES`, each of which
-stands for something harmless in this file. Every other name and instruction is refused.
+``torch.save`` needs for a dict of tensors, or for a whole model. It imports nothing, and knows only the few names in
+`_NAMES`, each of which stands for something harmless in this file. Every other name is a `Name`: no more than its text. Of
+one, a `Made` can be made, as models and their layers are stored; that is a label and what is written on it. To call it is
+refused, and so is every other instruction.
 
 Why not ``pickle.Unpickler`` with a strict ``find_class``? It still hashes tuples nested a million deep (a crash), allocates
 a memo as large as the file asks for, and lets the file set attributes of what it built.
@@ -16,6 +18,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
+from typing import NoReturn
 
 from tinyres.errors import CheckpointError
 from tinyres.files import shown
@@ -56,6 +59,21 @@ class TensorRecord:
     stride: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or a function, by its name alone: ``torch.nn.modules.conv.Conv2d``."""
+
+    text: str
+
+
+@dataclass(eq=False, slots=True)
+class Made:
+    """An object of a class: a model, a layer. ``state`` holds its attributes, which nothing has looked at yet."""
+
+    kind: str
+    state: dict[object, object]
+
+
 class PickleReader:
     """Reads the pickles in ``data``, one after the other; ``position`` is where the next one starts."""
 
@@ -64,30 +82,37 @@ class PickleReader:
         self.steps, self.made = min(steps, MAX_STEPS), 0
         self.position = 0
         self.storages: dict[str, Storage] = {}
+        self._first_name: Name | None = None
+        self._makes_objects = False
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
         self._memo: dict[int, object] = {}
 
     def load(self) -> object:
-        """The next object: None, bool, int, float, str, tuple, list, dict, `TensorRecord`, or a stand-in for a name.
+        """The next object: None, bool, int, float, str, tuple, list, dict, `TensorRecord`, `Made`, or a stand-in for a name.
 
-        Raises `CheckpointError` if the pickle is damaged, or asks for anything that a state dict does not need.
+        Raises `CheckpointError` if the pickle is damaged, or asks for anything that neither a state dict nor a model needs.
         """
         self._stack, self._marked, self._memo = [], [], {}
         try:
             for _ in range(self.steps):
                 instruction = self._take(1)
                 if instruction == pickle.STOP:
+                    if self._first_name and not self._makes_objects:  # a state dict names nothing
+                        _refuse(self._first_name)
                     return self._stack.pop()
                 if instruction in _MAKERS:
-                    self.made += 1
-                    if self.made > MAX_MADE:
-                        raise CheckpointError(f"the pickle makes more than {MAX_MADE:,} tuples and dicts: {NOT_PLAIN}")
+                    self._count()
                 self._step(instruction)
         except (IndexError, KeyError, UnicodeDecodeError) as error:
             # An empty stack, an unknown memo, a text that is not UTF-8.
             raise CheckpointError(f"damaged pickle at byte {self.position}: {type(error).__name__}") from error
         raise CheckpointError(f"the pickle takes more than {self.steps:,} instructions: {NOT_PLAIN}")
+
+    def _count(self) -> None:
+        self.made += 1
+        if self.made > MAX_MADE:
+            raise CheckpointError(f"the pickle makes more than {MAX_MADE:,} tuples and dicts: {NOT_PLAIN}")
 
     def _step(self, instruction: bytes) -> None:
         stack = self._stack
@@ -151,12 +176,22 @@ class PickleReader:
                 items = self._since_mark()
                 _set_items(self._stack[-1], items)
             case pickle.GLOBAL:
-                stack.append(_look_up(self._line(), self._line()))
+                stack.append(self._look_up(self._line(), self._line()))
             case pickle.STACK_GLOBAL:
                 name, module = stack.pop(), stack.pop()
-                stack.append(_look_up(module, name))
+                stack.append(self._look_up(module, name))
+            case pickle.NEWOBJ if isinstance(made := stack[-2], Name):
+                arguments, _ = stack.pop(), stack.pop()
+                if arguments != ():
+                    _refuse(made)
+                self._makes_objects = True
+                stack.append(Made(made.text, {}))
+            case pickle.OBJ:
+                _refuse(self._since_mark()[0])
             case pickle.REDUCE:
                 arguments, function = stack.pop(), stack.pop()
+                if isinstance(function, Name):
+                    _refuse(function)
                 if not isinstance(function, FunctionType):
                     raise CheckpointError(f"the pickle calls a {type(function).__name__}: refused; {NOT_PLAIN}")
                 if type(arguments) is not tuple or len(arguments) > MAX_ARGUMENTS:
@@ -165,8 +200,10 @@ class PickleReader:
             case pickle.BUILD:
                 # PyTorch gives a state dict its `_metadata` (versions of the modules) this way: not needed. Nor is what
                 # somebody has written on a tensor.
-                stack.pop()
-                if type(stack[-1]) not in (dict, TensorRecord):
+                state = stack.pop()
+                if isinstance(stack[-1], Made):
+                    stack[-1].state = state if type(state) is dict else {}
+                elif type(stack[-1]) not in (dict, TensorRecord):
                     raise CheckpointError(
                         f"the pickle sets attributes of a {type(stack[-1]).__name__}: refused; {NOT_PLAIN}"
                     )
@@ -175,8 +212,12 @@ class PickleReader:
             case _:
                 raise CheckpointError(f"pickle instruction {instruction!r} is refused: {NOT_PLAIN}")
 
-    def _storage(self, persistent_id: object) -> Storage:
+    def _storage(self, persistent_id: object) -> Storage | Name:
         match persistent_id:
+            case ("module", Name() as name, *_):  # the old format has the source of a model's class here
+                return name
+            case ("storage", Name() as name, *_):
+                _refuse(name)
             # The old format has a sixth entry, a view of the storage, which PyTorch leaves None today.
             case ("storage", StorageType(kind), str(key), str(), int(count), *view) if view in ([], [None]):
                 storage = Storage(kind, key, count)
@@ -184,6 +225,19 @@ class PickleReader:
                     raise CheckpointError(f"storage {shown(key)!r} is described in two different ways")
                 return storage
         raise CheckpointError("an entry that is kept outside the pickle is not a storage of a known form")
+
+    def _look_up(self, module: object, name: object) -> object:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise CheckpointError("damaged pickle: a name that is not text")
+        text = f"{module}.{name}"
+        if text in _NAMES:
+            return _NAMES[text]
+        self._count()
+        found = Name(text)
+        if text.startswith("__torch__."):
+            _refuse(found)
+        self._first_name = self._first_name or found
+        return found
 
     def _take(self, count: int) -> bytes:
         start, self.position = self.position, self.position + count
@@ -205,12 +259,16 @@ class PickleReader:
 
 
 def _extend(target: object, items: list[object]) -> None:
+    if isinstance(target, Made):  # a kind of list, beside the weights
+        return
     if type(target) is not list:
         raise CheckpointError(f"damaged pickle: it appends to a {type(target).__name__}")
     target.extend(items)
 
 
 def _set_items(target: object, items: list[object]) -> None:
+    if isinstance(target, Made):  # a kind of dict, beside the weights
+        return
     if type(target) is not dict or len(items) % 2:
         raise CheckpointError(f"damaged pickle: it sets {len(items)} keys and values of a {type(target).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -220,13 +278,10 @@ def _set_items(target: object, items: list[object]) -> None:
             target[key] = value
 
 
-def _look_up(module: object, name: object) -> object:
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise CheckpointError("damaged pickle: a name that is not text")
-    try:
-        return _NAMES[f"{module}.{name}"]
-    except KeyError:
-        raise CheckpointError(f"asks to run {shown(f'{module}.{name}')}: refused; {NOT_PLAIN}") from None
+def _refuse(name: object) -> NoReturn:
+    text = name.text if isinstance(name, Name) else f"a {type(name).__name__}"
+    program = "it is a TorchScript program; " if text.startswith("__torch__.") else ""
+    raise CheckpointError(f"asks to run {shown(text)}: refused; {program}{NOT_PLAIN}")
 
 
 def _mapping(*arguments: object) -> dict[object, object]:
@@ -283,7 +338,7 @@ _CONSTANTS: dict[bytes, object] = {pickle.NONE: None, pickle.NEWTRUE: True, pick
 _MEMO_PUT = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
 _MEMO_GET = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 _SHORT_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
-_MAKERS = {*_SHORT_TUPLES, pickle.MARK, pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.REDUCE, pickle.BINPERSID}
+_MAKERS = {*_SHORT_TUPLES, pickle.MARK, pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.REDUCE, pickle.NEWOBJ, pickle.BINPERSID}
 
 _INERT = ("set", "frozenset", "bytes", "bytearray", "complex")
 _DTYPES = [f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)]

@@ -21,21 +21,25 @@ import numpy as np
 from tinyres.errors import CheckpointError
 from tinyres.files import EXPANSION, SMALL, most_unpacked, shown
 from tinyres.weights.common import STORED, decode
-from tinyres.weights.state_pickle import NOT_PLAIN, PickleReader, Storage, TensorRecord
+from tinyres.weights.state_pickle import NOT_PLAIN, Made, PickleReader, Storage, TensorRecord
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
 # Where training scripts keep the state dict, beside the epoch, the optimizer and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "params", "weights")
 
+# Of a pickled model, in all: one that holds another twice, which holds another twice, and so on, would have any number.
+MOST_ENTRIES, LONGEST_NAME = 100_000, 500
+
 # What `zipfile` raises for a damaged archive.
-_ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError, OSError, zlib.error, struct.error)
+ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError, OSError, zlib.error, struct.error)
 
 
 def parse_torch(data: bytes) -> dict[str, np.ndarray]:
     """The state dict in ``data``, the content of a file that ``torch.save`` wrote.
 
-    The state dict may be the saved object itself, or be in it under one of `WRAPPERS`; what is not a tensor is left out.
+    The state dict may be the saved object itself, or be in it under one of `WRAPPERS`; what is not a tensor is left out. In
+    its place there may be a model: its parameters and buffers are found without running it.
     Raises `CheckpointError` if the file is damaged, holds no state dict, or asks for code to be run.
     """
     content, storages = _parse_zip(data) if data[:2] == b"PK" else _parse_old(data)
@@ -52,7 +56,9 @@ def parse_torch(data: bytes) -> dict[str, np.ndarray]:
 
 
 def find_state_dict(content: object) -> dict[str, TensorRecord]:
-    """The one dict of tensors in what a file holds: at the top, or under one or two of `WRAPPERS`."""
+    """The one dict of tensors, or the one model, in what a file holds: at the top, or under one or two of `WRAPPERS`."""
+    if isinstance(content, Made):
+        return state_of(content)
     if not isinstance(content, dict):
         raise CheckpointError(f"holds a {type(content).__name__} where a dict of tensors is expected")
     found = _state_dicts(content, "", levels=3)
@@ -69,6 +75,8 @@ def find_state_dict(content: object) -> dict[str, TensorRecord]:
 
 def _state_dicts(content: object, path: str, levels: int) -> dict[str, dict[str, TensorRecord]]:
     """The dicts that hold tensors, by their path. A dict that wraps one (beside a best accuracy, say) does not count."""
+    if isinstance(content, Made):
+        return {path: state_of(content)}
     if not isinstance(content, dict) or not levels:  # a dict can hold itself
         return {}
     wrapped: dict[str, dict[str, TensorRecord]] = {}
@@ -76,6 +84,38 @@ def _state_dicts(content: object, path: str, levels: int) -> dict[str, dict[str,
         wrapped |= _state_dicts(content.get(name), f"{path}.{name}" if path else name, levels - 1)
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, TensorRecord)}
     return wrapped or ({path: tensors} if tensors else {})
+
+
+def state_of(model: Made) -> dict[str, TensorRecord]:
+    """The state dict of a pickled module: what it and the modules below it hold as parameters and as buffers.
+
+    Raises `CheckpointError` for an object that is not stored as PyTorch's modules are.
+    """
+    found: dict[str, TensorRecord] = {}
+    waiting: list[tuple[str, object]] = [("", model)]
+    entries = 0
+    while waiting:
+        name, module = waiting.pop()
+        if not isinstance(module, Made):
+            raise CheckpointError(f"{shown(name)!r} in its model is no module of PyTorch; {NOT_PLAIN}")
+        parts = {part: module.state.get(part) for part in ("_parameters", "_buffers", "_modules")}
+        prefix, children = f"{name}." if name else "", list[tuple[str, object]]()
+        for part, held in parts.items():
+            if type(held) is not dict:
+                where = f"{shown(name)!r} in its model" if name else "its model"
+                raise CheckpointError(f"{where} is a {shown(module.kind)} without {part}, so no plain module; {NOT_PLAIN}")
+            entries += 1 + len(held)
+            if entries > MOST_ENTRIES or len(prefix) > LONGEST_NAME or any(len(str(key)) > LONGEST_NAME for key in held):
+                raise CheckpointError(f"its model is too large, or holds itself, at {shown(name)!r}; {NOT_PLAIN}")
+            for key, value in held.items():
+                if part == "_modules":
+                    children.append((f"{prefix}{key}", value))
+                elif isinstance(value, TensorRecord):
+                    found[f"{prefix}{key}"] = value
+                elif value is not None:
+                    raise CheckpointError(f"{shown(f'{prefix}{key}')!r} in its model is no plain tensor; {NOT_PLAIN}")
+        waiting += [child for child in reversed(children) if child[1] is not None]
+    return found
 
 
 class _ZipStorages(dict[str, memoryview]):
@@ -86,14 +126,14 @@ class _ZipStorages(dict[str, memoryview]):
         self._archive, self._folder = archive, folder
 
     def __missing__(self, key: str) -> memoryview:
-        self[key] = memoryview(_read_entry(self._archive, f"{self._folder}data/{key}"))
+        self[key] = memoryview(read_entry(self._archive, f"{self._folder}data/{key}"))
         return self[key]
 
 
 def _parse_zip(data: bytes) -> tuple[object, Mapping[str, memoryview]]:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise CheckpointError(f"damaged zip archive: {shown(str(error))}") from error
     entries = archive.infolist()
     pickles = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
@@ -102,14 +142,14 @@ def _parse_zip(data: bytes) -> tuple[object, Mapping[str, memoryview]]:
     if sum(entry.file_size for entry in entries) > most_unpacked(len(data)):
         raise CheckpointError(f"its zip entries are more than {EXPANSION} times as large as the file: refused")
     folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.NameToInfo and _read_entry(archive, f"{folder}byteorder") != b"little":
+    if f"{folder}byteorder" in archive.NameToInfo and read_entry(archive, f"{folder}byteorder") != b"little":
         raise CheckpointError("its numbers are not little-endian: save it again on a little-endian machine")
     # As many instructions as the file has bytes: what is beside the pickle has more, unless little was packed to be much.
-    content = PickleReader(_read_entry(archive, pickles[0]), steps=len(data) + SMALL // 16).load()
+    content = PickleReader(read_entry(archive, pickles[0]), steps=len(data) + SMALL // 16).load()
     return content, _ZipStorages(archive, folder)
 
 
-def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
     entry = archive.NameToInfo.get(name)
     if entry is None:
         raise CheckpointError(f"the zip archive has no entry {shown(name)!r}")
@@ -119,7 +159,7 @@ def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
         with archive.open(entry) as file:
             # With the size given, no more than that is ever decompressed, whatever the entry holds.
             content = file.read(entry.file_size)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise CheckpointError(f"damaged zip entry {shown(name)!r}: {shown(str(error))}") from error
     if len(content) != entry.file_size:
         raise CheckpointError(f"zip entry {shown(name)!r} has {len(content)} bytes, expected {entry.file_size}")
