@@ -166,6 +166,13 @@ FUNCTIONS = {
     "subsample_pad": lambda x: F.subsample_pad(x, 8, 3) + F.subsample_pad(x[:, :1], 8, 3),
     "subsample alone": lambda x: F.subsample_pad(x, 3, 2),
     "dropout": lambda x: F.dropout(x, 0.5, training=False) * 2,
+    "functions": lambda x: x.abs().sqrt() + (x.exp() + 1).log() * x.tanh() - x.sigmoid().clone(),
+    "activations": lambda x: F.leaky_relu(x, 0.2) + F.silu(x) * F.gelu(x) - F.gelu(x, approximate="tanh"),
+    "softmax": lambda x: F.softmax(x, 1) + x.softmax(-1),
+    "amax and amin": lambda x: x.amax((2, 3)) - x.amin((-1, 2)) + x.amax(1, keepdim=True).amin((1, 2, 3)).reshape(-1, 1),
+    "std": lambda x: x.std((1, 2)) + x.std(3, correction=0).mean(1),
+    "layer_norm": lambda x: F.layer_norm(x, (16, 16)) * F.layer_norm(x, 16, np.arange(16.0, dtype=np.float32)),
+    "group_norm": lambda x: F.group_norm(x.reshape(-1, 6, 8, 16), 3, np.arange(6, dtype=np.float32)),
     "float64": lambda x: (x.to(np.float64) * 2).float(),
 }
 LAYERS = {
@@ -173,6 +180,7 @@ LAYERS = {
     "dilation": {"a": nn.Conv2d(3, 4, 3, padding=2, dilation=2)},
     "padding same": {"a": nn.Conv2d(3, 4, 4, padding="same", bias=False)},
     "batch norm without weights": {"a": nn.BatchNorm2d(3, affine=False)},
+    "norms of examples": {"a": nn.Sequential(nn.GroupNorm(3, 3), nn.LayerNorm((3, 16, 16)), nn.LeakyReLU(0.3))},
     "batch norm of vectors": {"a": nn.Sequential(nn.Flatten(), nn.Linear(768, 5, bias=False), nn.BatchNorm1d(5))},
 }
 
@@ -194,7 +202,7 @@ def test_batch_norm_and_the_join_of_vectors_in_a_row(tmp_path):
 
 def test_the_operations_without_a_translation_are_those_of_training():
     missing = {name for name in ops.__all__ if getattr(ops, name) not in TRANSLATIONS}
-    assert missing == {"CrossEntropy", "SoftCrossEntropy", "Dropout"}
+    assert missing == {"CrossEntropy", "SoftCrossEntropy", "SquaredError", "Dropout", "AlongAxis"}
 
 
 class Square(Function):

@@ -68,6 +68,12 @@ _alike(ops.Neg, as_="Neg")
 _alike(ops.Power, as_="Pow")
 _alike(ops.MatMul, as_="MatMul")
 _alike(ops.ReLU, as_="Relu")
+_alike(ops.Abs, as_="Abs")
+_alike(ops.Exp, as_="Exp")
+_alike(ops.Log, as_="Log")
+_alike(ops.Sqrt, as_="Sqrt")
+_alike(ops.Tanh, as_="Tanh")
+_alike(ops.Sigmoid, as_="Sigmoid")
 
 
 @translates(ops.Pow)
@@ -75,12 +81,42 @@ def power(graph: Graph, call: Call, x: Sequence[str]) -> str:
     return graph.add("Pow", x[0], graph.number(call.attributes["exponent"]))
 
 
-@translates(ops.Move, ops.Cast)
+@translates(ops.Move, ops.Cast, ops.Clone, ops.Alias)
 def same(graph: Graph, call: Call, x: Sequence[str]) -> str:
     """In the graph all numbers are float32."""
     if call.output.dtype.itemsize < 4:
         raise UsageError("export: the network computes in 16 bits, and the graph in float32; leave .half() out")
     return x[0]
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+@translates(ops.LeakyReLU)
+def leaky_relu(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    return graph.add("LeakyRelu", x[0], alpha=float(call.attributes["slope"]))
+
+
+@translates(ops.SiLU)
+def silu(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    return graph.add("Mul", x[0], graph.add("Sigmoid", x[0]))
+
+
+@translates(ops.GELU)
+def gelu(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    """x (1 + erf(x / sqrt 2)) / 2, or with tanh(sqrt(2 / pi) (x + 0.044715 x^3)) in place of erf."""
+    if call.attributes["approximate"] == "tanh":
+        cube = graph.add("Mul", graph.number(0.044715), graph.add("Pow", x[0], graph.number(3)))
+        inside = graph.add("Mul", graph.number((2 / np.pi) ** 0.5), graph.add("Add", x[0], cube))
+        curve = graph.add("Tanh", inside)
+    else:
+        curve = graph.add("Erf", graph.add("Mul", x[0], graph.number(0.5**0.5)))
+    return graph.add("Mul", x[0], graph.add("Mul", graph.number(0.5), graph.add("Add", curve, graph.number(1))))
+
+
+@translates(ops.Softmax)
+def softmax(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    return graph.add("Softmax", x[0], axis=call.attributes["dim"])
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -143,6 +179,23 @@ def log_softmax(graph: Graph, call: Call, x: Sequence[str]) -> str:
     return graph.add("LogSoftmax", x[0], axis=call.attributes["dim"])
 
 
+@translates(ops.LayerNorm)
+def layer_norm(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    return graph.add("LayerNormalization", *x, axis=-call.inputs[1].ndim, epsilon=float(call.attributes["eps"]))
+
+
+@translates(ops.GroupNorm)
+def group_norm(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    """An instance norm of (N, groups, all others), in its old shape again; then weight and bias per channel."""
+    groups, (_, channels, *others) = call.attributes["num_groups"], call.inputs[0].shape
+    one, zero = graph.constant(np.ones(groups)), graph.constant(np.zeros(groups))
+    y = graph.add("Reshape", x[0], graph.integers((0, groups, -1)))
+    y = graph.add("InstanceNormalization", y, one, zero, epsilon=float(call.attributes["eps"]))
+    y = graph.add("Reshape", y, graph.integers((0, channels, *others)))
+    weight, bias = (graph.add("Reshape", v, graph.integers((channels, *(1 for _ in others)))) for v in x[1:])
+    return graph.add("Add", graph.add("Mul", y, weight), bias)
+
+
 # --- pooling ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +242,28 @@ def total(graph: Graph, call: Call, x: Sequence[str]) -> str:
 @translates(ops.Mean)
 def mean(graph: Graph, call: Call, x: Sequence[str]) -> str:
     return graph.add("ReduceMean", x[0], axes=_reduced(call), keepdims=int(call.attributes["keepdim"]))
+
+
+@translates(ops.Max)
+def largest(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    return graph.add("ReduceMax", x[0], axes=_reduced(call), keepdims=int(call.attributes["keepdim"]))
+
+
+@translates(ops.Min)
+def smallest(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    return graph.add("ReduceMin", x[0], axes=_reduced(call), keepdims=int(call.attributes["keepdim"]))
+
+
+@translates(ops.Std)
+def std(graph: Graph, call: Call, x: Sequence[str]) -> str:
+    axes = _reduced(call)
+    if any(call.shapes[0][axis] is None for axis in axes):
+        raise UsageError("export: std over the images of a batch, whose number is not fixed in ONNX")
+    away = graph.add("Sub", x[0], graph.add("ReduceMean", x[0], axes=axes, keepdims=1))
+    terms = np.prod([call.inputs[0].shape[axis] for axis in axes]) - call.attributes["correction"]
+    keep = int(call.attributes["keepdim"])
+    total = graph.add("ReduceSum", graph.add("Mul", away, away), graph.integers(axes), keepdims=keep)
+    return graph.add("Sqrt", graph.add("Div", total, graph.number(max(terms, 0))))
 
 
 def _reduced(call: Call) -> tuple[int, ...]:
