@@ -102,6 +102,10 @@ class Tensor(TensorMethods):
             raise ShapeError(f"only a tensor of one element is a number, and this one has shape {self.shape}.")
         return self.data.reshape(()).item()
 
+    def tolist(self) -> Any:
+        """The values as nested lists of numbers; one number, of a tensor without axes."""
+        return self.data.tolist()
+
     def numpy(self) -> np.ndarray:
         """The data as a NumPy array; shared, unless it lies on a GPU."""
         return self.data if isinstance(self.data, np.ndarray) else self.data.get()

@@ -72,7 +72,7 @@ class GELU(Function):
         P(x) = (1 + erf(x / sqrt 2)) / 2                                     if ``approximate`` is "none"
         P(x) = (1 + tanh(u)) / 2,  u = sqrt(2 / pi) (x + 0.044715 x^3)       if it is "tanh"
 
-    dx = dy (P(x) + x P'(x)). Beyond |x| = 15 in the slope, and 10 in u, P' is 0 to any precision here, so x is cut off there
+    dx = dy (P(x) + x P'(x)). Beyond |x| = 40 in the slope, and 10 in u, P' is 0 to any precision here, so x is cut off there
     before it is squared. Keeps x.
     """
 
@@ -94,7 +94,7 @@ def _by_erf(x: Array, slope: bool = False) -> tuple[Array, Array | None]:
     """P(x) and, if the ``slope`` is asked for, x P'(x)."""
     xp = array_module(x)
     p = 0.5 * (1 + erf(x * math.sqrt(0.5)))
-    c = xp.clip(x, -15, 15)
+    c = xp.clip(x, -40, 40)
     return p, c * xp.exp(-0.5 * c * c) * (1 / math.sqrt(2 * math.pi)) if slope else None
 
 
