@@ -20,7 +20,7 @@ figure.png, figure.svg and page.md (the claim, the method, what was seen) to its
   tinyres lab all --html report.html
 
 A lab that was stopped goes on where it was: type the same command again. The runs of a lab, one per setting and seed, are
-independent: they are spread over processes, or over a dask cluster (pip install -e ".[cluster]", then dask scheduler and
+independent: they are spread over processes, or over a dask cluster (pip install distributed, then dask scheduler and
 dask worker), and give the same numbers there."""
 
 
