@@ -385,3 +385,10 @@ def test_a_graph_dies_with_its_result_without_the_garbage_collector():
     node = weakref.ref(y.grad_fn)
     del y
     assert node() is None
+
+
+def test_a_number_of_numpy_s_is_an_array_without_axes():
+    x = tr.tensor([1.0, 2.0])
+    for one in (x[0] > 0, x.sum() == 3, tr.Tensor(np.float32(1)), tr.Tensor(np.bool_(True))):
+        assert type(one.data) is np.ndarray and one.shape == () and one.item() == 1
+        assert repr(one).startswith("tensor(") and type(one.numpy()) is np.ndarray

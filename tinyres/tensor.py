@@ -57,6 +57,7 @@ class Tensor(TensorMethods):
     hooks: Hooks | None = None  # of a leaf, called when its gradient is complete; those of another tensor are its node's
 
     def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        data = np.asarray(data) if isinstance(data, np.generic) else data  # what NumPy gives in the place of an array ()
         self.data: Array = data if data.dtype.isnative else native(data)
         self.grad: Array | None = None
         self.node: autograd.Node | None = None
