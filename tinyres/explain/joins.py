@@ -100,7 +100,11 @@ def joins(nodes: list[Node]) -> list[Join]:
 
 
 def _join(node: Node) -> Iterator[Join]:
-    if node.function not in (Add, AddReLU, BatchNormAddReLU) or node.edges is None or None in node.edges[:2]:
+    if (
+        node.function not in (Add, AddReLU, BatchNormAddReLU)
+        or node.edges is None
+        or any(edge is None for edge in node.edges[:2])
+    ):
         return
     fork, sides = _where_sides_meet(node.edges[0], node.edges[1])
     if fork is None or sides[0] == sides[1]:  # (both empty: x + x)
