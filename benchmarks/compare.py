@@ -70,7 +70,7 @@ def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
             ours, theirs = (shown(found.get(name, "not set")) for found in (here, there))
             lines.append(f"not the same {shown(name)}: {ours} and {theirs}")
     for which, result in (("first", before), ("second", after)):
-        load = result["machine"].get("load")
+        load = dict(result["machine"]).get("load")
         if (
             isinstance(load, int | float) and load > 0.5 and "argv" in result
         ):  # (earlier versions read it after their own work)

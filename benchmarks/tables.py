@@ -4,6 +4,7 @@ A page holds such a table between ``<!-- tinyres bench table FILE... -->`` and `
 them anew. Figures come from the rounds, so that results of earlier versions have their spread, too.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -87,8 +88,13 @@ def _speed(batch: int, seconds: list[float]) -> str:
 
 def _ratio(peer: list[float], ours: list[float]) -> str:
     interval = spread.of_paired_ratio(peer, ours)
-    ends = f" ({interval[0]:.2f} - {interval[1]:.2f})" if interval else ""
-    return f"**{median(p / o for p, o in zip(peer, ours, strict=True)):.2f}**{ends}"
+    ends = f" ({_down(interval[0])} - {_down(interval[1])})" if interval else ""
+    return f"**{_down(median(p / o for p, o in zip(peer, ours, strict=True)))}**{ends}"
+
+
+def _down(ratio: float) -> str:
+    """Two digits behind the point, rounded down: never in our favour."""
+    return f"{math.floor(100 * ratio) / 100:.2f}"
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------------
@@ -106,7 +112,7 @@ def _ops(results: Sequence[dict[str, Any]]) -> str:
         both = [(ours, theirs) for p in passes if p and (ours := _ours(p)) and (theirs := _best_peer(p))]
         times = sum(t["median_seconds"] for _, t in both) / sum(o["median_seconds"] for o, _ in both) if both else None
         cells = [" / ".join(_rate(row) for row in (_ours(p), _best_peer(p)) if row) if p else "" for p in passes]
-        lines.append([case.removeprefix("conv "), *cells, f"{times:.2f}" if times else ""])
+        lines.append([case.removeprefix("conv "), *cells, _down(times) if times else ""])
     batch = results[0]["batch"]
     rates = f"GFLOP/s at batch {batch}, ours / best peer ({machine.GFLOPS.partition(':')[0]})"
     parts = [_markdown([rates, "forward", "input gradient", "weight gradient", "all three, times"], lines)] if lines else []

@@ -61,7 +61,7 @@ def to_onnx(
     if normalise and model.normalisation is None:
         raise UsageError("export: this network does not know its normalisation; set model.normalisation = mean, scale")
     shape = tuple(input_shape)
-    data = _proto(model, shape, normalise, classes).SerializeToString()
+    data = onnx_model(model, shape, normalise, classes).SerializeToString()
     run, runtime = _runtime(data)
     check = Check(compare(model, run, shape, normalise), runtime)
     if not check.difference <= TOLERANCE:
@@ -79,9 +79,14 @@ def to_onnx(
     return check
 
 
-def _proto(
-    model: Module, input_shape: tuple[int, ...], normalise: bool, classes: Sequence[str] = (), dtype: Any = np.float32
+def onnx_model(
+    model: Module,
+    input_shape: tuple[int, ...],
+    normalise: bool = False,
+    classes: Sequence[str] = (),
+    dtype: Any = np.float32,
 ) -> Any:
+    """The model as ONNX's ``ModelProto``, which has passed ONNX's own checks, but has not been run: see `to_onnx`."""
     graph, traced = Graph(model, dtype), trace(model, input_shape)
     onnx, helper = graph.onnx, graph.onnx.helper
     graph.set_name(traced.input, _normalised(graph, model) if normalise else INPUT)
@@ -154,7 +159,7 @@ def _logits(model: Module, images: np.ndarray, normalise: bool) -> np.ndarray:
 def _exact(model: Module, input_shape: tuple[int, ...], normalise: bool) -> float:
     """The difference in float64, for which ONNX Runtime has no convolution: this takes a while."""
     double = copy.deepcopy(model).double()
-    run, _ = _evaluator(_proto(double, input_shape, normalise, dtype=np.float64))
+    run, _ = _evaluator(onnx_model(double, input_shape, normalise, dtype=np.float64))
     return compare(double, run, input_shape, normalise, np.float64)
 
 

@@ -177,7 +177,7 @@ def _on_cluster(address: str, tasks: Sequence[Task]) -> Iterator[Done]:
     try:
         from distributed import Client, as_completed
     except ImportError:
-        raise UsageError('--scheduler needs dask.distributed: pip install distributed') from None
+        raise UsageError("--scheduler needs dask.distributed: pip install distributed") from None
     try:
         client = Client(address, timeout="10s")
     except (OSError, ValueError, TimeoutError) as error:
