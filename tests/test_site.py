@@ -121,7 +121,7 @@ def test_all_that_the_packages_offer_is_in_the_reference(pages):
         module = importlib.import_module(f"tinyres{part}")
         for name in module.__all__:
             found = getattr(module, name)
-            if callable(found) and f"{found.__module__}.{name}" not in there:
+            if callable(found) and not {f"{found.__module__}.{name}", f"tinyres{part}.{name}"} & there:
                 missing.append(f"tinyres{part}.{name}")
     assert not missing
 

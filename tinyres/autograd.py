@@ -235,7 +235,7 @@ def accumulate_grad(tensor: Any, gradient: Array, owned: bool = False) -> None:
         tensor.grad += gradient
 
 
-__all__ = ["Function", "Node", "backward"]
+__all__ = ["AccumulateGrad", "Function", "Node", "backward"]
 
 
 def __dir__() -> list[str]:
