@@ -330,7 +330,9 @@ def test_a_figure_shows_the_lines_of_the_run() -> None:
     run = trainer(epochs=2)
     with pytest.raises(UsageError, match="nothing to plot before the end of the first epoch"):
         run.plot()
+    assert repr(run) == "Trainer(resnet8 on shapes, onecycle, 2 epochs: 0 done)"
     lines = run.fit()
+    assert "2 done" in repr(run)
     left, right = run.plot().axes
     assert [list(curve.get_ydata()) for curve in left.lines[:2]] == [
         [line[key] for line in lines] for key in ("train_loss", "test_loss")

@@ -350,6 +350,10 @@ class Trainer:
         saving.save(self)
         self._saved = time.monotonic()
 
+    def __repr__(self) -> str:
+        where = f", {self.folder.path}" if self.folder else ""
+        return f"Trainer({self._title()}: {self.state.epoch} done{where})"
+
     def _title(self) -> str:
         network = self.network["name"] if self.network else type(self.model).__name__
         return f"{network} on {self.dataset.name}, {self.recipe.name}, {self.epochs} epochs"
