@@ -7,7 +7,7 @@ An implementation is a module with a function for each of its kernels: a folder 
 Importing it raises ImportError or RuntimeError where it cannot run. It may also say:
 
     DEVICE           where its arrays live: "cpu", unless it says "cuda"
-    Graph            records a step and replays it (see `cuda.gpu.Graph`): then a step can do without the host
+    Graph            records a step and replays it: see `cuda.gpu.Graph` and `cpu.graph.Graph`
     empty_cache()    gives memory that it keeps for later back to the system, and returns how many bytes
     describe()       lines of text: which of several algorithms it takes where
 """
@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tinyres.kernels import recording
 from tinyres.kernels.arrays import BackendError
 from tinyres.kernels.contract import NAMES, Unsupported
 from tinyres.kernels.forks import held_across_fork
@@ -53,11 +54,13 @@ class Backend:
         self.device: str = getattr(implementation, "DEVICE", "cpu")
         self.graph: Callable[[], Any] | None = getattr(implementation, "Graph", None)
         self.describe: Callable[[], list[str]] = getattr(implementation, "describe", list)
+        self.by_reference: set[str] = set()  # the kernels that NumPy does by choice
         for kernel in NAMES:
             setattr(self, kernel, self._choose(kernel, getattr(implementation, kernel, None), getattr(reference, kernel)))
 
     def _choose(self, kernel: str, own: Callable[..., Any] | None, reference: Callable[..., Any]) -> Callable[..., Any]:
         if own is reference:
+            self.by_reference.add(kernel)
             return reference
 
         @functools.wraps(reference)
@@ -71,6 +74,7 @@ class Backend:
                     raise BackendError(f"backend {self.name!r} does not do this {kernel}: {reason} (strict mode).") from None
                 key = (self.name, kernel, str(reason))
                 _record[key] = _record.get(key, 0) + 1
+                recording.refuse_on_host(f"NumPy does the {kernel}: {reason}")
                 return reference(*args)
 
         return run

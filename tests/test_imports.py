@@ -23,6 +23,7 @@ LAYERS = [
     {"functional", "gradcheck"},
     {"nn", "optim", "data", "weights"},
     {"models"},
+    {"captured"},
     {"explain", "export", "profiler", "train"},
     {"benchmarks"},
     {"course", "lab"},

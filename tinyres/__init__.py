@@ -54,6 +54,7 @@ __all__ = [
 _modules = {"autograd", "data", "errors", "explain", "export", "functional", "lab", "models", "nn", "ops", "optim", "train"}
 _modules |= {"weights"}
 _from = {"profile": "profiler", "watch": "explain", "trace": "explain", "gradient_ledger": "explain", "draw": "explain"}
+_from |= {"capture": "captured"}
 
 if TYPE_CHECKING:  # the same for type checkers, which see no __getattr__: it would let every name pass
     from tinyres import autograd as autograd
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # the same for type checkers, which see no __getattr__: it wo
     from tinyres import optim as optim
     from tinyres import train as train
     from tinyres import weights as weights
+    from tinyres.captured import capture as capture
     from tinyres.explain.draw import draw as draw
     from tinyres.explain.ledger import gradient_ledger as gradient_ledger
     from tinyres.explain.trace import trace as trace

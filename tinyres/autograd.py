@@ -21,7 +21,7 @@ import numpy as np
 from tinyres import guards, locks
 from tinyres.errors import GraphError
 from tinyres.hooks import Hooks, passed_on
-from tinyres.kernels import dispatch
+from tinyres.kernels import dispatch, recording
 from tinyres.kernels.arrays import Array, array_module
 from tinyres.kernels.contract import Kernels
 
@@ -129,6 +129,8 @@ class Function:
     def apply(cls, *inputs: Any, **attributes: Any) -> Any:
         """Runs ``forward`` on the tensors' arrays, and records it when an input requires a gradient."""
         guards.check_devices(cls.__name__, inputs)
+        if (notes := recording.active()) is not None:
+            notes.leaves.update((id(t), t) for t in inputs if t.node is None)
         needs = tuple(t.requires_grad for t in inputs)
         node = Node(cls, needs, guards.is_grad_enabled() and any(needs))
         numbers = {key: value.item() if isinstance(value, np.generic) else value for key, value in attributes.items()}
@@ -230,7 +232,7 @@ def add_cotangents(first: tuple[Array, bool], second: tuple[Array, bool], kernel
 def accumulate_grad(tensor: Any, gradient: Array, owned: bool = False) -> None:
     """Adds to ``tensor.grad``. The first one is copied if it is borrowed."""
     if tensor.grad is None:
-        tensor.grad = gradient if owned else array_module(gradient).array(gradient)
+        tensor.grad = gradient if owned else gradient.copy()
     else:
         tensor.grad += gradient
 

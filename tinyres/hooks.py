@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.errors import ShapeError
+from tinyres.kernels import recording
 from tinyres.kernels.arrays import Array, array_module, convert
 
 Hooks = dict[Any, Callable[..., Any]]  # by their handles, in the order in which they are called
@@ -61,6 +62,8 @@ def replacement(given: Any, gradient: Array, what: str) -> Array:
 
 def passed_on(hooks: Hooks | None, gradient: Array) -> Array:
     """What ``hooks``, one after the other, make of a tensor's gradient."""
+    if hooks:
+        recording.refuse("a tensor has hooks")
     for hook in tuple((hooks or {}).values()):
         gradient = replacement(hook(read_only(gradient)), gradient, "a hook of a tensor")
     return gradient

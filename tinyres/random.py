@@ -5,6 +5,7 @@ Its state is part of a checkpoint, so that an interrupted run resumes bit for bi
 
 import numpy as np
 
+from tinyres.kernels import recording
 from tinyres.kernels.forks import held_across_fork
 
 _generator = np.random.default_rng(0)
@@ -13,6 +14,7 @@ held_across_fork(_generator.bit_generator.lock)
 
 def default_generator() -> np.random.Generator:
     """The generator in use; read or set its state through ``.bit_generator.state``."""
+    recording.refuse("it draws random numbers on the host")
     return _generator
 
 

@@ -6,6 +6,7 @@ What is matrix products (the linear layer) or on small arrays (the loss) is the 
 from tinyres.kernels.contract import kernels_of
 from tinyres.kernels.cpu import choose
 from tinyres.kernels.cpu.buffers import trim as empty_cache  # noqa: F401
+from tinyres.kernels.cpu.graph import Graph  # noqa: F401
 
 globals().update(kernels_of(__name__))
 

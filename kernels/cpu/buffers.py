@@ -12,11 +12,13 @@ A program that goes through many sizes (batches of 8, 16, 24 ...) would gather i
 asked of the system, idle memory goes back to it as long as more than twice of what was ever in use is held.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
 import mmap
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,17 +40,81 @@ _scratch = threading.local()  # of each thread: `scratch`
 _owners: list[Any] = []  # the type of owner of each size, with its list of free memory
 
 
+class Arena:
+    """Memory of a recording's own: `empty` takes it from here in the blocks of this thread that say so (`within`).
+
+    What is given back is handed out again, as ever, but only here: a replay repeats the order in which it was used.
+    """
+
+    def __init__(self) -> None:
+        self.free: dict[int, list[mmap.mmap]] = {}  # by size
+        self.memory: list[tuple[Any, mmap.mmap]] = []  # all of it, with the type of its owners
+        self.kind: type[np.ndarray] = np.ndarray  # of the arrays
+
+    @property
+    def bytes(self) -> int:
+        return sum(owner.size for owner, _ in self.memory)
+
+    @contextlib.contextmanager
+    def within(self, kind: type[np.ndarray] = np.ndarray) -> Iterator[None]:
+        """A block in which arrays are of the class ``kind`` and lie in this memory."""
+        before, self.kind = _local.arena, kind
+        _local.arena = self
+        try:
+            yield
+        finally:
+            _local.arena = before
+
+    def empty(self, owner_of_size: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        free = self.free.setdefault(owner_of_size.size, [])
+        if not free:
+            free.append(_take(owner_of_size, shape))
+            self.memory.append((owner_of_size, free[-1]))
+        owner = owner_of_size.from_buffer(free[-1])
+        owner.memory, owner.free, owner.arena = free.pop(), free, self
+        return self.kind(shape, dtype, buffer=owner)
+
+    def __contains__(self, array: np.ndarray) -> bool:
+        """Whether an array lies here."""
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return getattr(array.base, "arena", None) is self
+
+    def poison(self) -> None:
+        """Fills it with NaN: a replay must write whatever it reads."""
+        for _, memory in self.memory:
+            np.frombuffer(memory, np.uint8)[:] = 0xFF
+
+    def __del__(self) -> None:  # none of its arrays is alive: each owner keeps it
+        for owner_of_size, memory in self.memory:
+            owner_of_size.free.append(memory)
+
+
+class _Local(threading.local):
+    arena: Arena | None = None
+
+
+_local = _Local()
+
+
 def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """A C-contiguous array of any content, aligned to a page."""
-    dtype = np.dtype(dtype)
+    dtype, arena = np.dtype(dtype), _local.arena
     owner_of_size = _owner(_rounded(math.prod(shape) * dtype.itemsize))
-    try:
-        memory = owner_of_size.free.pop()
-    except IndexError:
-        memory = _map(owner_of_size.size, shape)
+    if arena:
+        return arena.empty(owner_of_size, shape, dtype)
+    memory = _take(owner_of_size, shape)
     owner = owner_of_size.from_buffer(memory)
     owner.memory = memory
     return np.ndarray(shape, dtype, buffer=owner)
+
+
+def _take(owner_of_size: Any, shape: tuple[int, ...]) -> mmap.mmap:
+    """Memory that is free, or new."""
+    try:
+        return owner_of_size.free.pop()
+    except IndexError:
+        return _map(owner_of_size.size, shape)
 
 
 def empty_activations(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -66,7 +132,11 @@ def scratch(size: int) -> np.ndarray:
     """At least ``size`` bytes of any content, which belong to the calling thread until it asks again."""
     memory = getattr(_scratch, "memory", None)
     if memory is None or len(memory) < size:
-        memory = _scratch.memory = empty((size,), np.uint8)
+        before, _local.arena = _local.arena, None  # (a recording has none of its own)
+        try:
+            memory = _scratch.memory = empty((size,), np.uint8)
+        finally:
+            _local.arena = before
     return memory
 
 

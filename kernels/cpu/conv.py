@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.arrays import Array, Pair, Shape, added, channels_first, channels_last, output_size
+from tinyres.kernels.arrays import Array, Pair, Shape, added, channels_first, output_size
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers, choose, conv_depthwise, conv_direct, runtime, simd, winograd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.elementwise import accumulate
+from tinyres.kernels.cpu.layout import channels_last
 
 
 def _check(a: Array, b: Array, w_shape: Shape, channels: int, dilation: Pair, groups: int) -> bool:

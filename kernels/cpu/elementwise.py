@@ -6,11 +6,10 @@ cotangent through. What is cut off is chosen, not multiplied by 0: an infinite c
 
 from typing import Any
 
-import numpy as np
-
-from tinyres.kernels.arrays import Array, channels_last, convert
+from tinyres.kernels.arrays import Array, convert
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu.layout import channels_last, contiguous
 from tinyres.kernels.cpu.runtime import CHUNK, Kernel, check, chunks, numbers
 
 
@@ -38,7 +37,7 @@ def accumulate(total: Array, x: Array) -> None:
     if total.shape != x.shape or not total.flags.writeable:
         raise Unsupported("arrays of different shapes, or a total that is read-only")
     if total.flags.c_contiguous:
-        x = np.ascontiguousarray(x)
+        x = contiguous(x)
     elif total.ndim == 4 and total.transpose(0, 2, 3, 1).flags.c_contiguous:
         x = channels_last(x)
     else:
@@ -57,7 +56,7 @@ def map_elements(kernel: Kernel, *inputs: Array) -> Array:
         flat = [channels_last(a) for a in inputs]
     else:
         out = buffers.empty(shape, dtype)
-        flat = [np.ascontiguousarray(a) for a in inputs]
+        flat = [contiguous(a) for a in inputs]
     kernel(chunks(out.size), [out, *flat], [out.size])
     return out
 

@@ -8,9 +8,10 @@ backward, ds is written where dz and z are read for the sums, and the second pas
 
 from typing import Any
 
-from tinyres.kernels.arrays import Array, Shape, ceil_div, channels_last
+from tinyres.kernels.arrays import Array, Shape, ceil_div
 from tinyres.kernels.cpu import buffers, norm
 from tinyres.kernels.cpu.elementwise import map_elements
+from tinyres.kernels.cpu.layout import channels_last
 from tinyres.kernels.cpu.runtime import CHUNK, Kernel, advance, check, numbers
 
 

@@ -22,9 +22,10 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from tinyres.kernels.arrays import Array, ceil_div, channels_last
+from tinyres.kernels.arrays import Array, ceil_div
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu.layout import channels_last, contiguous
 from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, numbers, pointer, reals
 
 TABLE = 256  # elements of a table: small enough to fold quickly, long enough for a vector loop
@@ -61,11 +62,11 @@ def forward(
     if not all(a is None or (a.flags.c_contiguous and a.flags.writeable) for a in moving):
         raise Unsupported("running statistics that are read-only or have gaps between them")
     flat, rows = _prepare(x, residual, weight, bias, *moving)
-    mean, var, tables = np.empty(rows.channels, x.dtype), np.empty(rows.channels, x.dtype), rows.tables(3, x.dtype)
-    parts = np.empty((2, rows.shares, rows.channels))
+    mean, var, tables = rows.empty(x.dtype), rows.empty(x.dtype), rows.tables(3, x.dtype)
+    parts = buffers.empty((2, rows.shares, rows.channels), np.float64)
     means = address(parts)
     squares = means + parts.nbytes // 2
-    weight, bias = np.ascontiguousarray(weight), np.ascontiguousarray(bias)
+    weight, bias = contiguous(weight), contiguous(bias)
     _statistics(rows.shares, [flat], [*rows.sizes, means, squares], scratch=3 * rows.period)
     _join_statistics(
         1, [mean, var, *moving, tables, weight, bias], [*rows.sizes, rows.shares, means, squares], [eps, momentum]
@@ -79,7 +80,7 @@ def inference(
     """`batch_norm_inference`; with a residual, `batch_norm_add_relu_inference`."""
     flat, rows = _prepare(x, residual, weight, bias, mean, var)
     tables = rows.tables(3, x.dtype)
-    weight, bias, mean, var = map(np.ascontiguousarray, (weight, bias, mean, var))
+    weight, bias, mean, var = map(contiguous, (weight, bias, mean, var))
     _fill_tables(1, [tables, weight, bias, mean, var], rows.sizes, [eps])
     return _normalise(flat, rows, tables, residual, relu)
 
@@ -90,14 +91,14 @@ def backward(
     """`batch_norm_backward`; with ``keeps``, also dz, and so it is `batch_norm_add_relu_backward`."""
     flat, rows = _prepare(x, dy, y, weight, mean, var)
     dz, y = channels_last(dy), None if y is None else channels_last(y)
-    weight, mean, var = map(np.ascontiguousarray, (weight, mean, var))
+    weight, mean, var = map(contiguous, (weight, mean, var))
     dx = buffers.empty_activations(x.shape, x.dtype)
     masked = buffers.empty_activations(x.shape, x.dtype) if keeps else None
-    parts = np.empty((2, rows.shares, rows.channels))
+    parts = buffers.empty((2, rows.shares, rows.channels), np.float64)
     sums = address(parts)
     products = sums + parts.nbytes // 2
     _sum_gradients(rows.shares, [dz, flat, y, masked, mean], [*rows.sizes, sums, products], scratch=3 * rows.period)
-    dweight, dbias, tables = np.empty(rows.channels, x.dtype), np.empty(rows.channels, x.dtype), rows.tables(4, x.dtype)
+    dweight, dbias, tables = rows.empty(x.dtype), rows.empty(x.dtype), rows.tables(4, x.dtype)
     _join_gradients(1, [dweight, dbias, tables, weight, mean, var], [*rows.sizes, rows.shares, sums, products], [eps])
     if masked is not None:
         dz, y = masked, None
@@ -114,6 +115,10 @@ class _Rows:
         share = self.period * max(GUESS, CHUNK // self.period)
         self.shares = ceil_div(x.size, share)
         self.sizes = (x.size, self.channels, self.period, share)
+
+    def empty(self, dtype: Any) -> Array:
+        """A number for each channel."""
+        return buffers.empty((self.channels,), dtype)
 
     def tables(self, count: int, dtype: Any) -> Array:
         return buffers.empty((count, self.period), dtype)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from tinyres.kernels.arrays import Array, Pair, Shape, channels_last, output_size
+from tinyres.kernels.arrays import Array, Pair, Shape, output_size
 from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu.layout import channels_last, contiguous
 from tinyres.kernels.cpu.runtime import Kernel, address, advance, check, numbers, pointer
 
 
@@ -23,7 +24,7 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
 def max_pool2d_backward(dy: Array, index: Array, x_shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check(dy)
     dx = buffers.empty_activations(x_shape, dy.dtype)
-    index = np.ascontiguousarray(channels_last(index), np.int32)
+    index = contiguous(index.transpose(0, 2, 3, 1), np.int32)
     _max_pool_backward(len(dx), [dx, channels_last(dy)], [*_sizes(x_shape, kernel, stride, padding), address(index)])
     return dx
 
@@ -46,8 +47,7 @@ def avg_pool2d_backward(dy: Array, x_shape: Shape, kernel: Pair, stride: Pair, p
 def global_avg_pool2d(x: Array) -> Array:
     check(x)
     n, c, h, w = x.shape
-    y = np.empty((n, c), x.dtype)
-    sums = np.empty((n, c))
+    y, sums = buffers.empty((n, c), x.dtype), buffers.empty((n, c), np.float64)
     _global_avg_pool(n, [y, channels_last(x)], [c, h * w, address(sums)])
     return y
 
@@ -56,7 +56,7 @@ def global_avg_pool2d_backward(dy: Array, x_shape: Shape) -> Array:
     check(dy)
     dx = buffers.empty_activations(x_shape, dy.dtype)
     n, c, h, w = x_shape
-    _global_avg_pool_backward(n, [dx, np.ascontiguousarray(dy)], [c, h * w])
+    _global_avg_pool_backward(n, [dx, contiguous(dy)], [c, h * w])
     return dx
 
 

@@ -20,13 +20,14 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import ffi
 from numba import types
+from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import register_jitable
 
@@ -89,7 +90,7 @@ def reals(a: Any) -> Any:
 
 
 @intrinsic
-def _add(typing: Any, address: Any, value: Any) -> Any:
+def atomic_add(typing: Any, address: Any, value: Any) -> Any:
     """Adds to the number at an address and returns what it was, atomically."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -99,7 +100,7 @@ def _add(typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _look(typing: Any, address: Any) -> Any:
+def look(typing: Any, address: Any) -> Any:
     """The number at an address, as another thread last wrote it. The core is told that it waits: a look takes some 15 ns,
     and what shares the core with it has it meanwhile.
     """
@@ -116,7 +117,20 @@ def _look(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _call(typing: Any, job: Any, parameters: Any, index: Any, scratch: Any) -> Any:
+def yield_core(typing: Any) -> Any:
+    """Lets another thread have the core, where the system has POSIX's call for that."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if os.name == "posix":
+            kind = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def call_job(typing: Any, job: Any, parameters: Any, index: Any, scratch: Any) -> Any:
     """Calls the job at an address."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -131,17 +145,17 @@ def _call(typing: Any, job: Any, parameters: Any, index: Any, scratch: Any) -> A
 def _work(job: int, parameters: int, count: int, progress: int, scratch: int) -> None:
     """Runs what has not been taken. ``progress`` points at two numbers: indices taken, and indices done."""
     while True:
-        index = _add(progress, 1)
+        index = atomic_add(progress, 1)
         if index >= count:
             return
-        _call(job, parameters, index, scratch)
-        _add(progress + 8, 1)
+        call_job(job, parameters, index, scratch)
+        atomic_add(progress + 8, 1)
 
 
 @jit.compiled(types.void(*[types.int64] * 4))
 def _work_alone(job: int, parameters: int, count: int, scratch: int) -> None:
     for index in range(count):
-        _call(job, parameters, index, scratch)
+        call_job(job, parameters, index, scratch)
 
 
 @jit.compiled(types.void(types.int64, types.int64))
@@ -149,15 +163,15 @@ def _settle(progress: int, count: int) -> None:
     """Takes all that has not been taken, and waits until what others have taken is done. It may be called twice."""
     own = pointer(progress, types.int64)
     if own[2] == 0:
-        own[2] = 1 + min(_add(progress, count), count)
-    while _look(progress + 8) < own[2] - 1:
+        own[2] = 1 + min(atomic_add(progress, count), count)
+    while look(progress + 8) < own[2] - 1:
         pass
 
 
 @jit.compiled(types.boolean(types.int64, types.int64))
 def _finished(progress: int, count: int) -> bool:
     for _ in range(SPINS):  # noqa: SIM110
-        if _look(progress + 8) >= count:
+        if look(progress + 8) >= count:
             return True
     return False
 
@@ -183,7 +197,7 @@ def _serve(slot: int) -> None:
     job = pointer(slot, types.int64)
     looks = 0
     while looks < PATIENCE or not _change(slot, READY, ASLEEP):
-        state = _look(slot)
+        state = look(slot)
         if state == ASLEEP:  # whoever woke it has thought better of it
             return
         if state == POSTED and _change(slot, POSTED, BUSY):
@@ -286,6 +300,22 @@ held_across_fork(global_compiler_lock)
 held_across_fork(getattr(ffi.lib, "_lock", global_compiler_lock))  # of LLVM, taken within the other
 
 
+class Job(NamedTuple):
+    """What `spread` was called with."""
+
+    address: int
+    parameters: array
+    count: int
+    scratch_size: int
+
+
+class _Jobs(threading.local):
+    recorded: list[Job] | None = None
+
+
+jobs = _Jobs()  # ``recorded``: where this thread's jobs are noted while a step is recorded (see `graph`)
+
+
 def spread(job: int, parameters: array, count: int, scratch_size: int = 0, parallel: bool = True) -> None:
     """Calls ``job(parameters, i, scratch)`` for i in range(count) and returns when all are done.
 
@@ -294,7 +324,13 @@ def spread(job: int, parameters: array, count: int, scratch_size: int = 0, paral
     left to take and touches only ``progress``, which is kept alive for it. An exception that a signal's handler raises
     (Ctrl-C) leaves only after every helper is done with what it has begun.
     """
-    helpers = min(threads(), count // 2) - 1 if parallel else 0
+    if jobs.recorded is not None:
+        jobs.recorded.append(Job(job, parameters, count, scratch_size))
+    run(job, parameters, count, scratch_size, min(threads(), count // 2) - 1 if parallel else 0)
+
+
+def run(job: int, parameters: array, count: int, scratch_size: int, helpers: int, keep: Any = None) -> None:
+    """`spread` over the caller and ``helpers`` other threads; ``keep`` is what the job may look at besides."""
     size = ceil_div(scratch_size, buffers.PAGE) * buffers.PAGE + 64  # no power of two: threads' scratch in different sets
     scratch = buffers.scratch((max(helpers, 0) + 1) * size) if scratch_size else None
     own, table = address(scratch), parameters.buffer_info()[0]
@@ -306,7 +342,7 @@ def spread(job: int, parameters: array, count: int, scratch_size: int = 0, paral
     try:
         for i in range(helpers):
             arguments = (*fixed, own + (i + 1) * size if scratch_size else 0)
-            _helpers().post(i, arguments, fixed[3] + 24, (parameters, progress, scratch))
+            _helpers().post(i, arguments, fixed[3] + 24, (parameters, progress, scratch, keep))
         _work(*fixed, own)
         while not _finished(fixed[3], count):
             time.sleep(0)

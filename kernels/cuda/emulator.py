@@ -284,6 +284,8 @@ class Graph:
     if a launch reads an array that was made so, `capture` raises RuntimeError.
     """
 
+    runs = False
+
     def __init__(self) -> None:
         self.launches: list[Callable[[], Any]] = []
 

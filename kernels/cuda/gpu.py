@@ -80,6 +80,8 @@ class Graph:
     `synchronize`. An upload is not refused and would copy from host memory that may be gone by then: see `to_device`.
     """
 
+    runs = False  # what is captured runs in replays alone
+
     def __init__(self) -> None:
         import cupy
 

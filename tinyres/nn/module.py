@@ -21,6 +21,7 @@ from tinyres.errors import CheckpointError, UsageError
 from tinyres.files import shown
 from tinyres.guards import is_grad_enabled
 from tinyres.hooks import HookHandle, Hooks
+from tinyres.kernels import recording
 from tinyres.kernels.arrays import array_module, is_floating
 from tinyres.locks import unshare
 from tinyres.nn import hooks
@@ -93,6 +94,10 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pre-hooks, ``forward`` and the forward hooks."""
+        if (notes := recording.active()) is not None:
+            notes.modules[self] = self.training
+            if self._forward_pre_hooks or self._forward_hooks or self._backward_hooks:
+                notes.refuse("a module has hooks")
         for handle, hook in tuple(self._forward_pre_hooks.items()):
             args, kwargs = hooks.before(hook, handle.with_kwargs, self, args, kwargs)
         passing = hooks.Passing(self, self._backward_hooks) if self._backward_hooks and is_grad_enabled() else None

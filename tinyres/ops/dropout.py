@@ -4,6 +4,7 @@ import numpy as np
 
 from tinyres.autograd import Cotangents, Function, Node
 from tinyres.errors import ShapeError
+from tinyres.kernels import recording
 from tinyres.kernels.arrays import Array, array_module
 
 
@@ -15,6 +16,7 @@ class Dropout(Function):
 
     @staticmethod
     def forward(ctx: Node, x: Array, *, p: float, generator: np.random.Generator) -> Array:
+        recording.refuse("dropout draws its masks on the host")
         if not 0 <= p <= 1:
             raise ShapeError(f"dropout: p must be a probability from 0 to 1, got {p}.")
         mask = array_module(x).asarray(generator.random(x.shape, np.float32) >= p)
