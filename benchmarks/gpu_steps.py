@@ -91,7 +91,8 @@ def _row(one: Run, model: str, batch: int, name: str, times: list[float]) -> dic
 def _our_step(one: Run, model: str, batch: int, dtype: str) -> Callable[[int], None]:
     """Our step, captured, as a function of the number of steps to run."""
     from tinyres import models
-    from tinyres.train.resident import WARM_UP, ResidentStep, Sums
+    from tinyres.captured import WARM_UP
+    from tinyres.train.resident import ResidentStep, Sums
 
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (4 * batch, 3, 32, 32), np.uint8), rng.integers(0, 10, 4 * batch)

@@ -25,8 +25,9 @@ from tinyres.kernels.arrays import array_module
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
 
+NOT_ASKED = "not asked for"  # the reason of a function that whoever wraps it does not want to be captured
 MOST = 8  # recordings that a captured function keeps in a thread, each with memory of its own
-WARM_UP = {True: 1, False: 2}  # runs before the capture; a GPU needs a second one with its tables filled
+WARM_UP = 2  # runs on a GPU before the capture: they compile, allocate and fill tables; on a CPU one is enough
 
 
 class Captured:
@@ -63,6 +64,12 @@ class Captured:
         own.append(found)  # the one that was used last
         del own[:-MOST]
         return result
+
+    @property
+    def graph(self) -> Any:
+        """The graph that the last call replayed, None if it did not."""
+        last = self._own()[-1:]
+        return last[0].graph if last and last[0].stage == DONE and not last[0].reason else None
 
     def forget(self) -> None:
         """Drops this thread's recordings, and their memory: the next calls record anew."""
@@ -209,7 +216,7 @@ class _Recording:
         finally:
             recording.begin(before)
         self.warm += 1
-        if self.warm >= WARM_UP[self.graph.runs]:
+        if self.warm >= (1 if self.graph.runs else WARM_UP):
             self.stage = RECORD
         return self._outside(result)
 

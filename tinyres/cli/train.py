@@ -102,10 +102,11 @@ def options(parser: Any) -> None:
     add_backend(parser)
     parser.add_argument("--amp", choices=("fp16", "bf16"), help="mixed precision: activations of 16 bits, weights of 32")
     parser.add_argument(
-        "--no-graph",
+        "--no-capture",
+        "--no-graph",  # its name until capturing came to the CPU
         action="store_true",
         default=None,
-        help="do not capture the step as a CUDA graph, as the backends cupy and cuda-emulated do",
+        help="run each step through Python; by default its kernels are recorded once and replayed",
     )
     parser.add_argument(
         "--save-every", type=number(0), metavar="SECONDS", help="between checkpoints within an epoch (default: 60)"
@@ -187,7 +188,7 @@ def make_trainer(given: dict[str, Any], out: Path) -> Any:
         model,
         dataset.limit(given.get("limit_train"), given.get("limit_test")),
         augment="no_augment" not in given,
-        graph="no_graph" not in given,
+        capture="no_capture" not in given,
         out=out,
         profile=given.get("profile", False),
         callbacks=[TensorBoard()] if given.get("log") else [],

@@ -10,6 +10,7 @@ import numpy as np
 from tinyres.device import check_same_device, move
 from tinyres.errors import CheckpointError, UsageError
 from tinyres.guards import enable_grad
+from tinyres.kernels import recording
 from tinyres.kernels.arrays import array_module
 from tinyres.locks import unshare
 from tinyres.nn import Module, Parameter
@@ -83,7 +84,26 @@ class Optimizer:
             start += len(group["params"])
             if live:
                 self._update(group, live, skip)
+        if (notes := recording.active()) is not None:
+            now = self._fixed()
+            notes.requires(lambda: self._fixed() == now)
         return loss
+
+    def _fixed(self) -> Any:
+        """What a recorded step knows once and for all: the options but for the learning rate, and the state's arrays."""
+        options = [[group[option] for option in self.OPTIONS if option != "lr"] for group in self.param_groups]
+        return options, [is_number(g["lr"]) for g in self.param_groups], [[*map(id, s.values())] for s in self._state.values()]
+
+    def _lr(self, group: dict[str, Any], array: Any) -> Any:
+        """The learning rate of a group; for a step that is being recorded, where replays find it."""
+        lr, notes = group["lr"], recording.active()
+        if notes is None or not is_number(lr):
+            return lr
+        if array.dtype != np.float32:
+            notes.refuse(f"it updates parameters of {array.dtype}, and learning rates are float32 in a recording")
+        kept = array_module(array).full((), lr, np.float32)
+        notes.before_replay(lambda: kept.fill(group["lr"]))
+        return kept
 
     def _update(self, group: dict[str, Any], live: list[tuple[int, Tensor]], skip: Any) -> None:
         """Update the parameters of a group that have a gradient, each with its position."""
@@ -221,6 +241,7 @@ def is_number(value: Any) -> bool:
 
 def set_lr(group: dict[str, Any], lr: float) -> None:
     """Set a group's learning rate, in place if it is an array."""
+    recording.refuse("it sets a learning rate; step the schedule outside of the function")
     if is_number(group["lr"]):
         group["lr"] = float(lr)
     else:

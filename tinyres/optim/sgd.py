@@ -60,7 +60,7 @@ class SGD(Optimizer):
     def _update(self, group: dict[str, Any], live: list[tuple[int, Tensor]], skip: Any) -> None:
         params, grads = [p.data for _, p in live], [p.grad for _, p in live]
         buffers = [self._slot(i, p, "momentum_buffer") for i, p in live] if group["momentum"] else []
-        options = [group[option] for option in self.OPTIONS]
+        options = [self._lr(group, params[0]), *(group[option] for option in self.OPTIONS[1:])]
         dispatch.current().sgd(params, grads, buffers, *options, *([] if skip is None else [skip]))
 
     def _numbers(self) -> tuple[str, ...]:

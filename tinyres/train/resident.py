@@ -1,7 +1,7 @@
 """Training and testing entirely on the device: data, learning rates, counters and sums all live where the kernels run.
 
 Then nothing passes between host and device within an epoch, and the whole step (augmentation, forward, backward, update,
-bookkeeping) can be captured once as a graph of the backend and replayed. On a GPU that is one launch per step instead of
+bookkeeping) can be captured once as a graph of the backend and replayed (`tinyres.captured`). On a GPU that is one launch per step instead of
 some 180, each of which would cost Python and the driver more time than the GPU needs for its work. The same holds for the
 pass over a batch of test images.
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyres import functional as F
+from tinyres.captured import NOT_ASKED, Captured
 from tinyres.data.loader import PAD
 from tinyres.device import to_dtype
 from tinyres.errors import NonFiniteError
@@ -27,7 +28,6 @@ from tinyres.optim import GradScaler, Optimizer
 from tinyres.tensor import Tensor
 from tinyres.train.evaluation import Evaluation
 
-WARM_UP = 2  # runs before the capture: they compile, allocate and fill the tables that a captured one may not
 LOOK = 0.1  # seconds: the host reads the sums ever more rarely, until this much time passes in between
 
 
@@ -38,65 +38,6 @@ class Sums(NamedTuple):
     wrong: int
     loss: float  # summed over the images
     bad: bool
-
-
-class Captured:
-    """``work``, which takes nothing and leaves its results on the device, as a graph of the backend in use. It first runs
-    ``WARM_UP`` times without a capture, in the memory of the future graph, is then captured, and is replayed from then on.
-
-    ``reason`` says why it is not captured; it is "" if it is, or will be.
-    """
-
-    def __init__(self, work: Callable[[], None], reason: str = "") -> None:
-        backend = dispatch.current()
-        self.new_graph, self.work = backend.graph, work
-        self.reason = reason or ("" if backend.graph else f"the backend {backend.name} records no graphs")
-        self.forget()
-
-    def forget(self) -> None:
-        """Call this when arrays that the work uses have been replaced: it will be captured anew."""
-        self.graph: Any = None
-        self.arena: Any = None
-        self.warm = 0
-
-    def forget_others(self, before: list[Any], now: list[Any]) -> list[Any]:
-        """Forgets the capture if the arrays that it was made with have been replaced; returns those of now."""
-        if len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True)):
-            self.forget()
-        return now
-
-    def run(self) -> None:
-        """Runs the work. On a GPU it continues after this returns."""
-        if self.reason:
-            self.work()
-        elif self.graph:
-            self.graph.replay()
-        else:
-            self._warm_up()
-
-    def _warm_up(self) -> None:
-        if self.warm == 0:
-            assert self.new_graph
-            self.arena = self.new_graph()
-        if self.warm < WARM_UP:
-            with self.arena.memory():
-                self.work()
-            self.warm += 1
-            return
-        try:
-            with self.arena.capture():
-                self.work()
-        except Exception as error:  # whatever CuPy, the driver or a kernel may raise
-            self.reason = f"the capture failed: {error}"
-            self.work()
-            return
-        self.graph = self.arena
-        self.graph.replay()
-
-
-def arrays_of(model: Module) -> list[Any]:
-    """Those that a captured pass over the model knows by their address."""
-    return [tensor.data for tensor in (*model.parameters(), *model.buffers())]
 
 
 class Batches:
@@ -130,7 +71,7 @@ class ResidentStep:
     An image is fed as (image / 255 - mean) * scale in ``dtype``. With ``augment`` it is cropped and mirrored by random
     numbers that depend only on the seed, the epoch and its position in the epoch. ``scaler``, if enabled, scales the loss.
 
-    ``reason`` says why the step is not captured; it is "" if it is, or will be after ``WARM_UP`` runs.
+    ``reason`` says why the step is not captured; it is "" if it is, or will be.
     """
 
     def __init__(
@@ -151,7 +92,7 @@ class ResidentStep:
         capture: bool = True,
     ) -> None:
         self.model, self.optimizer, self.label_smoothing = model, optimizer, label_smoothing
-        self.parameters, self.arrays = list(model.parameters()), arrays_of(model)
+        self.parameters = list(model.parameters())
         self.xp = xp = array_module(self.parameters[0].data)
         self.batches = Batches(xp, images, labels, batch_size, mean, scale, dtype)
         self.pad, self.seed, self.scaler = PAD if augment else 0, seed, scaler or GradScaler(enabled=False)
@@ -160,7 +101,7 @@ class ResidentStep:
         self.one = xp.ones((), "f4")
         self.lr, self.lrs = xp.zeros((), "f4"), xp.zeros(1, "f4")
         optimizer.param_groups[0]["lr"] = self.lr
-        reason = "" if capture else "not asked for"
+        reason = "" if capture else NOT_ASKED
         if capture and any(isinstance(module, Dropout) and module.p > 0 for module in model.modules()):
             reason = "dropout draws its masks on the host"
         if capture and any(isinstance(module, StochasticBlock) for module in model.modules()):
@@ -190,9 +131,8 @@ class ResidentStep:
 
     def run(self, steps: int) -> None:
         """Runs ``steps`` steps; on a GPU they continue after this returns."""
-        self.arrays = self.captured.forget_others(self.arrays, arrays_of(self.model))
         for _ in range(steps):
-            self.captured.run()
+            self.captured()
 
     def sums(self) -> Sums:
         """Waits for the running steps, and reads the sums."""
@@ -237,8 +177,7 @@ class ResidentEvaluation:
         self, model: Module, images: Any, labels: Any, *, mean: Any, scale: Any, batch_size: int = 250, capture: bool = True
     ) -> None:
         self.model, self.count = model, len(images)
-        self.arrays = arrays_of(model)
-        xp = array_module(self.arrays[0])
+        xp = array_module(next(model.parameters()).data)
         self.wrong, self.bad = (xp.zeros((), "i4") for _ in range(2))
         self.loss, self.one = xp.zeros((), "f8"), xp.ones((), "f4")
         self.parts: list[tuple[int, Batches, Captured]] = []  # how many batches, where they come from, the pass over one
@@ -248,7 +187,7 @@ class ResidentEvaluation:
                 batches = Batches(xp, images, labels, size, mean, scale, first=first)
                 images, labels = batches.images, batches.labels
                 work = functools.partial(self._pass, batches)
-                self.parts.append((many, batches, Captured(work, "" if capture else "not asked for")))
+                self.parts.append((many, batches, Captured(work, "" if capture else NOT_ASKED)))
 
     @property
     def reason(self) -> str:
@@ -258,9 +197,6 @@ class ResidentEvaluation:
         """Returns and raises what `evaluate` does. ``on_batch(done, total)`` is called after 1, 2, 4, ... batches, at most a
         fraction of a second apart.
         """
-        before, self.arrays = self.arrays, arrays_of(self.model)
-        for _, _, captured in self.parts:
-            captured.forget_others(before, self.arrays)
         for target in (self.wrong, self.bad, self.loss, *(batches.step for _, batches, _ in self.parts)):
             target[...] = 0
         with evaluating(self.model), no_grad():
@@ -275,7 +211,7 @@ class ResidentEvaluation:
                 began, before = time.perf_counter(), done
                 done = min(done + group, end)
                 for _ in range(done - before):
-                    captured.run()
+                    captured()
                 if self.bad:  # reading it waits for the batches
                     self._name_the_culprit(batches)
                 group *= 2 if time.perf_counter() - began < LOOK else 1

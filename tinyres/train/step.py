@@ -1,4 +1,4 @@
-"""The training step to read: forward, backward, update. `resident` has the same for backends that capture it as a graph."""
+"""The training step to read: forward, backward, update. `resident` has the same for data that lie on a GPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 
 from tinyres import functional as F
+from tinyres.captured import NOT_ASKED, Captured
 from tinyres.errors import NonFiniteError
 from tinyres.guards import detect_anomaly
+from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Module
 from tinyres.optim import EMA, SGD, GradScaler, Optimizer, clip_grad_norm_
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor
-from tinyres.train.evaluation import count_wrong
 
 
 class StepFailed(Exception):
@@ -25,8 +26,9 @@ class StepFailed(Exception):
 
 
 class Step:
-    """A step on a batch of images on the host. ``clip``: the largest norm of the gradients, or None. ``ema``: weights to be
-    averaged after each step, or None. ``dtype``: that of the images that the model is fed.
+    """A step on a batch of images on the host, captured where the backend can (see `tinyres.captured`). ``clip``: the largest
+    norm of the gradients, or None. ``ema``: weights to be averaged after each step, or None. ``dtype``: that of the images
+    that the model is fed.
     """
 
     def __init__(
@@ -40,10 +42,14 @@ class Step:
         label_smoothing: float = 0.0,
         clip: float | None = None,
         ema: EMA | None = None,
+        capture: bool = True,
     ) -> None:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.device, self.dtype = device, dtype
         self.label_smoothing, self.clip, self.ema = label_smoothing, clip, ema
+        xp = array_module(next(model.parameters()).data)
+        self.wrong, self.one = xp.zeros((), "i4"), xp.ones((), "f4")
+        self.captured = Captured(self._step, "" if capture else NOT_ASKED)
 
     @property
     def plain(self) -> str:
@@ -57,25 +63,38 @@ class Step:
         Raises `StepFailed`, and updates nothing, if the loss or a gradient is not finite.
         """
         random = default_generator().bit_generator.state
+        classes = Tensor(labels if labels.ndim == 1 else labels.argmax(axis=1)).to(self.device)
         x, y = Tensor(images).to(self.device).to(self.dtype), Tensor(labels).to(self.device)
+        before = int(self.wrong)
+        loss, bad = self.captured(x, classes, None if labels.ndim == 1 else y)
+        if bad.item():
+            default_generator().bit_generator.state = random
+            raise StepFailed(lambda: self._loss(self.model(x), y).backward())
+        if self.scaler.get_scale() < 1:  # not for its size: no gradient was finite at any scale
+            raise StepFailed(lambda: self.scaler.backward(self._loss(self.model(x), y)))
+        return loss.item(), int(self.wrong) - before
+
+    def _step(self, x: Tensor, classes: Tensor, blend: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss, and 1 where it or a gradient is not finite; then nothing is updated. Adds to ``wrong``."""
+        kernels = dispatch.current()
         logits = self.model(x)
-        loss = self._loss(logits, y)
+        loss = self._loss(logits, classes if blend is None else blend)
         self.optimizer.zero_grad()
         self.scaler.backward(loss)
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if not (np.isfinite(loss.item()) and (self.scaler.enabled or all(map(finite, gradients)))):
-            default_generator().bit_generator.state = random
-            raise StepFailed(lambda: self._loss(self.model(x), y).backward())
+        bad = kernels.unscale([loss.data, *([] if self.scaler.enabled else gradients)], self.one)  # (finds what is not finite)
         if self.clip is not None:
-            clip_grad_norm_(self.model.parameters(), self.clip)
-        self.scaler.step(self.optimizer)
+            kernels.clip_grad_norm(gradients, self.clip)
+        if self.scaler.enabled:
+            self.scaler.step(self.optimizer)
+        else:
+            self.optimizer.step(skip=bad)
         self.scaler.update()
-        if self.scaler.get_scale() < 1:  # not for its size: no gradient was finite at any scale
-            raise StepFailed(lambda: self.scaler.backward(self._loss(self.model(x), y)))
         if self.ema:
-            self.ema.update()
-        return loss.item(), count_wrong(logits, labels if labels.ndim == 1 else labels.argmax(axis=1))
+            self.ema.update(skip=bad)
+        kernels.count_wrong(logits.data, classes.data, self.wrong)
+        return loss, Tensor(bad)
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinyres import models, profiler
+from tinyres.captured import NOT_ASKED
 from tinyres.data import Dataset, Loader
 from tinyres.errors import NonFiniteError, UsageError
 from tinyres.kernels import dispatch
@@ -59,7 +60,7 @@ class Trainer:
     display: see `progress`; by default a bar on a terminal and lines elsewhere.
     profile: whether to measure the kernels of each step, in the attribute ``profile`` (see `tinyres.profiler`).
     amp: "fp16" or "bf16" for activations of 16 bits (mixed precision). Weights stay float32; with fp16 the loss is scaled.
-    graph: whether a backend of CUDA kernels may capture its step and its test as graphs.
+    capture: whether the step, and on a GPU the test, may be captured and replayed (see `tinyres.capture`).
 
     Raises `UsageError` for settings out of range.
     """
@@ -92,7 +93,7 @@ class Trainer:
         display: progress.Silent | None = None,
         profile: bool = False,
         amp: str | None = None,
-        graph: bool = True,
+        capture: bool = True,
     ) -> None:
         if recipe not in RECIPES:
             raise UsageError(f"no recipe is called {recipe!r}; there are {', '.join(RECIPES)}")
@@ -155,16 +156,18 @@ class Trainer:
         self.scaler = GradScaler(enabled=amp == "fp16")
         self.ema = None if ema is None else EMA(self.model, ema)
         how = {"device": self.device, "dtype": self.dtype, "label_smoothing": label_smoothing}
+        how["capture"] = capture and not profile
         self.step = Step(self.model, self.optimizer, self.scaler, clip=clip, ema=self.ema, **how)
         self.resident: ResidentStep | None = None
         self.resident_test: ResidentEvaluation | None = None
-        if dispatch.current().graph and not profile:
-            data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=graph)
+        recorder = dispatch.current().graph
+        if recorder and not recorder.runs and not profile:  # what is launched on a GPU can do without the host
+            data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=capture)
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
             each_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
             other = "mixup" if mixup else "random erasing" if random_erasing else "a callback" if each_step else ""
             if reason := self.step.plain or other:
-                self.display.message(f"note: the step is not captured as a CUDA graph: it has {reason}")
+                self.display.message(f"note: the step is not captured: it has {reason}")
             else:
                 how |= {"augment": augment, "seed": seed, "dtype": self.dtype, "scaler": self.scaler}
                 how["label_smoothing"] = label_smoothing
@@ -290,10 +293,11 @@ class Trainer:
         except NonFiniteError as error:
             raise self._advised(error, "testing failed: ") from error
         self._test_seconds = time.perf_counter() - began
-        for what, resident in (("step", self.resident), ("test", self.resident_test)):
-            if resident and resident.reason and resident.reason not in self._said:
-                self._said.add(resident.reason)
-                self.display.message(f"the {what} is not captured as a CUDA graph: {resident.reason}")
+        if dispatch.current().graph:
+            for what, captured in (("step", self.resident or self.step.captured), ("test", self.resident_test)):
+                if captured and captured.reason and captured.reason not in (*self._said, NOT_ASKED):
+                    self._said.add(captured.reason)
+                    self.display.message(f"note: the {what} is not captured: {captured.reason}")
         lr = self.schedule.lr_at((state.epoch + 1) * self.steps - 1)  # the last step's
         line = state.line(self.held_out, held_out.loss, held_out.error, lr)
         state = self.state = State(epoch=state.epoch + 1, lines=[*state.lines, line], changes=state.changes)
