@@ -32,28 +32,36 @@ def _follower() -> Any:
     return jit.compiled_job(_follow, types.void(*[types.int64] * 3))
 
 
-def _follow(parameters: int, index: int, scratch: int) -> None:
-    """Goes through the list of jobs once. It is called by several threads at the same time."""
+def _follow(parameters: int, thread: int, scratch: int) -> None:
+    """Goes through the list of jobs once; each of a team of threads calls it with its number.
+
+    A thread takes parts of its own share of a job first, neighbours in memory, and finds in its cache what it wrote there in
+    the job before. Then it takes what the others have not begun. Each share has a counter of parts taken; the first counter
+    of a job is of parts done.
+    """
     own = pointer(parameters, types.int64)
-    entry, count, progress = own[0], own[1], own[2]
+    entry, count, progress, team = own[0], own[1], own[2], own[3]
     for _ in range(count):
         job = pointer(entry, types.int64)
         done, parts = 0, job[2]
-        while True:
-            part = atomic_add(progress, 1)
-            if part >= parts:
-                break
-            call_job(job[0], job[1], part, scratch)
-            done += 1
+        for turn in range(team):
+            t = (thread + turn) % team
+            taken, first, end = progress + (t + 1) * LINE, parts * t // team, parts * (t + 1) // team
+            while pointer(taken, types.int64)[0] < end - first:
+                part = first + atomic_add(taken, 1)
+                if part >= end:
+                    break
+                call_job(job[0], job[1], part, scratch)
+                done += 1
         if done:
-            atomic_add(progress + 8, done)
+            atomic_add(progress, done)
         looks = 0
-        while look(progress + 8) < parts:
+        while look(progress) < parts:
             looks += 1
             if looks % PATIENCE == 0:
                 yield_core()
         entry += 24
-        progress += LINE
+        progress += (team + 1) * LINE
 
 
 class Graph:
@@ -96,9 +104,10 @@ class Graph:
 
     def replay(self) -> None:
         """Runs all of it. Not in two threads at once: they would share its memory."""
-        progress = np.zeros((len(self._jobs), LINE // 8), np.int64)  # fresh: a late helper may still look at the last ones
-        table = array("q", (address(self._entries), len(self._jobs), address(progress)))
-        run(_follower().address, table, threads(), self._scratch_size, threads() - 1, (self, progress))
+        team = threads()
+        progress = np.zeros((len(self._jobs), team + 1, LINE // 8), np.int64)
+        table = array("q", (address(self._entries), len(self._jobs), address(progress), team))
+        run(_follower().address, table, team, self._scratch_size, team - 1, (self, progress))
 
     def poison(self) -> None:
         """Fills its memory with NaN: a replay must write whatever it reads."""

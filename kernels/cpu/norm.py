@@ -22,7 +22,7 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from tinyres.kernels.arrays import Array, ceil_div
+from tinyres.kernels.arrays import Array, ceil_div, threads
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.layout import channels_last, contiguous
@@ -102,7 +102,7 @@ def backward(
     _join_gradients(1, [dweight, dbias, tables, weight, mean, var], [*rows.sizes, rows.shares, sums, products], [eps])
     if masked is not None:
         dz, y = masked, None
-    _write_gradient(rows.shares, [dx, dz, flat, y, tables], [*rows.sizes, rows.shares, training])
+    _write_gradient(rows.shares, [dx, dz, flat, y, tables], [*rows.sizes, rows.shares, training, threads()])
     return dx, dweight, dbias, masked
 
 
@@ -136,8 +136,18 @@ def _normalise(x: Array, rows: _Rows, tables: Array, residual: Array | None, rel
     n, h, w, c = x.shape
     y = buffers.empty_activations((n, c, h, w), x.dtype)
     joined = None if residual is None else channels_last(residual)
-    _write(rows.shares, [y, x, joined, tables], [*rows.sizes, rows.shares, joined is not None, relu])
+    _write(rows.shares, [y, x, joined, tables], [*rows.sizes, rows.shares, joined is not None, relu, threads()])
     return y
+
+
+@register_jitable
+def mirrored(index: int, count: int, team: int) -> int:
+    """The index that comes last instead of first in its thread's share of a job (see `graph`)."""
+    for t in range(team):
+        first, end = count * t // team, count * (t + 1) // team
+        if index < end:
+            return first + end - 1 - index
+    return index
 
 
 @register_jitable
@@ -259,7 +269,7 @@ def _write(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     y, x, residual, mean, size, period, share, shares = a[0], a[1], a[2], a[3], n[4], n[6], n[7], n[8]
     slope, bias, joined, relu = advance(mean, period), advance(mean, 2 * period), n[9], n[10]
-    start = (shares - 1 - index) * share
+    start = mirrored(index, shares, n[11]) * share
     stop = min(start + share, size)
     for row in range(start, stop, period):
         length = min(period, stop - row)
@@ -340,7 +350,7 @@ def _write_gradient(a: Any, index: int, scratch: Any) -> None:
     dx, dz, x, y, mean, size, period, share, shares = a[0], a[1], a[2], a[3], a[4], n[5], n[7], n[8], n[9]
     slope, offset, factor = advance(mean, period), advance(mean, 2 * period), advance(mean, 3 * period)
     has_relu, training = n[3] != 0, n[10]
-    start = (shares - 1 - index) * share
+    start = mirrored(index, shares, n[11]) * share
     stop = min(start + share, size)
     for row in range(start, stop, period):
         length = min(period, stop - row)
