@@ -82,7 +82,7 @@ class Graph:
 
     def __init__(self) -> None:
         self._arena = buffers.Arena()
-        self._jobs, self._scratch_size = list[Job](), 0
+        self._jobs, self._kept, self._scratch_size = list[Job](), list[Any](), 0
         self._entries = np.zeros((0, 3), np.int64)
 
     def memory(self) -> contextlib.AbstractContextManager[None]:
@@ -93,13 +93,14 @@ class Graph:
     def capture(self, notes: Notes) -> Iterator[None]:
         """The block's jobs run and are recorded; those of other threads run as ever."""
         own = Watching(dispatch.current(), notes, self._arena.__contains__)
-        jobs.recorded = recorded = list[Job]()
+        jobs.recorded, jobs.kept = recorded, kept = list[Job](), list[Any]()
         try:
             with dispatch.using(own), self._arena.within(Recorded):
                 yield
         finally:
-            jobs.recorded = None
-        self._jobs, self._scratch_size = recorded, max((j.scratch_size for j in recorded), default=0)
+            jobs.recorded, jobs.kept = None, []
+        self._jobs, self._kept = recorded, kept
+        self._scratch_size = max((j.scratch_size for j in recorded), default=0)
         self._entries = np.array([(j.address, j.parameters.buffer_info()[0], j.count) for j in recorded], np.int64)
 
     def replay(self) -> None:

@@ -311,9 +311,16 @@ class Job(NamedTuple):
 
 class _Jobs(threading.local):
     recorded: list[Job] | None = None
+    kept: list[Any] = []  # noqa: RUF012
 
 
-jobs = _Jobs()  # ``recorded``: where this thread's jobs are noted while a step is recorded (see `graph`)
+jobs = _Jobs()  # ``recorded``: where this thread's jobs are noted while a step is recorded (see `graph`); ``kept``: for them
+
+
+def keep(*arrays: np.ndarray | None) -> None:
+    """Arrays of NumPy's that a job knows by address live as long as a recording that the job is part of."""
+    if jobs.recorded is not None:
+        jobs.kept += [a for a in arrays if type(a) is np.ndarray]
 
 
 def spread(job: int, parameters: array, count: int, scratch_size: int = 0, parallel: bool = True) -> None:
@@ -390,6 +397,7 @@ class Kernel:
         assert first is not None
         job = self.compiled.get(first.dtype.char) or self._compile(first.dtype.char)
         table = array("q", [*map(address, arrays), *integers])
+        keep(*arrays)
         if reals:
             table.frombytes(array("d", reals).tobytes())
         spread(job.address, table, count, scratch * first.itemsize, parallel)

@@ -13,7 +13,7 @@ from numba import types
 
 from tinyres.kernels.arrays import Array
 from tinyres.kernels.contract import Unsupported
-from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, chunks, numbers, pointer
+from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, chunks, keep, numbers, pointer
 from tinyres.kernels.reference.update import unscale, update_scale  # noqa: F401  (the CPU has no 16 bits to be fast at)
 
 
@@ -32,6 +32,7 @@ def sgd(
         return
     for ends, table in _tables("sgd", columns):
         options = np.array([lr, momentum, weight_decay], params[0].dtype)
+        keep(ends, table)
         integers = [len(params), address(ends), address(table), momentum != 0, nesterov]
         _sgd(chunks(int(ends[-1])), [options], integers)
 
