@@ -3,12 +3,16 @@
 What Python does in a step, between its kernels, is to look which kernel comes next and where its arrays lie. That is the
 same each time. So `Graph` keeps the jobs that `runtime.spread` was given, and the memory that they use.
 
-A replay is itself one job, `_follow`: every thread goes through the list, takes indices of the job that is at hand, and waits
+A replay is itself one job, `_follow`: every thread goes through the list, takes parts of the job that is at hand, and waits
 until all of them are done before it looks at the next. A thread that comes late finds the first jobs done and catches up.
+
+Jobs that work image by image are chained: instead of all images of one layer after the other going through memory, some
+images go through several jobs in turn. What is computed stays the same, bit by bit.
 """
 
 import contextlib
 import functools
+import math
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -17,14 +21,92 @@ import numpy as np
 from numba import types
 
 from tinyres.kernels import dispatch
-from tinyres.kernels.arrays import threads
+from tinyres.kernels.arrays import ceil_div, threads
 from tinyres.kernels.cpu import buffers, jit
 from tinyres.kernels.cpu.buffers import address
-from tinyres.kernels.cpu.runtime import Job, atomic_add, call_job, jobs, look, pointer, run, yield_core
+from tinyres.kernels.cpu.runtime import Job, Local, advance, atomic_add, call_job, jobs, look, pointer, run, yield_core
 from tinyres.kernels.recording import Notes, Recorded, Watching
 
 LINE = 64  # bytes of a cache line: each job's counters have one of their own
 PATIENCE = 10_000  # looks at a counter, some 150 us, before a thread lets others have its core
+
+
+# --- the order of the jobs -------------------------------------------------------------------------------------------
+
+
+class Chain:
+    """Jobs that run part by part without waiting in between: the images of a part go through all of them in turn, while they
+    are in the cache. Each job works on the images of its part alone, so no part needs what another one makes.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.jobs, self.before, self.after = [job], list[Job](), list[Job]()
+        self.images, self.step = (job.local.images, job.local.step) if job.local else (0, 1)
+
+    def take(self, job: Job) -> bool:
+        """Whether the job, next in the order of the recording, is part of it now, or can run before or after all of it."""
+        local = job.local
+        if local is None or not self.images:
+            return False
+        if any(_conflict(late.local, local) for late in self.after):
+            return False
+        if local.images and self._joins(local):
+            self.jobs.append(job)
+            self.step = math.lcm(self.step, local.step)
+        elif not any(_conflict(own.local, local) for own in self.jobs):
+            self.before.append(job)
+        elif not local.images:
+            self.after.append(job)
+        else:
+            return False
+        return True
+
+    def _joins(self, local: Local) -> bool:
+        step = math.lcm(self.step, local.step)
+        enough = self.images // step >= 2 * threads()  # parts for all threads
+        return local.images == self.images and enough and not any(_conflict(j.local, local, True) for j in self.jobs)
+
+    def rows(self) -> Iterator[list[int]]:
+        """How many jobs there are and parts; then of each job the address, the table, its own parts, and those in a part."""
+        own = [max(1, self.step // j.local.step * j.local.parts) if j.local and self.images else 1 for j in self.jobs]
+        if len(own) == 1:
+            own = [1]
+        yield [len(self.jobs), max(ceil_div(j.count, k) for j, k in zip(self.jobs, own, strict=True))]
+        for job, parts in zip(self.jobs, own, strict=True):
+            yield [job.address, job.parameters.buffer_info()[0], job.count, parts]
+
+
+def _conflict(first: Local | None, second: Local, by_image: bool = False) -> bool:
+    """Whether two jobs must run in their order: one writes what the other uses. With ``by_image``, whether they must so even
+    if each image goes through the first and then through the second, other images before or after it.
+    """
+    assert first is not None
+    return any(
+        (a.writes or b.writes)
+        and a.address < b.address + b.size
+        and b.address < a.address + a.size
+        and not (by_image and a.per_image and (a.address, a.per_image) == (b.address, b.per_image))
+        for a in first.accesses
+        for b in second.accesses
+    )
+
+
+def chains(recorded: list[Job]) -> list[Chain]:
+    """The jobs in the order in which they are replayed: none before or beside another one whose result it needs, or whose
+    memory it uses again.
+    """
+    done: list[Chain] = []
+    current: Chain | None = None
+    for job in [*recorded, None]:
+        if current and job and current.take(job):
+            continue
+        if current:
+            done += [*map(Chain, current.before), current, *map(Chain, current.after)]
+        current = Chain(job) if job else None
+    return done
+
+
+# --- the replay ------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -33,17 +115,17 @@ def _follower() -> Any:
 
 
 def _follow(parameters: int, thread: int, scratch: int) -> None:
-    """Goes through the list of jobs once; each of a team of threads calls it with its number.
+    """Goes through the list of chains once; each of a team of threads calls it with its number.
 
-    A thread takes parts of its own share of a job first, neighbours in memory, and finds in its cache what it wrote there in
-    the job before. Then it takes what the others have not begun. Each share has a counter of parts taken; the first counter
-    of a job is of parts done.
+    A thread takes parts of its own share of a chain first, neighbours in memory, and finds in its cache what it wrote there
+    in the one before. Then it takes what the others have not begun. Each share has a counter of parts taken; the first
+    counter of a chain is of parts done.
     """
     own = pointer(parameters, types.int64)
-    entry, count, progress, team = own[0], own[1], own[2], own[3]
+    entry, count, progress, team = pointer(own[0], types.int64), own[1], own[2], own[3]
     for _ in range(count):
-        job = pointer(entry, types.int64)
-        done, parts = 0, job[2]
+        jobs, parts, done = entry[0], entry[1], 0
+        entry = advance(entry, 2)
         for turn in range(team):
             t = (thread + turn) % team
             taken, first, end = progress + (t + 1) * LINE, parts * t // team, parts * (t + 1) // team
@@ -51,7 +133,10 @@ def _follow(parameters: int, thread: int, scratch: int) -> None:
                 part = first + atomic_add(taken, 1)
                 if part >= end:
                     break
-                call_job(job[0], job[1], part, scratch)
+                for j in range(jobs):
+                    job = advance(entry, 4 * j)
+                    for own_part in range(part * job[3], min((part + 1) * job[3], job[2])):
+                        call_job(job[0], job[1], own_part, scratch)
                 done += 1
         if done:
             atomic_add(progress, done)
@@ -60,7 +145,7 @@ def _follow(parameters: int, thread: int, scratch: int) -> None:
             looks += 1
             if looks % PATIENCE == 0:
                 yield_core()
-        entry += 24
+        entry = advance(entry, 4 * jobs)
         progress += (team + 1) * LINE
 
 
@@ -83,7 +168,7 @@ class Graph:
     def __init__(self) -> None:
         self._arena = buffers.Arena()
         self._jobs, self._kept, self._scratch_size = list[Job](), list[Any](), 0
-        self._entries = np.zeros((0, 3), np.int64)
+        self._count, self._entries = 0, np.zeros(0, np.int64)
 
     def memory(self) -> contextlib.AbstractContextManager[None]:
         """The block runs as it is, with results in the graph's memory."""
@@ -101,13 +186,15 @@ class Graph:
             jobs.recorded, jobs.kept = None, []
         self._jobs, self._kept = recorded, kept
         self._scratch_size = max((j.scratch_size for j in recorded), default=0)
-        self._entries = np.array([(j.address, j.parameters.buffer_info()[0], j.count) for j in recorded], np.int64)
+        order = chains(recorded)
+        self._count, rows = len(order), [number for chain in order for row in chain.rows() for number in row]
+        self._entries = np.array(rows, np.int64)
 
     def replay(self) -> None:
         """Runs all of it. Not in two threads at once: they would share its memory."""
         team = threads()
-        progress = np.zeros((len(self._jobs), team + 1, LINE // 8), np.int64)
-        table = array("q", (address(self._entries), len(self._jobs), address(progress), team))
+        progress = np.zeros((self._count, team + 1, LINE // 8), np.int64)
+        table = array("q", (address(self._entries), self._count, address(progress), team))
         run(_follower().address, table, team, self._scratch_size, team - 1, (self, progress))
 
     def poison(self) -> None:

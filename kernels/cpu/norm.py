@@ -16,17 +16,31 @@ error at most n / n_guess = 32 times that of two passes, in the worst case; with
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from tinyres.kernels.arrays import Array, ceil_div, threads
+from tinyres.kernels.arrays import Array, ceil_div
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
 from tinyres.kernels.cpu.layout import channels_last, contiguous
-from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, numbers, pointer, reals
+from tinyres.kernels.cpu.runtime import (
+    CHUNK,
+    Kernel,
+    Local,
+    address,
+    advance,
+    by_image,
+    check,
+    jobs,
+    numbers,
+    pointer,
+    reals,
+    whole,
+)
 
 TABLE = 256  # elements of a table: small enough to fold quickly, long enough for a vector loop
 GUESS = 4  # rows that the guess is made from
@@ -67,7 +81,8 @@ def forward(
     means = address(parts)
     squares = means + parts.nbytes // 2
     weight, bias = contiguous(weight), contiguous(bias)
-    _statistics(rows.shares, [flat], [*rows.sizes, means, squares], scratch=3 * rows.period)
+    local = rows.local([flat], [], [], [parts])
+    _statistics(rows.shares, [flat], [*rows.sizes, means, squares], scratch=3 * rows.period, local=local)
     _join_statistics(
         1, [mean, var, *moving, tables, weight, bias], [*rows.sizes, rows.shares, means, squares], [eps, momentum]
     )
@@ -97,12 +112,14 @@ def backward(
     parts = buffers.empty((2, rows.shares, rows.channels), np.float64)
     sums = address(parts)
     products = sums + parts.nbytes // 2
-    _sum_gradients(rows.shares, [dz, flat, y, masked, mean], [*rows.sizes, sums, products], scratch=3 * rows.period)
+    local = rows.local([dz, flat, y], [masked], [mean], [parts])
+    arrays = [dz, flat, y, masked, mean]
+    _sum_gradients(rows.shares, arrays, [*rows.sizes, sums, products], scratch=3 * rows.period, local=local)
     dweight, dbias, tables = rows.empty(x.dtype), rows.empty(x.dtype), rows.tables(4, x.dtype)
     _join_gradients(1, [dweight, dbias, tables, weight, mean, var], [*rows.sizes, rows.shares, sums, products], [eps])
     if masked is not None:
         dz, y = masked, None
-    _write_gradient(rows.shares, [dx, dz, flat, y, tables], [*rows.sizes, rows.shares, training, threads()])
+    _write_gradient(rows.shares, [dx, dz, flat, y, tables], [*rows.sizes, rows.shares, training, backwards()], local=rows.local([dz, flat, y], [dx], [tables]))
     return dx, dweight, dbias, masked
 
 
@@ -112,9 +129,29 @@ class _Rows:
     def __init__(self, x: Array) -> None:
         self.channels = x.shape[1]
         self.period = self.channels * max(1, TABLE // self.channels)
-        share = self.period * max(GUESS, CHUNK // self.period)
+        share = self.period * max(GUESS, min(CHUNK, ceil_div(x.size, 16)) // self.period)
+        self.images = len(x)
         self.shares = ceil_div(x.size, share)
         self.sizes = (x.size, self.channels, self.period, share)
+
+    def local(
+        self,
+        reads: Sequence[Array | None],
+        writes: Sequence[Array | None],
+        tables: Sequence[Array],
+        parts: Sequence[Array] = (),
+    ) -> Callable[[], Local | None]:
+        """What a job on the shares uses: see `runtime.Local`."""
+
+        def local() -> Local | None:
+            images, image, share = self.images, self.sizes[0] // self.images, self.sizes[3]
+            if share % image and image % share:
+                return None
+            uses = [by_image(a) for a in reads if a is not None] + [by_image(a, True) for a in writes if a is not None]
+            uses += [whole(a) for a in tables] + [whole(a, True) for a in parts]
+            return Local(uses, images, max(1, share // image), max(1, image // share))
+
+        return local
 
     def empty(self, dtype: Any) -> Array:
         """A number for each channel."""
@@ -136,18 +173,15 @@ def _normalise(x: Array, rows: _Rows, tables: Array, residual: Array | None, rel
     n, h, w, c = x.shape
     y = buffers.empty_activations((n, c, h, w), x.dtype)
     joined = None if residual is None else channels_last(residual)
-    _write(rows.shares, [y, x, joined, tables], [*rows.sizes, rows.shares, joined is not None, relu, threads()])
+    _write(rows.shares, [y, x, joined, tables], [*rows.sizes, rows.shares, joined is not None, relu, backwards()], local=rows.local([x, joined], [y], [tables]))
     return y
 
 
-@register_jitable
-def mirrored(index: int, count: int, team: int) -> int:
-    """The index that comes last instead of first in its thread's share of a job (see `graph`)."""
-    for t in range(team):
-        first, end = count * t // team, count * (t + 1) // team
-        if index < end:
-            return first + end - 1 - index
-    return index
+def backwards() -> bool:
+    """Whether a pass begins with the shares that the last one ended with, which may still be in the cache. In a recording,
+    passes go over the same images right after each other (see `graph`).
+    """
+    return jobs.recorded is None
 
 
 @register_jitable
@@ -269,7 +303,7 @@ def _write(a: Any, index: int, scratch: Any) -> None:
     n = numbers(a)
     y, x, residual, mean, size, period, share, shares = a[0], a[1], a[2], a[3], n[4], n[6], n[7], n[8]
     slope, bias, joined, relu = advance(mean, period), advance(mean, 2 * period), n[9], n[10]
-    start = mirrored(index, shares, n[11]) * share
+    start = (shares - 1 - index if n[11] else index) * share
     stop = min(start + share, size)
     for row in range(start, stop, period):
         length = min(period, stop - row)
@@ -350,7 +384,7 @@ def _write_gradient(a: Any, index: int, scratch: Any) -> None:
     dx, dz, x, y, mean, size, period, share, shares = a[0], a[1], a[2], a[3], a[4], n[5], n[7], n[8], n[9]
     slope, offset, factor = advance(mean, period), advance(mean, 2 * period), advance(mean, 3 * period)
     has_relu, training = n[3] != 0, n[10]
-    start = mirrored(index, shares, n[11]) * share
+    start = (shares - 1 - index if n[11] else index) * share
     stop = min(start + share, size)
     for row in range(start, stop, period):
         length = min(period, stop - row)

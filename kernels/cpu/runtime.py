@@ -300,6 +300,36 @@ held_across_fork(global_compiler_lock)
 held_across_fork(getattr(ffi.lib, "_lock", global_compiler_lock))  # of LLVM, taken within the other
 
 
+class Access(NamedTuple):
+    """Memory that a job reads or writes. ``per_image``: bytes of each image in it, or 0 where every part may use all of it."""
+
+    address: int
+    size: int
+    per_image: int
+    writes: bool
+
+
+class Local(NamedTuple):
+    """Which memory a job uses, all of it, but for scratch memory. With ``images``, a job on a batch of so many of which
+    ``parts`` parts make ``step`` images, the first the first ones: each part uses its own images alone of what is
+    ``per_image``.
+    """
+
+    accesses: list[Access]
+    images: int = 0
+    step: int = 1
+    parts: int = 1
+
+
+def by_image(array: np.ndarray, writes: bool = False) -> Access:
+    """The use of a contiguous array of images."""
+    return Access(address(array), array.nbytes, array.nbytes // len(array), writes)
+
+
+def whole(array: np.ndarray, writes: bool = False) -> Access:
+    return Access(address(array), array.nbytes, 0, writes)
+
+
 class Job(NamedTuple):
     """What `spread` was called with."""
 
@@ -307,6 +337,7 @@ class Job(NamedTuple):
     parameters: array
     count: int
     scratch_size: int
+    local: Local | None
 
 
 class _Jobs(threading.local):
@@ -323,16 +354,23 @@ def keep(*arrays: np.ndarray | None) -> None:
         jobs.kept += [a for a in arrays if type(a) is np.ndarray]
 
 
-def spread(job: int, parameters: array, count: int, scratch_size: int = 0, parallel: bool = True) -> None:
+def spread(
+    job: int,
+    parameters: array,
+    count: int,
+    scratch_size: int = 0,
+    parallel: bool = True,
+    local: Callable[[], Local | None] | None = None,
+) -> None:
     """Calls ``job(parameters, i, scratch)`` for i in range(count) and returns when all are done.
 
     ``job`` is an address, ``parameters`` the table that it reads, ``scratch_size`` in bytes per thread; scratch comes
     aligned to 64 bytes and with any content. Any thread may call this at any time. A helper that comes late finds nothing
     left to take and touches only ``progress``, which is kept alive for it. An exception that a signal's handler raises
-    (Ctrl-C) leaves only after every helper is done with what it has begun.
+    (Ctrl-C) leaves only after every helper is done with what it has begun. ``local()`` tells a recording what the job uses.
     """
     if jobs.recorded is not None:
-        jobs.recorded.append(Job(job, parameters, count, scratch_size))
+        jobs.recorded.append(Job(job, parameters, count, scratch_size, local() if local else None))
     run(job, parameters, count, scratch_size, min(threads(), count // 2) - 1 if parallel else 0)
 
 
@@ -391,8 +429,9 @@ class Kernel:
         reals: Sequence[float] = (),
         scratch: int = 0,
         parallel: bool = True,
+        local: Callable[[], Local | None] | None = None,
     ) -> None:
-        """``scratch``: elements of the arrays' dtype that each thread needs."""
+        """``scratch``: elements of the arrays' dtype that each thread needs. ``local``: see `spread`."""
         first = arrays[0]
         assert first is not None
         job = self.compiled.get(first.dtype.char) or self._compile(first.dtype.char)
@@ -400,7 +439,7 @@ class Kernel:
         keep(*arrays)
         if reals:
             table.frombytes(array("d", reals).tobytes())
-        spread(job.address, table, count, scratch * first.itemsize, parallel)
+        spread(job.address, table, count, scratch * first.itemsize, parallel, local)
 
     def _compile(self, char: str) -> Any:
         dtype = {"f": types.float32, "d": types.float64}[char]

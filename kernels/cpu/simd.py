@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from tinyres.kernels.arrays import BackendError, ceil_div, threads
 from tinyres.kernels.cpu import buffers, jit
-from tinyres.kernels.cpu.runtime import spread
+from tinyres.kernels.cpu.runtime import Local, spread
 
 I1, I32, I64, F32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
 LARGE = 1 << 22  # bytes: the least that surely has pages of 2 MB in it, however it is aligned
@@ -217,13 +217,15 @@ def workspace(size: int) -> np.ndarray:
     return buffers.empty((max(size, LARGE),), np.uint8)
 
 
-def run(job: Any, parameters: list[int], count: int, scratch_size: int) -> None:
+def run(
+    job: Any, parameters: list[int], count: int, scratch_size: int, local: Callable[[], Local | None] | None = None
+) -> None:
     """job(parameters, i, scratch) for i in 0 .. count - 1, over the threads. ``scratch_size`` is in bytes per thread; the
-    memory comes aligned to cache lines, in large pages, with whatever was in it.
+    memory comes aligned to cache lines, in large pages, with whatever was in it. ``local``: see `spread`.
     """
     if scratch_size:
         scratch_size = max(scratch_size, LARGE // threads())
-    spread(job.address, array("q", parameters), count, scratch_size)
+    spread(job.address, array("q", parameters), count, scratch_size, local=local)
 
 
 @functools.cache

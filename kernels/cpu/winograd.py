@@ -28,6 +28,7 @@ from tinyres.kernels.arrays import Array, Pair, ceil_div, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_pixels, add_up, dot_block, outer_block, pad_rows, unpad
+from tinyres.kernels.cpu.runtime import Access, Local, by_image, whole
 from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, round_up, set_float, unpack
 from tinyres.kernels.cpu.winograd_math import transform
 
@@ -298,9 +299,16 @@ def convolve(
     memory = simd.workspace((m + 2) ** 2 * u_step)
     y = buffers.empty((n, *size, filters), np.float32) if total is None else total
     u = address(memory)
-    simd.run(_filter_job(lanes, m), [w, u, u_step, c, filters, fp, *taps], c, 4 * 9 * lanes)
+    weights = _range(w, taps, (c, filters, 3, 3))
+    simd.run(
+        _filter_job(lanes, m),
+        [w, u, u_step, c, filters, fp, *taps],
+        c,
+        4 * 9 * lanes,
+        lambda: Local([weights, whole(memory, True)]),
+    )
     b = _Blocks(n, size, m, lanes, cp, fp, cp, CACHE)
-    per_job = ceil_div(b.count, 8 * threads())
+    per_job = round_up(ceil_div(b.count, 16 * threads()), b.strips if n >= 16 * threads() else 1)
     parameters = [
         address(x),
         u,
@@ -326,8 +334,20 @@ def convolve(
         per_job,
         u_step,
     ]
-    simd.run(_forward_job(lanes, m, total is not None), parameters, ceil_div(b.count, per_job), b.scratch)
+
+    def local() -> Local | None:
+        step, rest = divmod(per_job * b.images, b.strips)
+        return None if rest else Local([by_image(x), by_image(y, True), whole(memory)], n, step)
+
+    simd.run(_forward_job(lanes, m, total is not None), parameters, ceil_div(b.count, per_job), b.scratch, local)
     return y
+
+
+def _range(w: int, taps: Taps, shape: tuple[int, ...]) -> Access:
+    """The memory of the weights, whose first tap is at the address ``w``."""
+    reach = [step * (size - 1) for step, size in zip(taps, shape, strict=True)]
+    first = w + sum(min(0, r) for r in reach)
+    return Access(first, w + sum(max(0, r) for r in reach) + 4 - first, 0, False)
 
 
 def weight_gradient(dy: Array, x: Array, padding: Pair, m: int, lanes: int) -> Array:
@@ -369,7 +389,9 @@ def weight_gradient(dy: Array, x: Array, padding: Pair, m: int, lanes: int) -> A
         parts,
         b.count,
     ]
-    simd.run(_weight_job(lanes, m), parameters, splits * parts, b.scratch)
+    uses = lambda: Local([whole(x), whole(dy), whole(memory, True)])  # noqa: E731
+    simd.run(_weight_job(lanes, m), parameters, splits * parts, b.scratch, uses)
     numbers = [du, address(dw), c, f, cp, fp, splits, parts]
-    simd.run(_weight_end_job(lanes, m), numbers, c, 4 * (points + 9) * lanes)
+    uses = lambda: Local([whole(memory), whole(dw, True)])  # noqa: E731
+    simd.run(_weight_end_job(lanes, m), numbers, c, 4 * (points + 9) * lanes, uses)
     return dw
