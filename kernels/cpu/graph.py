@@ -48,12 +48,11 @@ class Chain:
         local = job.local
         if local is None or not self.images:
             return False
-        if any(_conflict(late.local, local) for late in self.after):
-            return False
-        if local.images and self._joins(local):
+        waits = any(_conflict(late.local, local) for late in self.after)
+        if local.images and not waits and self._joins(local):
             self.jobs.append(job)
             self.step = math.lcm(self.step, local.step)
-        elif not any(_conflict(own.local, local) for own in self.jobs):
+        elif not waits and not any(_conflict(own.local, local) for own in self.jobs):
             self.before.append(job)
         elif not local.images:
             self.after.append(job)
