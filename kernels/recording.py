@@ -39,8 +39,8 @@ class Notes:
         self.reason = self.reason or reason
 
     def before_replay(self, refresh: Callable[[], object]) -> None:
-        """``refresh()`` is called before each replay: it writes a number that the host decides upon, such as a learning rate,
-        to where the kernels read it.
+        """``refresh()`` is called before each replay: it writes a number that the host decides upon, such as a learning
+        rate, to where the kernels read it.
         """
         self.refreshers.append(refresh)
 
@@ -138,7 +138,7 @@ for _name in ("__setitem__", "fill", "sort", "partition", "put", "itemset", "byt
         setattr(Recorded, _name, _told(_name, "NumPy writes to it"))
 for _name in ("argmax", "argmin", "argsort", "argpartition", "searchsorted", "nonzero", "choose", "take", "compress", "dot"):
     setattr(Recorded, _name, _told(_name, f"NumPy computes with it: {_name}"))
-for _name in ("cumsum", "cumprod", "round", "trace", "repeat", "diagonal", "sum", "prod", "mean", "std", "var", "max", "min"):
+for _name in ("cumsum", "cumprod", "round", "trace", "repeat", "sum", "prod", "mean", "std", "var", "max", "min"):
     setattr(Recorded, _name, _told(_name, f"NumPy computes with it: {_name}"))
 
 

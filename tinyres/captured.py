@@ -1,9 +1,9 @@
 """A step captured once and replayed: `capture`.
 
-A training step spends much of its time on its way from one kernel to the next: Python looks up the operation, checks, records
-the graph, launches. All of that comes out the same at every step. So the kernels of a step are recorded, once, and from then
-on they are replayed as one: on a GPU as a CUDA graph, on a CPU as a list of compiled jobs. The backend brings the recorder
-(``Graph``); what is here knows no device.
+A training step spends much of its time on its way from one kernel to the next: Python looks up the operation, checks,
+records the graph, launches. All of that comes out the same at every step. So the kernels of a step are recorded, once, and
+from then on they are replayed as one: on a GPU as a CUDA graph, on a CPU as a list of compiled jobs. The backend brings the
+recorder (``Graph``); what is here knows no device.
 
 Python code in the function runs while the step is recorded, and never again. What would go wrong because of it is looked
 for: see `tinyres.kernels.recording` for what NumPy computes in between, and `_Recording.verify`.
@@ -22,7 +22,6 @@ from tinyres import guards
 from tinyres.errors import UsageError
 from tinyres.kernels import dispatch, recording
 from tinyres.kernels.arrays import array_module
-from tinyres.nn import Module
 from tinyres.tensor import Tensor
 
 NOT_ASKED = "not asked for"  # the reason of a function that whoever wraps it does not want to be captured
@@ -103,9 +102,9 @@ def capture(function: Callable[..., Any]) -> Captured:
     recording's own memory, which the next call overwrites**: copy what is to last. Gradients stay in ``.grad``.
 
     Other shapes, dtypes, modes (training or evaluation, `no_grad`), another backend, a parameter whose array was replaced:
-    then the function is recorded anew; ``step.recordings`` counts. What cannot be recorded runs as it is, and ``step.reason``
-    says why: dropout, hooks, NumPy on the way, ``.item()``, a gradient that is added to one from before the call. Other
-    things that Python does in the function (a counter, ``print``) happen in the first calls alone.
+    then the function is recorded anew; ``step.recordings`` counts. What cannot be recorded runs as it is, and the reason is
+    in ``step.reason``: dropout, hooks, NumPy on the way, ``.item()``, a gradient that is added to one from before the call.
+    Other things that Python does in the function (a counter, ``print``) happen in the first calls alone.
 
     A learning rate may change from call to call: set it, or step the schedule, outside of the function.
     """
@@ -283,6 +282,8 @@ class _Recording:
         """Runs the function once more as it is, and the replay from the same state, in memory that was filled with NaN: all
         that both leave behind must have the same bits. What differs was computed on the way, and not by a kernel.
         """
+        for refresh in self.notes.refreshers:
+            refresh()
         arrays = list(self.notes.arrays.values())
         state = [array.copy() for array in arrays]
         with self.graph.memory():
@@ -333,4 +334,6 @@ def _write(targets: list[Any], values: list[Any]) -> None:
 
 
 def _same_bits(a: Any, b: Any) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+    return (
+        a.shape == b.shape and a.dtype == b.dtype and np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+    )

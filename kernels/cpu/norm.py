@@ -119,7 +119,12 @@ def backward(
     _join_gradients(1, [dweight, dbias, tables, weight, mean, var], [*rows.sizes, rows.shares, sums, products], [eps])
     if masked is not None:
         dz, y = masked, None
-    _write_gradient(rows.shares, [dx, dz, flat, y, tables], [*rows.sizes, rows.shares, training, backwards()], local=rows.local([dz, flat, y], [dx], [tables]))
+    _write_gradient(
+        rows.shares,
+        [dx, dz, flat, y, tables],
+        [*rows.sizes, rows.shares, training, backwards()],
+        local=rows.local([dz, flat, y], [dx], [tables]),
+    )
     return dx, dweight, dbias, masked
 
 
@@ -173,7 +178,12 @@ def _normalise(x: Array, rows: _Rows, tables: Array, residual: Array | None, rel
     n, h, w, c = x.shape
     y = buffers.empty_activations((n, c, h, w), x.dtype)
     joined = None if residual is None else channels_last(residual)
-    _write(rows.shares, [y, x, joined, tables], [*rows.sizes, rows.shares, joined is not None, relu, backwards()], local=rows.local([x, joined], [y], [tables]))
+    _write(
+        rows.shares,
+        [y, x, joined, tables],
+        [*rows.sizes, rows.shares, joined is not None, relu, backwards()],
+        local=rows.local([x, joined], [y], [tables]),
+    )
     return y
 
 

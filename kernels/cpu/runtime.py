@@ -301,7 +301,7 @@ held_across_fork(getattr(ffi.lib, "_lock", global_compiler_lock))  # of LLVM, ta
 
 
 class Access(NamedTuple):
-    """Memory that a job reads or writes. ``per_image``: bytes of each image in it, or 0 where every part may use all of it."""
+    """Memory that a job reads or writes. ``per_image``: bytes of each image in it, or 0 where each part may use it all."""
 
     address: int
     size: int

@@ -7,6 +7,7 @@ from typing import Any
 from tinyres.autograd import Cotangents, Function, Node
 from tinyres.device import check_same_device
 from tinyres.errors import ShapeError, UsageError
+from tinyres.kernels import recording
 from tinyres.kernels.arrays import Array, array_module, convert, native
 from tinyres.ops.arithmetic import both, like, promote
 from tinyres.ops.check import fail, floats
@@ -129,8 +130,12 @@ def check_labels(logits: Array, labels: Any, ignore_index: int | None = None) ->
 
 def any_ignored(labels: Any, ignore_index: int) -> bool:
     """Whether a label may be ``ignore_index``. Of labels on a GPU that is not read back where none is asked for."""
-    on_gpu = array_module(labels) is not array_module(None)
-    return ignore_index != IGNORED if on_gpu else ignore_index in labels
+    if array_module(labels) is not array_module(None):
+        return ignore_index != IGNORED
+    ignored = ignore_index in recording.plain(labels)
+    if ignored:
+        recording.refuse("labels are ignored, which NumPy sorts out")
+    return ignored
 
 
 def class_weights(logits: Array, weight: Any) -> Array:

@@ -92,7 +92,11 @@ class Optimizer:
     def _fixed(self) -> Any:
         """What a recorded step knows once and for all: the options but for the learning rate, and the state's arrays."""
         options = [[group[option] for option in self.OPTIONS if option != "lr"] for group in self.param_groups]
-        return options, [is_number(g["lr"]) for g in self.param_groups], [[*map(id, s.values())] for s in self._state.values()]
+        return (
+            options,
+            [is_number(g["lr"]) for g in self.param_groups],
+            [[*map(id, s.values())] for s in self._state.values()],
+        )
 
     def _lr(self, group: dict[str, Any], array: Any) -> Any:
         """The learning rate of a group; for a step that is being recorded, where replays find it."""

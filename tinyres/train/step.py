@@ -12,7 +12,7 @@ from tinyres.guards import detect_anomaly
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Module
-from tinyres.optim import EMA, SGD, GradScaler, Optimizer, clip_grad_norm_
+from tinyres.optim import EMA, SGD, GradScaler, Optimizer
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor
 
@@ -26,9 +26,9 @@ class StepFailed(Exception):
 
 
 class Step:
-    """A step on a batch of images on the host, captured where the backend can (see `tinyres.captured`). ``clip``: the largest
-    norm of the gradients, or None. ``ema``: weights to be averaged after each step, or None. ``dtype``: that of the images
-    that the model is fed.
+    """A step on a batch of images on the host, captured where the backend can (see `tinyres.captured`). ``clip``: the
+    largest norm of the gradients, or None. ``ema``: weights to be averaged after each step, or None. ``dtype``: that of the
+    images that the model is fed.
     """
 
     def __init__(
@@ -83,7 +83,9 @@ class Step:
         self.scaler.backward(loss)
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        bad = kernels.unscale([loss.data, *([] if self.scaler.enabled else gradients)], self.one)  # (finds what is not finite)
+        bad = kernels.unscale(
+            [loss.data, *([] if self.scaler.enabled else gradients)], self.one
+        )  # (finds what is not finite)
         if self.clip is not None:
             kernels.clip_grad_norm(gradients, self.clip)
         if self.scaler.enabled:
