@@ -76,7 +76,7 @@ def test_a_second_exception_does_not_cut_the_wait_short(monkeypatch):
 
 
 def test_helpers_work_as_before_and_sleep_when_there_is_nothing_to_do(monkeypatch):
-    x = np.ones((16, 16, 64, 64), np.float32)
+    x = np.ones((16, 64, 64, 16), np.float32).transpose(0, 3, 1, 2)  # as kernels want it: no copy comes first
     for moment in ("_claim", "_post", "_work"):
         with monkeypatch.context() as patch:
             patch.setattr(runtime, moment, interrupted)

@@ -232,7 +232,9 @@ def add_cotangents(first: tuple[Array, bool], second: tuple[Array, bool], kernel
 def accumulate_grad(tensor: Any, gradient: Array, owned: bool = False) -> None:
     """Adds to ``tensor.grad``. The first one is copied if it is borrowed."""
     if tensor.grad is None:
-        tensor.grad = gradient if owned else gradient.copy()
+        if not owned:
+            recording.refuse_on_host("NumPy copies a gradient")
+        tensor.grad = gradient if owned else array_module(gradient).array(gradient)
     else:
         tensor.grad += gradient
 

@@ -22,6 +22,7 @@ def channels_last(x: Array) -> Array:
 
 def contiguous(x: Array, dtype: Any = None) -> Array:
     """``x`` itself if it is contiguous and of the dtype (by default its own), else a copy."""
+    x = np.asarray(x) if isinstance(x, np.generic) else x  # what NumPy gives in the place of an array ()
     if x.flags.c_contiguous and (dtype is None or x.dtype == dtype):
         return x
     regular = x.ndim <= AXES and x.size and all(step % x.itemsize == 0 for step in x.strides) and x.flags.aligned

@@ -12,7 +12,9 @@ from tinyres.kernels.arrays import Array
 from tinyres.kernels.cpu import buffers, conv
 from tinyres.kernels.cpu.layout import contiguous
 from tinyres.kernels.cpu.runtime import Kernel, address, check, chunks, numbers, pointer
-from tinyres.kernels.reference import linear as reference
+from tinyres.kernels.reference.linear import linear as by_numpy
+from tinyres.kernels.reference.linear import linear_backward_input as input_by_numpy
+from tinyres.kernels.reference.linear import linear_backward_weight as weight_by_numpy
 
 GEOMETRY: Any = (1, 1), (0, 0), (1, 1), 1  # stride, padding, dilation, groups
 ROWS = 16  # of x in a map, at least: enough to fill the registers of a convolution's inner loop
@@ -21,7 +23,7 @@ ROWS = 16  # of x in a map, at least: enough to fill the registers of a convolut
 def linear(x: Array, w: Array, b: Array | None) -> Array:
     check(x, w, b)
     if _is_numpys(x, w):
-        return reference.linear(x, w, b)
+        return by_numpy(x, w, b)
     y = _rows(conv.conv2d(_maps(x), w[:, :, None, None], *GEOMETRY))
     if b is not None:
         parts = chunks(y.size)
@@ -32,7 +34,7 @@ def linear(x: Array, w: Array, b: Array | None) -> Array:
 def linear_backward_input(dy: Array, w: Array) -> Array:
     check(dy, w)
     if _is_numpys(dy, w):
-        return reference.linear_backward_input(dy, w)
+        return input_by_numpy(dy, w)
     dy = _maps(dy)
     shape = (dy.shape[0], w.shape[1], *dy.shape[2:])
     return _rows(conv.conv2d_backward_input(dy, w[:, :, None, None], shape, *GEOMETRY))
@@ -41,7 +43,7 @@ def linear_backward_input(dy: Array, w: Array) -> Array:
 def linear_backward_weight(dy: Array, x: Array) -> Array:
     check(dy, x)
     if _is_numpys(dy, x):
-        return reference.linear_backward_weight(dy, x)
+        return weight_by_numpy(dy, x)
     shape = (dy.shape[1], x.shape[1])
     return conv.conv2d_backward_weight(_maps(dy), _maps(x), (*shape, 1, 1), *GEOMETRY).reshape(shape)
 

@@ -1,9 +1,9 @@
 """Training and testing entirely on the device: data, learning rates, counters and sums all live where the kernels run.
 
 Then nothing passes between host and device within an epoch, and the whole step (augmentation, forward, backward, update,
-bookkeeping) can be captured and replayed (`tinyres.captured`). On a GPU that is one launch per step instead of some 180, each
-of which would cost Python and the driver more time than the GPU needs for its work. The same holds for the pass over a batch
-of test images.
+bookkeeping) can be captured and replayed (`tinyres.captured`). On a GPU that is one launch per step instead of some 180,
+each of which would cost Python and the driver more time than the GPU needs for its work. The same holds for the pass over a
+batch of test images.
 """
 
 import functools
