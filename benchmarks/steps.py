@@ -12,12 +12,13 @@ import tinyres.functional as F
 from tinyres.benchmarks import fresh, machine, memory, networks, peers, timing
 from tinyres.errors import UsageError
 
+SHORT = 0.05
 Keep = Callable[[dict[str, Any]], object]
 
 
 def make_step(model: str, batch: int, row: str | None, training: bool = True) -> Callable[[], object]:
     """One step of ``model`` on ``batch`` random images. ``row`` is one of our backends (None: the one in use when the step
-    runs) or a peer's.
+    runs), also with "captured" behind it, or a peer's.
     """
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, 3, 32, 32), np.float32)
@@ -29,22 +30,28 @@ def make_step(model: str, batch: int, row: str | None, training: bool = True) ->
     optimizer = tr.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     x = tr.tensor(images)
 
-    def backend() -> Any:
-        return tr.use_backend(row) if row else nullcontext()
-
-    def train() -> object:
-        with backend(), tr.strict():
-            optimizer.zero_grad()
-            loss = F.cross_entropy(net(x), labels)
-            loss.backward()
-            optimizer.step()
+    def train(x: tr.Tensor, labels: tr.Tensor) -> tr.Tensor:
+        loss = F.cross_entropy(net(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
         return loss
 
-    def infer() -> object:
-        with backend(), tr.strict(), tr.no_grad():
-            return net(x)
+    backend, _, captured = (row or "").partition(" ")
+    run: Any = train if training else net
+    run = tr.capture(run) if captured else run
+    arguments = (x, tr.tensor(labels)) if training else (x,)
 
-    return train if training else infer
+    def step() -> object:
+        with tr.use_backend(backend) if backend else nullcontext(), tr.strict(), nullcontext() if training else tr.no_grad():
+            result = run(*arguments)
+            while captured and run.graph is None:  # the first call records
+                result = run(*arguments)
+                if run.reason:
+                    raise UsageError(f"{model} cannot be captured on {backend}: {run.reason}")
+        return result
+
+    return step
 
 
 def flops_per_image(model: str, training: bool) -> int:
@@ -59,8 +66,8 @@ def flops_per_image(model: str, training: bool) -> int:
 def measure(
     model: str, batch: int, rows: list[str], rounds: int, training: bool, into: timing.Timed | None = None
 ) -> timing.Timed:
-    """The times of each row, in this process."""
-    return timing.interleaved({row: make_step(model, batch, row, training) for row in rows}, rounds, into=into)
+    """The times of each row, in this process. A row that takes less than `SHORT` seconds runs several times in a row."""
+    return timing.interleaved({row: make_step(model, batch, row, training) for row in rows}, rounds, SHORT, into)
 
 
 def peak_memory(model: str, batch: int, row: str, training: bool) -> dict[str, float]:

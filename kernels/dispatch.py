@@ -158,6 +158,7 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
+        recording.refuse("it chooses a backend; do that outside of the function")
         self.backend, blocks = _load(name), _blocks.backends
         self._outer = blocks[-1] if blocks else None
         if blocks:

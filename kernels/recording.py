@@ -24,11 +24,12 @@ _HARMLESS = {
 
 class Notes:
     """What a recording has noticed. ``reason``: why the step cannot be replayed, "" if it can. ``host``: whether arrays are
-    NumPy's, and so what it computes is missing from the recording. (What CuPy computes is captured with the rest.)
+    NumPy's, and so what it computes is missing from the recording. (What CuPy computes is captured with the rest.) ``owns``
+    says whether an array lies in the recording's own memory, where the results of operations are.
     """
 
-    def __init__(self, host: bool) -> None:
-        self.host, self.reason = host, ""
+    def __init__(self, host: bool, owns: Callable[[Any], bool]) -> None:
+        self.host, self.owns, self.reason = host, owns, ""
         self.modules: dict[Any, bool] = {}  # those that were called, and whether they were in training mode
         self.leaves: dict[int, Any] = {}  # tensors that no operation made, by their id
         self.arrays: dict[int, np.ndarray] = {}  # that kernels were given, and that are not the recording's own
@@ -151,13 +152,10 @@ def plain(array: Any) -> Any:
 
 
 class Watching:
-    """A backend whose kernels run as ever; the arrays that they are given are kept, since a recording knows them by address.
+    """A backend whose kernels run as ever; the arrays that they are given are kept, since a recording knows them by address."""
 
-    ``own``: whether an array lies in the recording's own memory.
-    """
-
-    def __init__(self, backend: Any, notes: Notes, own: Callable[[np.ndarray], bool]) -> None:
-        self.backend, self._notes, self._own = backend, notes, own
+    def __init__(self, backend: Any, notes: Notes) -> None:
+        self.backend, self._notes = backend, notes
         self.name, self.device, self.graph, self.describe = backend.name, backend.device, backend.graph, backend.describe
         for kernel in NAMES:
             setattr(self, kernel, self._watched(kernel, getattr(backend, kernel)))
@@ -179,7 +177,7 @@ class Watching:
 
     def _keep(self, value: Any) -> None:
         if isinstance(value, np.ndarray):
-            if not self._own(value):
+            if not self._notes.owns(value):
                 self._notes.arrays[id(value)] = value
         elif isinstance(value, tuple | list):
             for part in value:

@@ -130,7 +130,7 @@ class Function:
         """Runs ``forward`` on the tensors' arrays, and records it when an input requires a gradient."""
         guards.check_devices(cls.__name__, inputs)
         if (notes := recording.active()) is not None:
-            notes.leaves.update((id(t), t) for t in inputs if t.node is None)
+            notes.leaves.update((id(t), t) for t in inputs if t.node is None and (t.requires_grad or not notes.owns(t.data)))
         needs = tuple(t.requires_grad for t in inputs)
         node = Node(cls, needs, guards.is_grad_enabled() and any(needs))
         numbers = {key: value.item() if isinstance(value, np.generic) else value for key, value in attributes.items()}

@@ -171,12 +171,16 @@ class _Recording:
         self.captured, self.key, self.reason = captured, key, ""
         self.graph: Any = backend.graph()
         self.stage, self.warm = WARM, 0
-        self.notes = recording.Notes(self.graph.runs)
+        self.notes = self._notes()
         self.inputs: list[Any] = []  # the recording's own arguments
         self.result: Any = None
         self.outputs: list[Any] = []  # the arrays of the result
         self.tensors: list[tuple[Tensor, Any, bool]] = []  # with the arrays and the flag that the recording knows
         self.gradients: list[tuple[Tensor, Any]] = []
+
+    def _notes(self) -> recording.Notes:
+        runs = self.graph.runs
+        return recording.Notes(runs, self.graph.owns if runs else lambda array: True)
 
     def fits(self) -> bool:
         """Whether all is as it was: modules in the same mode, tensors with the same arrays."""
@@ -221,7 +225,7 @@ class _Recording:
 
     def _record(self, args: Any, leaves: list[Any]) -> Any:
         self.captured.recordings += 1
-        tensors, self.notes = list(self.notes.leaves.values()), recording.Notes(self.graph.runs)
+        tensors, self.notes = list(self.notes.leaves.values()), self._notes()
         self.inputs = [_own_copy(_data(leaf)) for leaf in leaves]
         before = recording.begin(self.notes)
         try:

@@ -74,7 +74,7 @@ class Arena:
         owner.memory, owner.free, owner.arena = free.pop(), free, self
         return self.kind(shape, dtype, buffer=owner)
 
-    def __contains__(self, array: np.ndarray) -> bool:
+    def __contains__(self, array: Any) -> bool:
         """Whether an array lies here."""
         while isinstance(array.base, np.ndarray):
             array = array.base

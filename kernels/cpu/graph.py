@@ -176,7 +176,7 @@ class Graph:
     @contextlib.contextmanager
     def capture(self, notes: Notes) -> Iterator[None]:
         """The block's jobs run and are recorded; those of other threads run as ever."""
-        own = Watching(dispatch.current(), notes, self._arena.__contains__)
+        own = Watching(dispatch.current(), notes)
         jobs.recorded, jobs.kept = recorded, kept = list[Job](), list[Any]()
         try:
             with dispatch.using(own), self._arena.within(Recorded):
@@ -195,6 +195,10 @@ class Graph:
         progress = np.zeros((self._count, team + 1, LINE // 8), np.int64)
         table = array("q", (address(self._entries), self._count, address(progress), team))
         run(_follower().address, table, team, self._scratch_size, team - 1, (self, progress))
+
+    def owns(self, array: Any) -> bool:
+        """Whether an array lies in its memory."""
+        return array in self._arena
 
     def poison(self) -> None:
         """Fills its memory with NaN: a replay must write whatever it reads."""

@@ -124,7 +124,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     about = begin(arguments)
     from tinyres.benchmarks import peers, steps
 
-    rows = list(backends(arguments))
+    rows = [row for name in backends(arguments) for row in ([name, f"{name} captured"] if name == "numba" else [name])]
     for model in arguments.models:
         tinyres.models.build(model)  # an unknown name is an error now, not in an hour
     theirs, left_out = chosen_peers(arguments)
