@@ -152,7 +152,7 @@ def plain(array: Any) -> Any:
 
 
 class Watching:
-    """A backend whose kernels run as ever; the arrays that they are given are kept, since a recording knows them by address."""
+    """A backend whose kernels run as ever; the arrays that they are given are kept: a recording knows them by address."""
 
     def __init__(self, backend: Any, notes: Notes) -> None:
         self.backend, self._notes = backend, notes

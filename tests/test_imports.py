@@ -172,7 +172,7 @@ def test_a_circle_is_found_within_a_row_too():
 
 def test_the_package_names_no_implementation_but_the_reference():
     """Which backend runs, and what it can do, is asked of `dispatch`."""
-    allowed = {"arrays", "contract", "costs", "dispatch", "forks", "reference"}
+    allowed = {"arrays", "contract", "costs", "dispatch", "forks", "recording", "reference"}
     for module, path in FILES:
         if not module.startswith(("tinyres.kernels.", "tinyres.benchmarks.")):
             for line, name in imported(path.read_text("utf-8"), module):

@@ -40,7 +40,7 @@ PARTS = [
     "weights",
 ]
 MODULES = [tr, *(importlib.import_module(f"tinyres.{part}") for part in [*PARTS, "nn.init"])]
-ON_DEMAND = [tr.draw, tr.gradient_ledger, tr.profile, tr.trace, tr.watch]
+ON_DEMAND = [tr.capture, tr.draw, tr.gradient_ledger, tr.profile, tr.trace, tr.watch]
 
 
 def offered(module):

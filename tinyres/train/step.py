@@ -12,7 +12,7 @@ from tinyres.guards import detect_anomaly
 from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import array_module
 from tinyres.nn import Module
-from tinyres.optim import EMA, SGD, GradScaler, Optimizer
+from tinyres.optim import EMA, SGD, GradScaler, Optimizer, clip_grad_norm_
 from tinyres.random import default_generator
 from tinyres.tensor import Tensor
 
@@ -26,9 +26,9 @@ class StepFailed(Exception):
 
 
 class Step:
-    """A step on a batch of images on the host, captured where the backend can (see `tinyres.captured`). ``clip``: the
-    largest norm of the gradients, or None. ``ema``: weights to be averaged after each step, or None. ``dtype``: that of the
-    images that the model is fed.
+    """A step on a batch of images on the host. Its passes, and with SGD the update, are captured where the backend can (see
+    `tinyres.captured`). ``clip``: the largest norm of the gradients, or None. ``ema``: weights to be averaged after each
+    step, or None. ``dtype``: that of the images that the model is fed.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Step:
         self.label_smoothing, self.clip, self.ema = label_smoothing, clip, ema
         xp = array_module(next(model.parameters()).data)
         self.wrong, self.one = xp.zeros((), "i4"), xp.ones((), "f4")
+        self.updates = isinstance(optimizer, SGD) and clip is None  # else the host does that: it looks at numbers in between
         self.captured = Captured(self._step, "" if capture else NOT_ASKED)
 
     @property
@@ -70,8 +71,14 @@ class Step:
         if bad.item():
             default_generator().bit_generator.state = random
             raise StepFailed(lambda: self._loss(self.model(x), y).backward())
+        if not self.updates:
+            if self.clip is not None:
+                clip_grad_norm_(self.model.parameters(), self.clip)
+            self._update(None)
         if self.scaler.get_scale() < 1:  # not for its size: no gradient was finite at any scale
             raise StepFailed(lambda: self.scaler.backward(self._loss(self.model(x), y)))
+        if self.ema:
+            self.ema.update()
         return loss.item(), int(self.wrong) - before
 
     def _step(self, x: Tensor, classes: Tensor, blend: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -83,20 +90,19 @@ class Step:
         self.scaler.backward(loss)
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        bad = kernels.unscale(
-            [loss.data, *([] if self.scaler.enabled else gradients)], self.one
-        )  # (finds what is not finite)
-        if self.clip is not None:
-            kernels.clip_grad_norm(gradients, self.clip)
+        checked = [loss.data, *([] if self.scaler.enabled else gradients)]
+        bad = kernels.unscale(checked, self.one)
+        kernels.count_wrong(logits.data, classes.data, self.wrong)
+        if self.updates:
+            self._update(bad)
+        return loss, Tensor(bad)
+
+    def _update(self, skip: Any) -> None:
         if self.scaler.enabled:
             self.scaler.step(self.optimizer)
+            self.scaler.update()
         else:
-            self.optimizer.step(skip=bad)
-        self.scaler.update()
-        if self.ema:
-            self.ema.update(skip=bad)
-        kernels.count_wrong(logits.data, classes.data, self.wrong)
-        return loss, Tensor(bad)
+            self.optimizer.step(skip=skip)
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)

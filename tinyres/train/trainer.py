@@ -166,9 +166,7 @@ class Trainer:
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
             each_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
             other = "mixup" if mixup else "random erasing" if random_erasing else "a callback" if each_step else ""
-            if reason := self.step.plain or other:
-                self.display.message(f"note: the step is not captured: it has {reason}")
-            else:
+            if not (self.step.plain or other):
                 how |= {"augment": augment, "seed": seed, "dtype": self.dtype, "scaler": self.scaler}
                 how["label_smoothing"] = label_smoothing
                 images, labels = data.train_images, data.train_labels
