@@ -184,11 +184,13 @@ class _Recording:
 
     def fits(self) -> bool:
         """Whether all is as it was: modules in the same mode, tensors with the same arrays."""
-        return (
-            all(module.training == mode for module, mode in self.notes.modules.items())
-            and all(t.data is array and t.requires_grad == requires for t, array, requires in self.tensors)
-            and all(check() for check in self.notes.checks)
-        )
+        for module, mode in self.notes.modules.items():
+            if module.training != mode:
+                return False
+        for tensor, array, requires in self.tensors:
+            if tensor.data is not array or tensor.requires_grad != requires:
+                return False
+        return all(check() for check in self.notes.checks)
 
     def run(self, args: Any, leaves: list[Any]) -> Any:
         if self.reason:
@@ -231,7 +233,7 @@ class _Recording:
         try:
             if self.graph.runs:
                 given = (array.view(recording.Recorded) for array in self.inputs)
-                with _watched(tensors, self.notes), self.graph.capture(self.notes):
+                with _watched(tensors, self.notes), self.graph.capture(self.notes, not guards.is_grad_enabled()):
                     result = self.captured.function(*_rebuilt(args, given))
             else:
                 result = self._launches(args)

@@ -55,7 +55,7 @@ def conv2d(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, grou
     y = buffers.empty((n, *size, f), np.float32)
     steps = (4 * size[0] * size[1] * f, 4 * size[1] * f, 4 * f)
     whole = conv_direct.Class(kernel, padding, size, address(w), 0)
-    conv_direct.correlate(x, [whole], taps, stride, f, address(y), steps, lanes)
+    conv_direct.correlate(x, [whole], taps, stride, f, y, steps, lanes)
     return channels_first(y)
 
 
@@ -98,7 +98,7 @@ def conv2d_backward_input(
             classes.append(conv_direct.Class(reach, (top, left), (rows, columns), first, corner))
     taps = (step_f, step_c, -stride[0] * step_row, -stride[1] * step_column)
     steps = (4 * height * width * c, 4 * stride[0] * width * c, 4 * stride[1] * c)
-    conv_direct.correlate(dy, classes, taps, (1, 1), c, address(dx), steps, lanes)
+    conv_direct.correlate(dy, classes, taps, (1, 1), c, dx, steps, lanes)
     return added(channels_first(dx), total, accumulate)
 
 

@@ -18,6 +18,7 @@ from tinyres.kernels.arrays import Array, Pair, ceil_div, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
+from tinyres.kernels.cpu.runtime import Local, by_image, constant, touched, whole
 from tinyres.kernels.cpu.simd import copy, get_float, prefetch_read, prefetch_write, round_up, set_float, unpack
 
 CACHE = 64_000  # bytes of padded input rows in a job
@@ -192,19 +193,29 @@ class Class(NamedTuple):
 
 
 def correlate(
-    x: Array, classes: list[Class], taps: Taps, stride: Pair, filters: int, y: int, y_steps: tuple[int, int, int], lanes: int
+    x: Array,
+    classes: list[Class],
+    taps: Taps,
+    stride: Pair,
+    filters: int,
+    y: Array,
+    y_steps: tuple[int, int, int],
+    lanes: int,
 ) -> None:
-    """x (N, H, W, C) contiguous -> all pixels of ``classes`` at the address ``y``. Images, rows and pixels of a class are
-    ``y_steps`` bytes apart, ``taps`` are the strides of the weights.
+    """x (N, H, W, C) contiguous -> all pixels of ``classes`` of y (N, OH, OW, F), contiguous. Images, rows and pixels
+    of a class are ``y_steps`` bytes apart, ``taps`` are the strides of the weights.
     """
     n, h, width, c = x.shape
     fp = round_up(filters, lanes)
-    memory = simd.workspace(sum(4 * k.kernel[0] * k.kernel[1] * c * fp for k in classes))
+    size = sum(4 * k.kernel[0] * k.kernel[1] * c * fp for k in classes)
+    own = constant((size,)) if size else None
+    memory = simd.workspace(size) if own is None else own
     table, offset = [], 0
     for k in classes:
         kh, kw = k.kernel
         numbers = [k.w, address(memory) + offset, kh, kw, c, filters, fp, *taps]
-        simd.run(_pack_job(lanes), numbers, c, 0)
+        uses = functools.partial(_pack_uses, k, taps, c, filters, memory, own is not None)
+        simd.run(_pack_job(lanes), numbers, c, 0, uses)
         table += [kh, kw, *k.padding, *k.size, offset, k.corner]
         offset += 4 * kh * kw * c * fp
     oh, ow = (max(k.size[axis] for k in classes) for axis in (0, 1))
@@ -215,7 +226,7 @@ def correlate(
     parameters = [
         address(x),
         address(memory),
-        y,
+        address(y),
         n,
         h,
         width,
@@ -230,7 +241,16 @@ def correlate(
         temporary,
         len(classes),
     ]
-    simd.run(_job(lanes), parameters + table, n * ceil_div(oh, strip), temporary + 4 * 2 * PIXELS[lanes] * lanes)
+
+    strips = ceil_div(oh, strip)
+    uses = lambda: Local([by_image(x), whole(memory), by_image(y, True)], n, 1, strips)  # noqa: E731
+    simd.run(_job(lanes), parameters + table, n * strips, temporary + 4 * 2 * PIXELS[lanes] * lanes, uses)
+
+
+def _pack_uses(k: Class, taps: Taps, c: int, filters: int, memory: Array, constant: bool) -> Local:
+    """What the packing of a class' weights reads and writes."""
+    reads = [touched(k.w, taps, (c, filters, *k.kernel))] if min(k.kernel) else []
+    return Local([*reads, whole(memory, True)], constant=constant)
 
 
 def weight_gradient(dy: Array, x: Array, kernel: Pair, stride: Pair, padding: Pair, lanes: int) -> Array:

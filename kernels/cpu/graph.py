@@ -11,6 +11,7 @@ images go through several jobs in turn. What is computed stays the same, bit by 
 """
 
 import contextlib
+import ctypes
 import functools
 import math
 from array import array
@@ -24,7 +25,19 @@ from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import ceil_div, threads
 from tinyres.kernels.cpu import buffers, jit
 from tinyres.kernels.cpu.buffers import address
-from tinyres.kernels.cpu.runtime import Job, Local, advance, atomic_add, call_job, jobs, look, pointer, run, yield_core
+from tinyres.kernels.cpu.runtime import (
+    Access,
+    Job,
+    Local,
+    advance,
+    atomic_add,
+    call_job,
+    jobs,
+    look,
+    pointer,
+    run,
+    yield_core,
+)
 from tinyres.kernels.recording import Notes, Recorded, Watching
 
 LINE = 64  # bytes of a cache line: each job's counters have one of their own
@@ -148,6 +161,81 @@ def _follow(parameters: int, thread: int, scratch: int) -> None:
         progress += (team + 1) * LINE
 
 
+class _List:
+    """Jobs in the order of their replay."""
+
+    def __init__(self, recorded: list[Job]) -> None:
+        order = chains(recorded)
+        self.count, rows = len(order), [number for chain in order for row in chain.rows() for number in row]
+        self.entries = np.array(rows, np.int64)
+        self.scratch_size = max((job.scratch_size for job in recorded), default=0)
+
+    def run(self) -> None:
+        if not self.count:
+            return
+        team = threads()
+        progress = np.zeros((self.count, team + 1, LINE // 8), np.int64)
+        table = array("q", (address(self.entries), self.count, address(progress), team))
+        run(_follower().address, table, team, self.scratch_size, team - 1, (self, progress))
+
+
+@functools.cache
+def _comparer() -> Any:
+    return jit.compiled_job(_compare, types.void(*[types.int64] * 3))
+
+
+def _compare(parameters: int, index: int, scratch: int) -> None:
+    """Whether two pieces of memory differ: then it writes 1 to the flag."""
+    own = pointer(parameters, types.int64)
+    piece = pointer(own[0] + 24 * index, types.int64)
+    a, b, different = pointer(piece[0], types.int32), pointer(piece[1], types.int32), 0
+    for i in range(piece[2]):
+        different |= a[i] ^ b[i]
+    if different != 0:
+        pointer(own[1], types.int64)[0] = 1
+
+
+class _Weights:
+    """What constant jobs read, and a copy of it from when they last ran."""
+
+    PIECE = 1 << 14  # floats
+
+    def __init__(self, once: list[Job]) -> None:
+        made = [a for job in once if job.local for a in job.local.accesses if a.writes]
+        read = {a for job in once if job.local for a in job.local.accesses if not a.writes}
+        read = {a for a in read if not any(m.address <= a.address < m.address + m.size for m in made)}
+        self.sources = [_memory(a) for a in sorted(read)]
+        self.copies = [source.copy() for source in self.sources]
+        self.fresh = True  # the jobs have run while they were recorded
+        self.flag, rows = np.zeros(1, np.int64), []
+        for source, copy in zip(self.sources, self.copies, strict=True):
+            for i in range(0, len(source), self.PIECE):
+                rows.append([address(source) + 4 * i, address(copy) + 4 * i, min(self.PIECE, len(source) - i)])
+        self.pieces = np.array(rows, np.int64).reshape(-1, 3)
+
+    def changed(self) -> bool:
+        """Whether the weights are other ones than when the jobs last ran, to the bit."""
+        if not len(self.pieces) or not self.fresh:
+            return not self.fresh
+        self.flag[0] = 0
+        table, count = array("q", (address(self.pieces), address(self.flag))), len(self.pieces)
+        run(_comparer().address, table, count, 0, min(threads(), count) - 1, self)
+        return bool(self.flag[0])
+
+    def note(self) -> None:
+        for source, copy in zip(self.sources, self.copies, strict=True):
+            copy[:] = source
+        self.fresh = True
+
+    def forget(self) -> None:
+        self.fresh = not self.copies
+
+
+def _memory(access: Access) -> np.ndarray:
+    """The memory of an access, as int32."""
+    return np.frombuffer((ctypes.c_char * access.size).from_address(access.address), np.int32)
+
+
 class Graph:
     """Work that was recorded once and is replayed as a whole: the counterpart of `cuda.gpu.Graph`.
 
@@ -166,35 +254,37 @@ class Graph:
 
     def __init__(self) -> None:
         self._arena = buffers.Arena()
-        self._jobs, self._kept, self._scratch_size = list[Job](), list[Any](), 0
-        self._count, self._entries = 0, np.zeros(0, np.int64)
+        self._jobs, self._kept = list[Job](), list[Any]()
+        self._list, self._once, self._weights = _List([]), _List([]), _Weights([])
 
     def memory(self) -> contextlib.AbstractContextManager[None]:
         """The block runs as it is, with results in the graph's memory."""
         return self._arena.within()
 
     @contextlib.contextmanager
-    def capture(self, notes: Notes) -> Iterator[None]:
-        """The block's jobs run and are recorded; those of other threads run as ever."""
+    def capture(self, notes: Notes, constants: bool = False) -> Iterator[None]:
+        """The block's jobs run and are recorded; those of other threads run as ever. With ``constants``, what is computed
+        from weights alone is computed when it runs, and again before a replay that finds other weights.
+        """
         own = Watching(dispatch.current(), notes)
         jobs.recorded, jobs.kept = recorded, kept = list[Job](), list[Any]()
+        jobs.constants = constants
         try:
             with dispatch.using(own), self._arena.within(Recorded):
                 yield
         finally:
-            jobs.recorded, jobs.kept = None, []
+            jobs.recorded, jobs.kept, jobs.constants = None, [], False
         self._jobs, self._kept = recorded, kept
-        self._scratch_size = max((j.scratch_size for j in recorded), default=0)
-        order = chains(recorded)
-        self._count, rows = len(order), [number for chain in order for row in chain.rows() for number in row]
-        self._entries = np.array(rows, np.int64)
+        once = [job for job in recorded if job.local and job.local.constant]
+        self._once, self._weights = _List(once), _Weights(once)
+        self._list = _List([job for job in recorded if not (job.local and job.local.constant)])
 
     def replay(self) -> None:
         """Runs all of it. Not in two threads at once: they would share its memory."""
-        team = threads()
-        progress = np.zeros((self._count, team + 1, LINE // 8), np.int64)
-        table = array("q", (address(self._entries), self._count, address(progress), team))
-        run(_follower().address, table, team, self._scratch_size, team - 1, (self, progress))
+        if self._weights.changed():
+            self._once.run()
+            self._weights.note()
+        self._list.run()
 
     def owns(self, array: Any) -> bool:
         """Whether an array lies in its memory."""
@@ -203,6 +293,7 @@ class Graph:
     def poison(self) -> None:
         """Fills its memory with NaN: a replay must write whatever it reads."""
         self._arena.poison()
+        self._weights.forget()
 
     @property
     def bytes(self) -> int:

@@ -35,6 +35,7 @@ from tinyres.kernels.cpu.runtime import (
     advance,
     by_image,
     check,
+    constant,
     jobs,
     numbers,
     pointer,
@@ -94,9 +95,11 @@ def inference(
 ) -> Array:
     """`batch_norm_inference`; with a residual, `batch_norm_add_relu_inference`."""
     flat, rows = _prepare(x, residual, weight, bias, mean, var)
-    tables = rows.tables(3, x.dtype)
-    weight, bias, mean, var = map(contiguous, (weight, bias, mean, var))
-    _fill_tables(1, [tables, weight, bias, mean, var], rows.sizes, [eps])
+    own = constant((3, rows.period), x.dtype)
+    tables = rows.tables(3, x.dtype) if own is None else own
+    arrays = [*map(contiguous, (weight, bias, mean, var))]
+    uses = lambda: Local([*map(whole, arrays), whole(tables, True)], constant=own is not None)  # noqa: E731
+    _fill_tables(1, [tables, *arrays], rows.sizes, [eps], local=uses)
     return _normalise(flat, rows, tables, residual, relu)
 
 

@@ -28,7 +28,7 @@ from tinyres.kernels.arrays import Array, Pair, ceil_div, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_pixels, add_up, dot_block, outer_block, pad_rows, unpad
-from tinyres.kernels.cpu.runtime import Access, Local, by_image, whole
+from tinyres.kernels.cpu.runtime import Local, by_image, constant, touched, whole
 from tinyres.kernels.cpu.simd import get_float, prefetch_read, prefetch_write, round_up, set_float, unpack
 from tinyres.kernels.cpu.winograd_math import transform
 
@@ -296,16 +296,17 @@ def convolve(
     n, h, width, c = x.shape
     cp, fp = round_up(c, lanes), round_up(filters, lanes)
     u_step = 4 * c * fp + 64
-    memory = simd.workspace((m + 2) ** 2 * u_step)
+    own = constant(((m + 2) ** 2 * u_step,))
+    memory = simd.workspace((m + 2) ** 2 * u_step) if own is None else own
     y = buffers.empty((n, *size, filters), np.float32) if total is None else total
     u = address(memory)
-    weights = _range(w, taps, (c, filters, 3, 3))
+    weights = touched(w, taps, (c, filters, 3, 3))
     simd.run(
         _filter_job(lanes, m),
         [w, u, u_step, c, filters, fp, *taps],
         c,
         4 * 9 * lanes,
-        lambda: Local([weights, whole(memory, True)]),
+        lambda: Local([weights, whole(memory, True)], constant=own is not None),
     )
     b = _Blocks(n, size, m, lanes, cp, fp, cp, CACHE)
     per_job = round_up(ceil_div(b.count, 16 * threads()), b.strips if n >= 16 * threads() else 1)
@@ -341,13 +342,6 @@ def convolve(
 
     simd.run(_forward_job(lanes, m, total is not None), parameters, ceil_div(b.count, per_job), b.scratch, local)
     return y
-
-
-def _range(w: int, taps: Taps, shape: tuple[int, ...]) -> Access:
-    """The memory of the weights, whose first tap is at the address ``w``."""
-    reach = [step * (size - 1) for step, size in zip(taps, shape, strict=True)]
-    first = w + sum(min(0, r) for r in reach)
-    return Access(first, w + sum(max(0, r) for r in reach) + 4 - first, 0, False)
 
 
 def weight_gradient(dy: Array, x: Array, padding: Pair, m: int, lanes: int) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyres.device import check_same_device, move
 from tinyres.errors import CheckpointError, UsageError
-from tinyres.guards import enable_grad
+from tinyres.guards import enable_grad, is_grad_enabled
 from tinyres.kernels import recording
 from tinyres.kernels.arrays import array_module
 from tinyres.locks import unshare
@@ -85,6 +85,8 @@ class Optimizer:
             if live:
                 self._update(group, live, skip)
         if (notes := recording.active()) is not None:
+            if not is_grad_enabled():
+                notes.refuse("it updates weights under no_grad(), where a recording takes them for constant")
             now = self._fixed()
             notes.requires(lambda: self._fixed() == now)
         return loss
