@@ -65,8 +65,8 @@ class Arena:
         finally:
             _local.arena = before
 
-    def empty(self, owner_of_size: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        free = self.free.setdefault(owner_of_size.size, [])
+    def empty(self, owner_of_size: Any, shape: tuple[int, ...], dtype: Any, alone: bool = False) -> np.ndarray:
+        free = [] if alone else self.free.setdefault(owner_of_size.size, [])
         if not free:
             free.append(_take(owner_of_size, shape))
             self.memory.append((owner_of_size, free[-1]))
@@ -107,6 +107,13 @@ def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     owner = owner_of_size.from_buffer(memory)
     owner.memory = memory
     return np.ndarray(shape, dtype, buffer=owner)
+
+
+def alone(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """The same for a recording, in memory in which it has nothing else, neither before nor after."""
+    assert _local.arena
+    dtype = np.dtype(dtype)
+    return _local.arena.empty(_owner(_rounded(math.prod(shape) * dtype.itemsize)), shape, dtype, alone=True)
 
 
 def _take(owner_of_size: Any, shape: tuple[int, ...]) -> mmap.mmap:

@@ -363,7 +363,7 @@ def constant(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray | None
     """Memory for what is computed from weights alone, if a recording is to compute it once: nothing else will lie there."""
     if not jobs.constants:
         return None
-    jobs.kept.append(buffers.empty(shape, dtype))
+    jobs.kept.append(buffers.alone(shape, dtype))
     return jobs.kept[-1]
 
 
