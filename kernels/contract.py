@@ -162,6 +162,9 @@ class Elementwise(Protocol):
     def cast(self, x: Array, dtype: Any) -> Array:
         """x in another floating-point dtype, rounded to nearest; what is too large for it becomes an infinity."""
 
+    def add(self, x: Array, y: Array) -> Array:
+        """x + y, of one shape and dtype: where a shortcut ends that no ReLU follows."""
+
     def accumulate(self, total: Array, x: Array) -> None:
         """total += x, in place: how cotangents meet where a block's input forks."""
 

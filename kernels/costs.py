@@ -20,6 +20,7 @@ _ELEMENTWISE = {
     "relu6": 2,
     "relu6_backward": 2,
     "add_relu": 2,
+    "add": 1,
     "accumulate": 1,
     "cross_entropy": 5,
     "cross_entropy_backward": 3,

@@ -55,7 +55,7 @@ for dtype in sys.argv[1:]:
     kernels.batch_norm_add_relu_backward(x, x, x, c, c, c, 1e-5, True)
     kernels.relu(x)
     kernels.relu6(x)
-    for name in ("relu_backward", "relu6_backward", "add_relu", "accumulate"):
+    for name in ("relu_backward", "relu6_backward", "add_relu", "add", "accumulate"):
         getattr(kernels, name)(x, new(*x.shape))
     window = ((2, 2), (2, 2), (0, 0))
     y, index = kernels.max_pool2d(x, *window)

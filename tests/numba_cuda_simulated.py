@@ -143,6 +143,7 @@ def test_nan_stays_nan_and_what_is_cut_off_is_0():
     for name, args in {
         "relu": [bad],
         "relu6": [bad],
+        "add": [bad, bad],
         "add_relu": [bad, bad],
         "relu_backward": [bad, 0 * ones],
         "relu6_backward": [bad, 6 * ones],

@@ -125,6 +125,7 @@ OTHERS = {
     "relu_backward": lambda k, x, y, _: k.relu_backward(x, y),
     "relu6": lambda k, x, *_: k.relu6(4 * x),
     "relu6_backward": lambda k, x, y, _: k.relu6_backward(x, 4 * y),
+    "add": lambda k, x, y, _: k.add(x, y),
     "add_relu": lambda k, x, y, _: k.add_relu(x, y),
     "pool 2": pool((2, 2), (2, 2), (0, 0)),
     "pool 3 2 1": pool((3, 3), (2, 2), (1, 1)),
@@ -154,7 +155,7 @@ def test_batch_norm_is_right_at_the_edges_of_its_shares(name, fenced, monkeypatc
             check(NORMS[name], [draw(i, (pixels, channels, 1, 1)) for i in range(3)])
 
 
-@pytest.mark.parametrize("name", ["join", "join backward True", *list(OTHERS)[:5]])
+@pytest.mark.parametrize("name", ["join", "join backward True", *list(OTHERS)[:6]])
 def test_a_kernel_is_right_over_many_shares(name, fenced):
     share = runtime.CHUNK
     for pixels in (share - 1, share, share + 1, 3 * share + 5):
@@ -163,7 +164,7 @@ def test_a_kernel_is_right_over_many_shares(name, fenced):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (31,), (32, 33), (127,), (0, 3), (1025,), (2, 3, 4)])
-@pytest.mark.parametrize("name", list(OTHERS)[:5])
+@pytest.mark.parametrize("name", list(OTHERS)[:6])
 def test_elementwise_kernels_take_any_number_of_axes(name, shape, fenced):
     arrays = [np.asarray(draw(i, (*shape, 1))[..., 0]) for i in range(3)]
     got, want = (OTHERS[name](k, *arrays) for k in (cpu, reference))
@@ -283,7 +284,7 @@ def test_a_constant_channel_has_no_variance():
 
 
 @pytest.mark.filterwarnings("ignore:invalid value|overflow:RuntimeWarning")
-@pytest.mark.parametrize("name", list(OTHERS)[:5])
+@pytest.mark.parametrize("name", list(OTHERS)[:6])
 def test_elementwise_kernels_treat_nan_and_infinity_as_the_reference_does(name):
     special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 6.0, 1e38], np.float32)
     x, y = (np.ascontiguousarray(a.reshape(-1)) for a in np.meshgrid(special, special))

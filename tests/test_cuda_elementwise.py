@@ -19,6 +19,7 @@ SIZES = (1, 7, 8, 9, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025)
 DEFINITIONS = {
     "relu": (1, lambda x: np.maximum(x, 0)),
     "relu6": (1, lambda x: np.minimum(np.maximum(x, 0), 6)),
+    "add": (2, lambda x, y: x + y),
     "add_relu": (2, lambda x, y: np.maximum(x + y, 0)),
     "relu_backward": (2, lambda dy, y: np.where(y <= 0, 0, dy)),
     "relu6_backward": (2, lambda dy, y: np.where((y <= 0) | (y >= 6), 0, dy)),

@@ -148,6 +148,7 @@ def check_elementwise(kernels, shape):
     x, y, dy = 4 * draw(*shape), draw(*shape), draw(*shape)
     close(kernels.relu(x), np.where(x > 0, x, 0))
     close(kernels.relu6(x), np.clip(x, 0, 6))
+    close(kernels.add(x, y), x + y)
     close(kernels.add_relu(x, y), np.where(x + y > 0, x + y, 0))
     close(kernels.relu_backward(dy, kernels.relu(x)), np.where(x > 0, dy, 0))
     close(kernels.relu6_backward(dy, kernels.relu6(x)), np.where((x > 0) & (x < 6), dy, 0))

@@ -224,7 +224,7 @@ def add_cotangents(first: tuple[Array, bool], second: tuple[Array, bool], kernel
     """The sum of two cotangents, in the place of one that is owned if there is one."""
     (total, owned), (other, _) = (first, second) if first[1] else (second, first)
     if not owned:
-        return array_module(total).asarray(total + other)
+        return kernels.add(total, other)
     kernels.accumulate(total, other)
     return total
 

@@ -29,6 +29,10 @@ def relu6_backward(dy: Array, y: Array) -> Array:
     return map_elements(_relu6_backward, dy, y)
 
 
+def add(x: Array, y: Array) -> Array:
+    return map_elements(_add, x, y)
+
+
 cast = convert  # the reference's own: NumPy is no slower
 
 
@@ -87,6 +91,13 @@ def _relu6_backward(a: Any, index: int, scratch: Any) -> None:
     dx, dy, y, size = a[0], a[1], a[2], numbers(a)[3]
     for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
         dx[i] = 0 if (y[i] <= 0) | (y[i] >= 6) else dy[i]
+
+
+@Kernel
+def _add(a: Any, index: int, scratch: Any) -> None:
+    z, x, y, size = a[0], a[1], a[2], numbers(a)[3]
+    for i in range(index * CHUNK, min((index + 1) * CHUNK, size)):
+        z[i] = x[i] + y[i]
 
 
 @Kernel

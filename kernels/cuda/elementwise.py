@@ -42,6 +42,10 @@ def relu6_backward(dy: Array, y: Array) -> Array:
     return _new("relu6_backward", dy, y)
 
 
+def add(x: Array, y: Array) -> Array:
+    return _new("add", x, y)
+
+
 def accumulate(total: Array, x: Array) -> None:
     run = kernel("elementwise", "accumulate", REAL=c_type(total, x))
     inside = in_memory(total)

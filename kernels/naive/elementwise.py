@@ -1,4 +1,4 @@
-"""The rectifiers and their masks, a change of dtype, and the sum in which two cotangents meet."""
+"""The rectifiers and their masks, a change of dtype, a sum, and the one in which two cotangents meet."""
 
 import numpy as np
 
@@ -29,6 +29,11 @@ def cast(x: Array, dtype: np.dtype) -> Array:
     """y = x in another dtype; what is too large for it becomes an infinity, without a warning."""
     with np.errstate(over="ignore"):
         return x.astype(dtype)
+
+
+def add(x: Array, y: Array) -> Array:
+    """x + y, element by element."""
+    return x + y
 
 
 def accumulate(total: Array, x: Array) -> None:

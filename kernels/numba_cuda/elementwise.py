@@ -53,6 +53,13 @@ def relu6_backward_kernel(dy, y, dx):
 
 
 @Kernel
+def add_kernel(x, y, z):
+    """z = x + y.  12 bytes per element."""
+    for i in range(cuda.grid(1), z.size, cuda.gridsize(1)):
+        z[i] = x[i] + y[i]
+
+
+@Kernel
 def accumulate_kernel(x, total):
     """total += x: where the cotangents of a block's two branches meet.  12 bytes per element."""
     for i in range(cuda.grid(1), total.size, cuda.gridsize(1)):
@@ -82,6 +89,10 @@ def relu6(x: Array) -> Array:
 
 def relu6_backward(dy: Array, y: Array) -> Array:
     return map_elements(relu6_backward_kernel, dy, y)
+
+
+def add(x: Array, y: Array) -> Array:
+    return map_elements(add_kernel, x, y)
 
 
 cast = convert  # the reference's own: kernels here take arrays of one dtype

@@ -43,6 +43,10 @@ def select(a: Array, mask: Array, out: Array | None = None) -> Array:
 cast = convert
 
 
+def add(x: Array, y: Array) -> Array:
+    return array_module(x).asarray(x + y)
+
+
 def accumulate(total: Array, x: Array) -> None:
     np.add(total, x, out=total)
 

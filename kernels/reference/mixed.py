@@ -14,7 +14,7 @@ import numpy as np
 from tinyres.kernels.arrays import convert, is_half
 
 # kernel -> which of its results are activations. A kernel that is not named here has none, or only moves numbers
-# (subsample_pad), or adds two arrays in place (accumulate), which NumPy does in float32 and rounds once.
+# (subsample_pad), or adds two arrays (add, accumulate), which NumPy does in float32 and rounds once.
 ACTIVATIONS: dict[str, tuple[int, ...]] = {
     "conv2d": (0,),
     "conv2d_backward_input": (0,),

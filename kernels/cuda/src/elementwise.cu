@@ -27,6 +27,11 @@ extern "C" __global__ void relu6_backward(
     map(Relu6Backward(), dy, y, dx, n, packs);
 }
 
+extern "C" __global__ void add(
+    const REAL* __restrict__ x, const REAL* __restrict__ y, REAL* __restrict__ z, INDEX n, INDEX packs) {
+    map(Add(), x, y, z, n, packs);
+}
+
 // total += x: where the cotangents of a block's two branches meet.
 extern "C" __global__ void accumulate(const REAL* __restrict__ x, REAL* total, INDEX n, INDEX packs) {
     map(Add(), total, x, total, n, packs);
