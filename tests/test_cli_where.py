@@ -65,7 +65,7 @@ def test_the_places_of_the_join_and_of_a_convolution():
 
 
 def test_what_a_backend_leaves_to_the_reference_says_so(capsys):
-    (place,) = places.find("note").places()["SIMD"]["forward"]
+    (place,) = places.find("note").places()["SIMD"][""]
     assert place.owner == "reference" and place.path == places.KERNELS / "reference" / "step.py"
     assert main(["where", "note"]) == 0
     assert "(the reference's)" in " ".join(capsys.readouterr().out.split())
@@ -113,6 +113,7 @@ def test_no_backend_is_imported():
 
 # kernels that an operation takes from a file of another name, and why
 ELSEWHERE = {
+    ("Add", "add"): "an addition may broadcast; where it need not, it is one pass over the elements",
     ("AddReLU", "relu_backward"): "the join's gradient is the ReLU's",
     ("Linear", "cast"): "in mixed precision, dx goes back to the dtype of x",
 }
