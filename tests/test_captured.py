@@ -1,4 +1,4 @@
-"""Captured steps: the same bits as the function itself, recorded anew where they must be, and refused where they cannot be."""
+"""Captured steps: the bits of the function itself, recorded anew where they must be, and refused where they cannot be."""
 
 import os
 import threading

@@ -48,7 +48,7 @@ def test_an_example_prints_what_it_promises(name):
     check(run(str(path)), promised(path.read_text("utf-8")), *EXAMPLES[name])
 
 
-RUN = ("README.md", "docs/training.md")  # pages whose Python runs, block by block
+RUN = ("README.md", "docs/training.md", "docs/capture.md")  # pages whose Python runs, block by block
 
 
 def snippets() -> list[tuple[str, str]]:
@@ -58,10 +58,12 @@ def snippets() -> list[tuple[str, str]]:
 
 
 def test_every_python_block_is_followed_by_what_it_prints():
-    assert len(snippets()) == sum((ROOT / page).read_text("utf-8").count("```python") for page in RUN) == 3
+    assert len(snippets()) == sum((ROOT / page).read_text("utf-8").count("```python") for page in RUN) == 4
 
 
-@pytest.mark.parametrize(("index", "relative"), [(0, 0), (1, 0.25), (2, 0)], ids=["lesson", "training", "callbacks"])
+@pytest.mark.parametrize(
+    ("index", "relative"), [(0, 0), (1, 0.25), (2, 0), (3, 0)], ids=["lesson", "training", "callbacks", "capture"]
+)
 def test_a_snippet_of_the_readme_prints_what_it_promises(index, relative):
     code, expected = snippets()[index]
     check(run("-c", code), expected, relative)
