@@ -36,6 +36,10 @@ class Notes:
         self.refreshers: list[Callable[[], object]] = []
         self.checks: list[Callable[[], bool]] = []
 
+    def finish(self) -> None:
+        """After the recording: lets go of what only that needed."""
+        self.owns = lambda array: True
+
     def refuse(self, reason: str) -> None:
         self.reason = self.reason or reason
 

@@ -213,7 +213,7 @@ REFUSED = {
     "operator": (lambda x: x * x, "NumPy computes with it: np.multiply"),
     "hidden": (lambda x: tr.Tensor(np.asarray(x.data) + 1), "a replay gives other numbers than the function"),
     "hidden and used": (lambda x: F.relu(tr.Tensor(np.asarray(x.data) + 1)), "a replay gives other numbers"),
-    "random": (lambda x: F.relu(x if tr.default_generator().random() < 2 else x), "it draws random numbers on the host"),
+    "random": (lambda x: F.relu(x) if tr.default_generator().random() < 2 else x, "it draws random numbers on the host"),
     "number": (lambda x: (F.relu(x), 3.0), "its result holds a number"),
     "backend": (lambda x: (tr.use_backend("numba"), F.relu(x))[1], "it chooses a backend"),
     "fall-back": (lambda x: F.conv2d(x, WEIGHT, dilation=2), "NumPy does the conv2d: dilation"),
@@ -464,3 +464,18 @@ def test_a_rate_that_is_not_refreshed_is_caught(monkeypatch):
     monkeypatch.setattr(recording.Notes, "before_replay", lambda self, refresh: None)
     with pytest.raises(AssertionError):
         test_fifty_steps_with_a_schedule_have_the_same_bits()
+
+
+def test_a_recording_that_is_dropped_gives_its_memory_back_while_gradients_live_on():
+    from tinyres.kernels.cpu import buffers
+
+    run = Run()
+    for i in range(5):
+        run.step(*batch(i, n=16, size=32))
+    kept, before = [p.grad.copy() for p in run.model.parameters()], buffers.statistics()["in_use"]
+    taken = run.step.graph.bytes
+    run.step = None
+    assert buffers.statistics()["in_use"] < before - 0.9 * taken
+    with tr.no_grad():
+        run.model(batch(9, n=16, size=32)[0])
+    same([p.grad for p in run.model.parameters()], kept)

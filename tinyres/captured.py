@@ -55,9 +55,10 @@ class Captured:
         own = self._own()
         found = next((r for r in own if r.key == key and r.fits()), None)
         if found is None:
-            found = _Recording(self, key, backend)
+            found = _Recording(self.function, key, backend)
         else:
             own.remove(found)
+        self.recordings += found.stage == RECORD
         result = found.run(args, leaves)  # (if it raises, a recording is not finished, and is forgotten)
         self.reason = found.reason
         own.append(found)  # the one that was used last
@@ -167,8 +168,8 @@ WARM, RECORD, VERIFY, DONE = range(4)
 class _Recording:
     """The kernels of a call with arguments of one form, on its way from the first call to the replays."""
 
-    def __init__(self, captured: Captured, key: Any, backend: Any) -> None:
-        self.captured, self.key, self.reason = captured, key, ""
+    def __init__(self, function: Callable[..., Any], key: Any, backend: Any) -> None:
+        self.function, self.key, self.reason = function, key, ""
         self.graph: Any = backend.graph()
         self.stage, self.warm = WARM, 0
         self.notes = self._notes()
@@ -194,7 +195,8 @@ class _Recording:
 
     def run(self, args: Any, leaves: list[Any]) -> Any:
         if self.reason:
-            return self.captured.function(*args)
+            self.graph, self.inputs, self.outputs, self.result = None, [], [], None  # and their memory
+            return self.function(*args)
         if self.stage == WARM:
             return self._warm_up(args)
         if self.stage == RECORD:
@@ -217,7 +219,7 @@ class _Recording:
         before = recording.begin(self.notes)  # which modules and tensors there are
         try:
             with self.graph.memory():
-                result = self.captured.function(*args)
+                result = self.function(*args)
         finally:
             recording.begin(before)
         self.warm += 1
@@ -226,7 +228,6 @@ class _Recording:
         return self._outside(result)
 
     def _record(self, args: Any, leaves: list[Any]) -> Any:
-        self.captured.recordings += 1
         tensors, self.notes = list(self.notes.leaves.values()), self._notes()
         self.inputs = [_own_copy(_data(leaf)) for leaf in leaves]
         before = recording.begin(self.notes)
@@ -234,14 +235,15 @@ class _Recording:
             if self.graph.runs:
                 given = (array.view(recording.Recorded) for array in self.inputs)
                 with _watched(tensors, self.notes), self.graph.capture(self.notes, not guards.is_grad_enabled()):
-                    result = self.captured.function(*_rebuilt(args, given))
+                    result = self.function(*_rebuilt(args, given))
             else:
                 result = self._launches(args)
         finally:
             recording.begin(before)
+            self.notes.finish()
         self.reason = self.reason or self.notes.reason
         if self.reason and not self.graph.runs:  # nothing has been done yet
-            return self.captured.function(*args)
+            return self.function(*args)
         if not self.reason:
             self._keep(result)
             if not self.graph.runs:
@@ -253,7 +255,7 @@ class _Recording:
         """Captures what is launched on a GPU, which does not run yet."""
         try:
             with self.graph.capture():
-                return self.captured.function(*_rebuilt(args, iter(self.inputs)))
+                return self.function(*_rebuilt(args, iter(self.inputs)))
         except Exception as error:  # whatever CuPy, the driver or a kernel may raise
             self.reason = f"the capture failed: {error}"
             return None
@@ -293,7 +295,7 @@ class _Recording:
         arrays = list(self.notes.arrays.values())
         state = [array.copy() for array in arrays]
         with self.graph.memory():
-            result = self.captured.function(*args)
+            result = self.function(*args)
         found: list[Any] = []
         _flatten(result, found)
         expected, after = [_data(leaf).copy() for leaf in found], [array.copy() for array in arrays]

@@ -85,6 +85,15 @@ class Arena:
         for _, memory in self.memory:
             np.frombuffer(memory, np.uint8)[:] = 0xFF
 
+    def release(self) -> None:
+        """Gives what no array uses back to the others' memory."""
+        free = {id(memory) for memories in self.free.values() for memory in memories}
+        self.free.clear()
+        for owner_of_size, memory in self.memory:
+            if id(memory) in free:
+                owner_of_size.free.append(memory)
+        self.memory = [(owner, memory) for owner, memory in self.memory if id(memory) not in free]
+
     def __del__(self) -> None:  # none of its arrays is alive: each owner keeps it
         for owner_of_size, memory in self.memory:
             owner_of_size.free.append(memory)

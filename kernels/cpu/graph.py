@@ -295,6 +295,10 @@ class Graph:
         self._arena.poison()
         self._weights.forget()
 
+    def __del__(self) -> None:  # gradients may still lie in its memory; the rest of it is free
+        self._jobs, self._kept = [], []
+        self._arena.release()
+
     @property
     def bytes(self) -> int:
         """How much memory it has of its own."""
