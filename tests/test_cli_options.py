@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,7 @@ import pytest
 
 import tinyres as tr
 from tinyres.benchmarks import peers
-from tinyres.cli import COMMANDS, main, parser
+from tinyres.cli import COMMANDS, VARIABLES, main, parser
 from tinyres.kernels.arrays import compile_listeners
 from tinyres.train import Trainer, progress
 from tinyres.train.step import Step
@@ -276,3 +277,9 @@ def test_advice_to_install_works_from_a_checkout():
     texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
     texts += [path for part in ("tinyres", "kernels", "benchmarks") for path in (ROOT / part).rglob("*.py")]
     assert len(texts) > 100 and [path for path in texts if "pip install 'tinyres" in path.read_text("utf-8")] == []
+
+
+def test_every_variable_that_the_readme_explains_means_something():
+    table = (Path(__file__).parent.parent / "README.md").read_text("utf-8").split("## Environment")[1]
+    names = re.findall(r"`(TINYRES_[A-Z0-9_]+)`", table)
+    assert len(names) > 8 and set(names) <= set(VARIABLES)

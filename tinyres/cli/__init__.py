@@ -42,6 +42,7 @@ from tinyres.kernels.dispatch import BackendError
 
 VARIABLES = (
     *("TINYRES_BACKEND", "TINYRES_CIFAR_MIRROR", "TINYRES_DATA", "TINYRES_TF32", "TINYRES_THREADS"),
+    *("TINYRES_CONV", "TINYRES_LANES"),
     *("TINYRES_EMULATOR", "TINYRES_EMULATOR_OPTIONS", "TINYRES_EMULATOR_ORDER"),  # of the CUDA emulation
     *("TINYRES_EXACT", "TINYRES_PRETRAINED"),  # of the lab lesion, and of the tests
     "TINYRES_CHROMIUM",  # of the tests
