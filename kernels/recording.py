@@ -109,7 +109,7 @@ class Recorded(np.ndarray):
 
     def __getitem__(self, index: Any) -> Any:
         part = super().__getitem__(index)
-        if not isinstance(part, Recorded) or not np.may_share_memory(_plain(part), _plain(self)):
+        if not isinstance(part, Recorded) or (part.size and not np.may_share_memory(_plain(part), _plain(self))):
             refuse("it reads single numbers of an array, or a selection of them")
         return part
 

@@ -73,11 +73,28 @@ def test_fifty_steps_with_a_schedule_have_the_same_bits():
     assert captured.step.graph and captured.step.reason == "" and captured.step.recordings == 1
 
 
-@pytest.mark.parametrize("model", ["plain20", "resnet164", "resnet18"])
+@pytest.mark.parametrize("model", ["plain20", "resnet164", "preresnet20", "resnet18"])
 def test_a_step_of_every_kind_of_network_is_captured_with_the_same_bits(model):
     captured, eager = Run(model=model), Run(captured=False, model=model)
     compare(captured, eager, 5, size=32 if model == "resnet18" else 8)
     assert captured.step.graph and captured.step.reason == ""
+
+
+def test_a_depthwise_network_is_captured_with_the_same_bits():
+    def make():
+        tr.manual_seed(0)
+        blocks = [nn.Conv2d(8, 8, 3, stride=s, padding=1, groups=8, bias=False) for s in (1, 2)]
+        return nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), *blocks, nn.BatchNorm2d(8), nn.ReLU6(), nn.GlobalAvgPool2d())
+
+    nets = [make() for _ in range(2)]
+    steps = [lambda x, dy, net=net: (net.zero_grad(), net(x).backward(dy))[1] for net in nets]
+    steps[1] = tr.capture(steps[1])
+    for i in range(5):
+        x, dy = batch(i)[0], np.random.default_rng(i).standard_normal((4, 8), np.float32)
+        for step in steps:
+            step(x, tr.tensor(dy))
+        same(*[[p.grad for p in net.parameters()] for net in nets])
+    assert steps[1].reason == "" and steps[1].graph
 
 
 def test_many_images_go_through_chains_of_jobs_with_the_same_bits():

@@ -18,6 +18,7 @@ from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import pad_rows, unpad
 from tinyres.kernels.cpu.conv_direct import input_classes
+from tinyres.kernels.cpu.runtime import Kernel, numbers, pointer
 from tinyres.kernels.cpu.simd import I64, constant, fma, load, offset, prefetch_read, prefetch_write, round_up, store, unpack
 
 PIXELS = 8  # output pixels at a time: independent sums that hide the latency of a multiply-add
@@ -218,7 +219,8 @@ def _run(
     (n, h, width, c), (kh, kw), (oh, ow) = x.shape, w.shape[1:], size
     cp = round_up(c, lanes)
     packed = buffers.empty((kh, kw, cp), np.float32)
-    packed[..., :c] = w.transpose(1, 2, 0)
+    if kh * kw:
+        _pack(kh * kw, [packed], [address(w), *(step // 4 for step in w.strides), kw, c, cp])
     across = (round_up(ow, PIXELS) - 1) * stride[1] + max(kw, 1)
     strip = _strip(n, oh, 4 * stride[0] * across * cp, CACHE)
     strips = ceil_div(oh, strip)
@@ -299,5 +301,28 @@ def weight_gradient(dy: Array, x: Array, kernel: Pair, stride: Pair, padding: Pa
     ]
     simd.run(_weight_job(lanes), parameters, parts, room + 4 * strip * ow * cp)
     dw = buffers.empty((c, 1, kh, kw), np.float32)
-    np.sum(sums[..., :c], axis=0, out=dw[:, 0].transpose(1, 2, 0))
+    _sum_parts(kh * kw, [dw, sums], [kh * kw, c, cp, parts])
     return dw
+
+
+@Kernel
+def _pack(a: Any, index: int, scratch: Any) -> None:
+    """The filters' tap ``index``: of all channels side by side, which it is not in w (C, KH, KW)."""
+    n = numbers(a)
+    w, step, row, column, kw, c, cp = pointer(n[1], types.float32), n[2], n[3], n[4], n[5], n[6], n[7]
+    for k in range(c):
+        a[0][index * cp + k] = w[k * step + index // kw * row + index % kw * column]
+    for k in range(c, cp):
+        a[0][index * cp + k] = 0
+
+
+@Kernel
+def _sum_parts(a: Any, index: int, scratch: Any) -> None:
+    """Tap ``index`` of dw (C, KH, KW): the parts summed in their order."""
+    n = numbers(a)
+    taps, c, cp, parts = n[2], n[3], n[4], n[5]
+    for k in range(c):
+        total = a[1][index * cp + k]
+        for part in range(1, parts):
+            total += a[1][(part * taps + index) * cp + k]
+        a[0][k * taps + index] = total
