@@ -241,6 +241,8 @@ class _Recording:
         finally:
             recording.begin(before)
             self.notes.finish()
+        for tensor in self.notes.leaves.values():
+            tensor.grad = recording.plain(tensor.grad)
         self.reason = self.reason or self.notes.reason
         if self.reason and not self.graph.runs:  # nothing has been done yet
             return self.function(*args)
@@ -270,10 +272,7 @@ class _Recording:
         tensors = dict.fromkeys(self.notes.leaves.values())
         for module in self.notes.modules:
             tensors |= dict.fromkeys(value for value in vars(module).values() if isinstance(value, Tensor))
-        for tensor in tensors:
-            if tensor.grad is not None:
-                tensor.grad = recording.plain(tensor.grad)
-                self.gradients.append((tensor, tensor.grad))
+        self.gradients = [(tensor, tensor.grad) for tensor in tensors if tensor.grad is not None]
         self.tensors = [(tensor, tensor.data, tensor.requires_grad) for tensor in tensors]
 
     def _outside(self, result: Any) -> Any:
@@ -282,7 +281,7 @@ class _Recording:
         _flatten(result, leaves)
         if any(isinstance(leaf, Tensor) and leaf.node is not None and leaf.node.edges is not None for leaf in leaves):
             self.reason = "its result still has a graph: call backward() in it, or call it under no_grad()"
-        if self.reason or not leaves:
+        if not leaves or any(isinstance(leaf, Tensor) and leaf.node is not None for leaf in leaves if self.reason):
             return result
         return _rebuilt(result, (array_module(_data(leaf)).array(_data(leaf)) for leaf in leaves))
 
