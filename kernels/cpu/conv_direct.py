@@ -18,7 +18,7 @@ from tinyres.kernels.arrays import Array, Pair, ceil_div, threads
 from tinyres.kernels.cpu import buffers, simd
 from tinyres.kernels.cpu.buffers import address
 from tinyres.kernels.cpu.conv_blocks import PIXELS, ROWS, add_up, dot_block, outer_block, pad_rows, unpad
-from tinyres.kernels.cpu.runtime import Local, by_image, constant, touched, whole
+from tinyres.kernels.cpu.jobs import Local, by_image, constant, touched, whole
 from tinyres.kernels.cpu.simd import copy, get_float, prefetch_read, prefetch_write, round_up, set_float, unpack
 
 CACHE = 64_000  # bytes of padded input rows in a job

@@ -25,19 +25,8 @@ from tinyres.kernels import dispatch
 from tinyres.kernels.arrays import ceil_div, threads
 from tinyres.kernels.cpu import buffers, jit
 from tinyres.kernels.cpu.buffers import address
-from tinyres.kernels.cpu.runtime import (
-    Access,
-    Job,
-    Local,
-    advance,
-    atomic_add,
-    call_job,
-    jobs,
-    look,
-    pointer,
-    run,
-    yield_core,
-)
+from tinyres.kernels.cpu.jobs import Access, Job, Local, jobs
+from tinyres.kernels.cpu.runtime import advance, atomic_add, call_job, look, pointer, run, yield_core
 from tinyres.kernels.recording import Notes, Recorded, Watching
 
 LINE = 64  # bytes of a cache line: each job's counters have one of their own

@@ -8,8 +8,9 @@ from numba import types
 from tinyres.kernels.arrays import Array, ceil_div
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu.jobs import keep
 from tinyres.kernels.cpu.layout import contiguous
-from tinyres.kernels.cpu.runtime import Kernel, address, advance, check, keep, numbers, pointer, reals
+from tinyres.kernels.cpu.runtime import Kernel, address, advance, check, numbers, pointer, reals
 
 SHARE = 1 << 10  # exponentials in an index's share: some microseconds
 

@@ -26,22 +26,9 @@ from numba.extending import register_jitable
 from tinyres.kernels.arrays import Array, ceil_div
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu import buffers
+from tinyres.kernels.cpu.jobs import Local, by_image, constant, jobs, whole
 from tinyres.kernels.cpu.layout import channels_last, contiguous
-from tinyres.kernels.cpu.runtime import (
-    CHUNK,
-    Kernel,
-    Local,
-    address,
-    advance,
-    by_image,
-    check,
-    constant,
-    jobs,
-    numbers,
-    pointer,
-    reals,
-    whole,
-)
+from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, numbers, pointer, reals
 
 TABLE = 256  # elements of a table: small enough to fold quickly, long enough for a vector loop
 GUESS = 4  # rows that the guess is made from

@@ -23,7 +23,8 @@ from numba.extending import intrinsic
 
 from tinyres.kernels.arrays import BackendError, ceil_div, threads
 from tinyres.kernels.cpu import buffers, jit
-from tinyres.kernels.cpu.runtime import Local, spread
+from tinyres.kernels.cpu.jobs import Local
+from tinyres.kernels.cpu.runtime import spread
 
 I1, I32, I64, F32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
 LARGE = 1 << 22  # bytes: the least that surely has pages of 2 MB in it, however it is aligned

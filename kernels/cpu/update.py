@@ -14,8 +14,9 @@ from tinyres.kernels import recording
 from tinyres.kernels.arrays import Array
 from tinyres.kernels.contract import Unsupported
 from tinyres.kernels.cpu.buffers import empty
+from tinyres.kernels.cpu.jobs import keep
 from tinyres.kernels.cpu.layout import contiguous
-from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, chunks, keep, numbers, pointer
+from tinyres.kernels.cpu.runtime import CHUNK, Kernel, address, advance, check, chunks, numbers, pointer
 from tinyres.kernels.reference.update import update_scale  # noqa: F401  (the CPU has no 16 bits to be fast at)
 
 

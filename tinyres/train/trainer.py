@@ -160,8 +160,7 @@ class Trainer:
         self.step = Step(self.model, self.optimizer, self.scaler, clip=clip, ema=self.ema, **how)
         self.resident: ResidentStep | None = None
         self.resident_test: ResidentEvaluation | None = None
-        recorder = dispatch.current().graph
-        if recorder and not recorder.runs and not profile:  # what is launched on a GPU can do without the host
+        if (recorder := dispatch.current().graph) and not (recorder.runs or profile):  # a GPU can do without the host
             data, how = self.dataset, dict[str, Any](mean=self.mean, scale=self.scale, capture=capture)
             self.resident_test = ResidentEvaluation(self.model, data.test_images, data.test_labels, **how)
             each_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
