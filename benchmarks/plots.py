@@ -13,7 +13,8 @@ COUNTED = f"GFLOP/s, {GFLOPS.partition(':')[0]}"
 
 COLOURS = {
     "numpy": "#9aa5b1",
-    "numba": "#d1495b",
+    "numba": "#e8a1aa",
+    "numba captured": "#d1495b",
     "torch nchw": "#8fb8de",
     "torch channels_last": "#30638e",
     "torch compile": "#5c9ead",
