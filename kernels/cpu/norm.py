@@ -70,7 +70,9 @@ def forward(
     squares = means + parts.nbytes // 2
     weight, bias = contiguous(weight), contiguous(bias)
     local = rows.local([flat], [], [], [parts])
-    _statistics(rows.shares, [flat], [*rows.sizes, means, squares], scratch=3 * rows.period, local=local)
+    _statistics(
+        rows.shares, [flat], [*rows.sizes, means, squares], scratch=3 * rows.period, parallel=rows.parallel, local=local
+    )
     _join_statistics(
         1, [mean, var, *moving, tables, weight, bias], [*rows.sizes, rows.shares, means, squares], [eps, momentum]
     )
@@ -104,7 +106,9 @@ def backward(
     products = sums + parts.nbytes // 2
     local = rows.local([dz, flat, y], [masked], [mean], [parts])
     arrays = [dz, flat, y, masked, mean]
-    _sum_gradients(rows.shares, arrays, [*rows.sizes, sums, products], scratch=3 * rows.period, local=local)
+    _sum_gradients(
+        rows.shares, arrays, [*rows.sizes, sums, products], scratch=3 * rows.period, parallel=rows.parallel, local=local
+    )
     dweight, dbias, tables = rows.empty(x.dtype), rows.empty(x.dtype), rows.tables(4, x.dtype)
     _join_gradients(1, [dweight, dbias, tables, weight, mean, var], [*rows.sizes, rows.shares, sums, products], [eps])
     if masked is not None:
@@ -113,6 +117,7 @@ def backward(
         rows.shares,
         [dx, dz, flat, y, tables],
         [*rows.sizes, rows.shares, training, backwards()],
+        parallel=rows.parallel,
         local=rows.local([dz, flat, y], [dx], [tables]),
     )
     return dx, dweight, dbias, masked
@@ -126,6 +131,7 @@ class _Rows:
         self.period = self.channels * max(1, TABLE // self.channels)
         share = self.period * max(GUESS, min(CHUNK, ceil_div(x.size, 16)) // self.period)
         self.images = len(x)
+        self.parallel = x.size > 3 * CHUNK  # less is done before a helper is there; in a replay, helpers are there
         self.shares = ceil_div(x.size, share)
         self.sizes = (x.size, self.channels, self.period, share)
 
@@ -172,6 +178,7 @@ def _normalise(x: Array, rows: _Rows, tables: Array, residual: Array | None, rel
         rows.shares,
         [y, x, joined, tables],
         [*rows.sizes, rows.shares, joined is not None, relu, backwards()],
+        parallel=rows.parallel,
         local=rows.local([x, joined], [y], [tables]),
     )
     return y
