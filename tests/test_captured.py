@@ -343,6 +343,21 @@ def test_an_exception_leaves_as_it_is_and_the_next_call_starts_anew():
     assert relu.graph and relu.reason == ""
 
 
+def test_an_interrupted_comparison_leaves_what_the_function_has_done(monkeypatch):
+    from tinyres.kernels.cpu.graph import Graph
+
+    captured, eager = Run(), Run(captured=False)
+    compare(captured, eager, 2)
+    x, y = batch(2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Graph, "poison", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        captured.step(x, y)
+    eager.step(x, y)
+    same(captured.model.state_dict().values(), eager.model.state_dict().values())
+    compare(captured, eager, 5)
+    assert captured.step.recordings == 2 and captured.step.graph
+
+
 def test_labels_out_of_range_make_a_nan_and_touch_no_other_memory():
     captured = Run(captured=False)
     loss = tr.capture(lambda x, y: F.cross_entropy(captured.model(x), y))

@@ -298,9 +298,13 @@ class _Recording:
         found: list[Any] = []
         _flatten(result, found)
         expected, after = [_data(leaf).copy() for leaf in found], [array.copy() for array in arrays]
-        _write(arrays, state)
-        self.graph.poison()
-        self._replay()
+        try:
+            _write(arrays, state)
+            self.graph.poison()
+            self._replay()
+        except BaseException:  # Ctrl-C: the function has done its work, and that stays
+            _write(arrays, after)
+            raise
         same = len(expected) == len(self.outputs) and all(map(_same_bits, expected, self.outputs))
         if not (same and all(map(_same_bits, after, arrays))):
             self.reason = "a replay gives other numbers than the function: it computes something without a kernel"
