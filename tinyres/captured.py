@@ -108,6 +108,8 @@ def capture(function: Callable[..., Any]) -> Captured:
     Other things that Python does in the function (a counter, ``print``) happen in the first calls alone.
 
     A learning rate may change from call to call: set it, or step the schedule, outside of the function.
+
+    Raises `UsageError` for what cannot be called.
     """
     if not callable(function):
         raise UsageError(f"capture() takes a function or a module, got {type(function).__name__}")
