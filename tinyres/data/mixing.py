@@ -29,13 +29,13 @@ def mixup(x: np.ndarray, y: np.ndarray, alpha: float, random: np.random.Generato
 
 
 AREA = 0.02, 0.4  # of the image, and
-ASPECT = 0.3  # to 1 / 0.3, height by width: Zhong et al. 2020, section 4.2
+ASPECT = 0.3  # to 1 / 0.3, height by width: as in the authors' code, github.com/zhunzhong07/Random-Erasing
 TRIES = 100
 
 
 def random_erasing(x: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
     """Sets a rectangle of each image to 0, the mean colour, with this probability (Zhong et al. 2020, arXiv 1708.04896,
-    algorithm 1; they fill it with noise, or with the mean, which in their table 6 does nearly as well).
+    which fills it with noise; the authors' code fills it with the mean, too).
 
     x: float32 (N, C, H, W), changed in place and returned. The area is from 2 to 40 % of the image, the height from 0.3
     to 3.3 times the width; a rectangle that does not fit is drawn anew.
